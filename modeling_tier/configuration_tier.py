@@ -3,7 +3,7 @@
 
 import math
 
-from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedConfig
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedConfig, SiglipTextConfig, SiglipTextModel
 from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.configuration_auto import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -128,6 +128,16 @@ class TierConfig(PreTrainedConfig):
             raise ValueError(f"special_token_ids must be a list of token ids or None; got {ids!r}.")
 
 
+def encoder_class(config: PreTrainedConfig):
+    """The class of the bare encoder that a configuration describes, or None."""
+    if isinstance(config, SiglipTextConfig):  # missing in AutoModel's mapping
+        return SiglipTextModel
+    try:
+        return MODEL_MAPPING[type(config)]
+    except KeyError:
+        return None
+
+
 def encoder_width(config: PreTrainedConfig) -> int:
     """Number of channels of an encoder's `last_hidden_state`."""
     width = getattr(config, "hidden_size", None)
@@ -146,21 +156,21 @@ def _check_model_type(name: str, config) -> None:
         raise ValueError(f"{name} has the model_type {model_type!r}, unknown to transformers. Try one of: {examples}.")
 
 
-def _encoder_class(name: str, config: PreTrainedConfig):
+def _single_encoder(name: str, config: PreTrainedConfig):
     if config.sub_configs:
         towers = ", ".join(config.sub_configs)
         raise ValueError(
             f"{name} must describe a single encoder, but {config.model_type!r} is made of {towers}. Pass the one that "
             f"is meant, such as {type(config).__name__}(...).{name if name in config.sub_configs else towers}."
         )
-    try:
-        return MODEL_MAPPING[type(config)]
-    except KeyError:
-        raise ValueError(f"{name}: transformers has no plain encoder for the model_type {config.model_type!r}.") from None
+    model_class = encoder_class(config)
+    if model_class is None:
+        raise ValueError(f"{name}: transformers has no plain encoder for the model_type {config.model_type!r}.")
+    return model_class
 
 
 def _check_text_encoder(config: PreTrainedConfig) -> None:
-    model_class = _encoder_class("text_config", config)
+    model_class = _single_encoder("text_config", config)
     if getattr(model_class, "main_input_name", "input_ids") != "input_ids":
         raise ValueError(
             f"text_config must describe a text encoder, but {config.model_type!r} reads {model_class.main_input_name}. "
@@ -178,7 +188,7 @@ def _check_text_encoder(config: PreTrainedConfig) -> None:
 def _check_vision_encoder(config: PreTrainedConfig, image_pooling: str) -> None:
     if config.model_type in _UNUSABLE:
         raise ValueError(f"vision_config {config.model_type!r} cannot be used: {_UNUSABLE[config.model_type]}.")
-    model_class = _encoder_class("vision_config", config)
+    model_class = _single_encoder("vision_config", config)
     if getattr(model_class, "main_input_name", "input_ids") != "pixel_values":
         raise ValueError(
             f"vision_config must describe an image encoder, but {config.model_type!r} reads "

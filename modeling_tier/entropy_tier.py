@@ -74,11 +74,13 @@ def text_image_entropy(
         num_tokens = valid.sum(dim=1)  # (N,)
         token_entropy = (token_entropy * valid).sum(dim=1) / num_tokens.clamp(min=1)  # (N,)
 
-        # Finite rather than -inf: a pair without a valid token then stays free of NaN until it is left out below.
-        masked_scores = scores.masked_fill(~token_mask.unsqueeze(-1), torch.finfo(dtype).min)
-        patch_entropy = _softmax_entropy(masked_scores, scores, dim=1).mean(dim=1)  # (N,)
+        # A pair without a valid token keeps all of its (zero) scores: it stays free of NaN until it is left out below.
+        has_token = num_tokens > 0
+        left_out = ~token_mask & has_token.unsqueeze(1)
+        logits = scores.masked_fill(left_out.unsqueeze(-1), -torch.inf)
+        patch_entropy = _softmax_entropy(logits, scores, dim=1).mean(dim=1)  # (N,)
 
-        pair_weight = (num_tokens > 0).to(dtype)
+        pair_weight = has_token.to(dtype)
         num_pairs = pair_weight.sum().clamp(min=1)
         return TextImageEntropy(
             token=(token_entropy * pair_weight).sum() / num_pairs,

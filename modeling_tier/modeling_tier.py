@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 import torch.distributed.nn.functional as distributed_functional
 from torch import nn
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
-from .configuration_tier import EOS_POOLED_TEXT, LAST_POOLED_TEXT, TierConfig, encoder_width
+from .configuration_tier import EOS_POOLED_TEXT, LAST_POOLED_TEXT, TierConfig, encoder_class, encoder_width
 from .entropy_tier import l2_normalize, text_image_entropy
 
 
@@ -175,7 +175,9 @@ class TierModel(TierPreTrainedModel):
             )
         taken = {"text_config", "vision_config", "projection", "projection_dim"} & set(tier_options)
         if taken:
-            raise ValueError(f"from_clip takes {sorted(taken)} from the CLIP model; leave it out or use from_encoders.")
+            raise ValueError(
+                f"from_clip takes {sorted(taken)} from the CLIP model; leave it out or use from_encoders."
+            )
         options = {"logit_scale_init_value": clip_config.logit_scale_init_value, **tier_options}
         config = TierConfig(
             text_config=clip_config.text_config,
@@ -190,9 +192,7 @@ class TierModel(TierPreTrainedModel):
         return model
 
     @classmethod
-    def from_encoders(
-        cls, vision: str | PreTrainedModel, text: str | PreTrainedModel, **tier_options
-    ) -> "TierModel":
+    def from_encoders(cls, vision: str | PreTrainedModel, text: str | PreTrainedModel, **tier_options) -> "TierModel":
         """
         A TierModel with the weights of two encoders and new projections.
 
@@ -211,7 +211,9 @@ class TierModel(TierPreTrainedModel):
             # A tower's own pooling head has no place here: the global state goes through our projection.
             leftover = [key for key in unexpected if not key.startswith(("pooler.", "head."))]
             if missing or leftover:
-                raise ValueError(f"{type(source).__name__}: missing weights {missing}, weights without a place {leftover}.")
+                raise ValueError(
+                    f"{type(source).__name__}: missing weights {missing}, weights without a place {leftover}."
+                )
             if unexpected:
                 logger.warning(f"The pooling head of {type(source).__name__} is not used: {unexpected}.")
         return model
@@ -442,7 +444,8 @@ class TierModel(TierPreTrainedModel):
             # The gradient of the gathered embeddings is summed over the processes; DDP then takes the mean of the
             # parameters' gradients, which makes it the gradient of the mean loss over the global batch.
             all_text, all_image = (
-                torch.cat(distributed_functional.all_gather(embeds.contiguous())) for embeds in (text_embeds, image_embeds)
+                torch.cat(distributed_functional.all_gather(embeds.contiguous()))
+                for embeds in (text_embeds, image_embeds)
             )
             logits_per_text = text_embeds @ all_image.t() * logit_scale
             logits_per_image = image_embeds @ all_text.t() * logit_scale
@@ -453,9 +456,9 @@ class TierModel(TierPreTrainedModel):
 
 def _build_encoder(config: PreTrainedConfig) -> PreTrainedModel:
     """An encoder without the pooling head it may have: the global state is pooled and projected by TierModel."""
-    parameters = inspect.signature(MODEL_MAPPING[type(config)].__init__).parameters
-    kwargs = {"add_pooling_layer": False} if "add_pooling_layer" in parameters else {}
-    encoder = AutoModel.from_config(config, **kwargs)
+    model_class = encoder_class(config)
+    has_pooling_layer = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+    encoder = model_class._from_config(config, **({"add_pooling_layer": False} if has_pooling_layer else {}))
     if config.model_type == "siglip_text_model":
         encoder.head = nn.Identity()
     elif config.model_type == "siglip_vision_model" and encoder.use_head:

@@ -1,0 +1,68 @@
+# Licensed under the Apache License, Version 2.0.
+"""TierConfig: what it refuses, what it says, and that it survives saving."""
+
+import pytest
+from conftest import TEXT_CONFIGS, VISION_CONFIGS, tier_config
+from transformers import AutoConfig, BertConfig, CLIPConfig, GPT2Config, T5Config, ViTConfig
+
+from modeling_tier import TierConfig
+
+
+def test_default_is_clip():
+    config = TierConfig()
+    assert config.text_config.model_type == "clip_text_model"
+    assert config.vision_config.model_type == "clip_vision_model"
+    assert (config.lambda_token, config.lambda_patch, config.entropy_temperature) == (0.2, 0.1, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"projection": "conv"}, r"projection.*linear.*mlp"),
+        ({"image_pooling": "max"}, r"image_pooling.*cls.*mean"),
+        ({"projection_dim": 0}, "projection_dim"),
+        ({"projection_dim": 16.0}, "projection_dim"),
+        ({"lambda_token": -0.1}, "lambda_token"),
+        ({"lambda_patch": "0.1"}, "lambda_patch"),
+        ({"lambda_patch": float("nan")}, "lambda_patch"),
+        ({"lambda_token": True}, "lambda_token"),
+        ({"entropy_temperature": 0}, "entropy_temperature"),
+        ({"logit_scale_init_value": None}, "logit_scale_init_value"),
+        ({"count_special_tokens": "no"}, "count_special_tokens"),
+        ({"special_token_ids": 3}, "special_token_ids"),
+        ({"text_config": {"model_type": "no-such-model"}}, "text_config.*no-such-model.*bert"),
+        ({"vision_config": {"model_type": "no-such-model"}}, "vision_config.*no-such-model.*vit"),
+        ({"text_config": GPT2Config()}, "gpt2.*bert"),
+        ({"text_config": T5Config()}, "t5.*bert"),
+        ({"text_config": BertConfig(is_decoder=True)}, "bert"),
+        ({"text_config": ViTConfig()}, "text encoder.*pixel_values"),
+        ({"vision_config": BertConfig()}, "image encoder.*input_ids"),
+        ({"vision_config": CLIPConfig()}, "CLIPConfig.*vision_config"),
+        ({"vision_config": {"model_type": "vit_mae"}}, "vit_mae.*'vit'"),
+        ({"vision_config": {"model_type": "resnet"}}, "image_pooling='mean'"),
+        ({"vision_config": {"model_type": "siglip_vision_model"}}, "image_pooling='mean'"),
+        ({"text_config": TEXT_CONFIGS["bert"], "count_special_tokens": False}, "all_special_ids"),
+    ],
+)
+def test_what_cannot_work_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        TierConfig(**options)
+
+
+@pytest.mark.parametrize("vision", VISION_CONFIGS)
+@pytest.mark.parametrize("text", ["clip", "bert"])
+def test_save_and_load(tmp_path, text, vision):
+    config = tier_config(
+        text, vision, image_pooling="mean", projection="mlp", lambda_token=0.3, special_token_ids=[1, 2]
+    )
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert type(loaded) is TierConfig
+    assert loaded.to_diff_dict() == config.to_diff_dict()
+    assert type(loaded.text_config) is type(TEXT_CONFIGS[text])
+    assert type(loaded.vision_config) is type(VISION_CONFIGS[vision])
+
+
+def test_special_token_ids_come_from_the_text_encoder():
+    assert tier_config("clip").special_token_ids == [0, 98]
+    assert tier_config("clip", special_token_ids=[7]).special_token_ids == [7]

@@ -1,0 +1,404 @@
+# Licensed under the Apache License, Version 2.0.
+"""TierModel against CLIPModel and against plain formulas, and as a citizen of transformers."""
+
+import pytest
+import torch
+from conftest import EOS, TEXT_CONFIGS, VISION_CONFIGS, make_inputs, tier_config
+from torch import nn
+from transformers import AutoModel, CLIPModel, ResNetModel, ViTModel
+
+from modeling_tier import TierConfig, TierModel, TierOutput, text_image_entropy
+
+
+PAIRS_OF_ENCODERS = [("clip", vision) for vision in VISION_CONFIGS] + [
+    (text, vision) for text in TEXT_CONFIGS if text != "clip" for vision in ("vit", "resnet")
+]
+
+
+def build(text="clip", vision="clip", **options) -> TierModel:
+    torch.manual_seed(0)
+    return TierModel(tier_config(text, vision, **options)).eval()
+
+
+# CLIP parity
+
+
+def test_clip_parity_of_logits_loss_and_every_gradient(clip_model, inputs, tmp_path):
+    clip_model.save_pretrained(tmp_path)
+    model = TierModel.from_clip(str(tmp_path), lambda_token=0.0, lambda_patch=0.0).eval()
+    assert model.state_dict().keys() == clip_model.state_dict().keys()
+    ours, theirs = model(**inputs, return_loss=True), clip_model(**inputs, return_loss=True)
+    for name in ("logits_per_image", "logits_per_text", "text_embeds", "image_embeds", "loss"):
+        torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), rtol=1e-5, atol=1e-5)
+    assert ours.token_entropy is None and ours.patch_entropy is None
+    ours.loss.backward(), theirs.loss.backward()
+    gradients = {name: p.grad for name, p in clip_model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_clip_features_agree(clip_model, inputs, tmp_path):
+    clip_model.save_pretrained(tmp_path)
+    model = TierModel.from_clip(str(tmp_path)).eval()
+    text = {k: v for k, v in inputs.items() if k != "pixel_values"}
+    torch.testing.assert_close(
+        model.get_text_features(**text).pooler_output, clip_model.get_text_features(**text).pooler_output
+    )
+    torch.testing.assert_close(
+        model.get_image_features(inputs["pixel_values"]).pooler_output,
+        clip_model.get_image_features(inputs["pixel_values"]).pooler_output,
+    )
+
+
+def test_from_clip_finds_the_end_token_of_old_checkpoints(clip_model, inputs, tmp_path):
+    """Their configuration says eos_token_id 2, and the end token is the one with the highest id."""
+    clip_model.config.text_config.eos_token_id = clip_model.text_model.eos_token_id = 2
+    clip_model.save_pretrained(tmp_path)
+    model = TierModel.from_clip(str(tmp_path), lambda_token=0.0, lambda_patch=0.0).eval()
+    torch.testing.assert_close(model(**inputs).logits_per_image, clip_model(**inputs).logits_per_image)
+
+
+def test_from_clip_refuses_other_models_and_options(clip_model, tmp_path):
+    clip_model.save_pretrained(tmp_path / "clip")
+    build().save_pretrained(tmp_path / "tier")
+    with pytest.raises(ValueError, match="from_pretrained"):
+        TierModel.from_clip(str(tmp_path / "tier"))
+    with pytest.raises(ValueError, match="projection_dim"):
+        TierModel.from_clip(str(tmp_path / "clip"), projection_dim=8)
+
+
+def test_from_clip_refuses_incomplete_weights(clip_model, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    clip_model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["text_projection.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="text_projection.weight"):
+        TierModel.from_clip(str(tmp_path))
+
+
+# The loss
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_loss_is_the_weighted_sum(inputs, scale):
+    model = build(lambda_token=0.3, lambda_patch=0.7)
+    out = model(**inputs, return_loss=True, entropy_scale=scale)
+    expected = text_image_entropy(out.token_embeds, out.patch_embeds, inputs["attention_mask"])
+    torch.testing.assert_close((out.token_entropy, out.patch_entropy), tuple(expected))
+    logits = out.logits_per_image.double()
+    targets = torch.arange(len(logits))
+    contrastive = -(logits.log_softmax(0)[targets, targets] + logits.log_softmax(1)[targets, targets]).mean() / 2
+    torch.testing.assert_close(out.contrastive_loss.double(), contrastive, rtol=1e-5, atol=1e-6)
+    total = contrastive + scale * (0.3 * expected.token + 0.7 * expected.patch)
+    torch.testing.assert_close(out.loss.double(), total, rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_of_the_entropy_is_computed_unless_needed(inputs, monkeypatch):
+    calls = []
+    counting = lambda *args: calls.append(1) or text_image_entropy(*args)  # noqa: E731
+    monkeypatch.setattr("modeling_tier.modeling_tier.text_image_entropy", counting)
+    model, plain = build(), build(lambda_token=0.0, lambda_patch=0.0)
+    model(**inputs)
+    plain(**inputs, return_loss=True)
+    model(**inputs, return_loss=True, entropy_scale=0.0)
+    assert not calls
+    diagnostic = plain(**inputs, return_loss=True, output_entropy=True)
+    assert len(calls) == 1 and diagnostic.token_entropy > 0 and diagnostic.loss == diagnostic.contrastive_loss
+    assert model(**inputs, output_entropy=True).patch_entropy > 0
+    assert model(**inputs, return_loss=True).loss > 0
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("vision", ["clip", "resnet"])
+def test_one_pass_of_each_encoder_and_one_projection(inputs, vision):
+    model = build("bert", vision, image_pooling="mean", projection="mlp")
+    calls = {}
+    for name in ("text_model", "vision_model", "text_projection", "visual_projection"):
+        count = lambda *_, name=name: calls.update({name: calls.get(name, 0) + 1})  # noqa: E731
+        getattr(model, name).register_forward_hook(count)
+    model(**inputs, return_loss=True)
+    assert calls == {"text_model": 1, "vision_model": 1, "text_projection": 1, "visual_projection": 1}
+
+
+def test_padding_changes_nothing(inputs):
+    model = build(lambda_token=0.3, lambda_patch=0.3)
+    padded = dict(inputs)
+    padded["input_ids"] = nn.functional.pad(inputs["input_ids"], (0, 4), value=EOS)
+    padded["attention_mask"] = nn.functional.pad(inputs["attention_mask"], (0, 4))
+    plain, longer = (model(**x, return_loss=True) for x in (inputs, padded))
+    for name in ("loss", "token_entropy", "patch_entropy", "logits_per_image"):
+        torch.testing.assert_close(getattr(plain, name), getattr(longer, name), rtol=1e-5, atol=1e-5)
+
+
+def test_special_tokens_can_be_left_out(inputs):
+    model = build(count_special_tokens=False)
+    out = model(**inputs, output_entropy=True)
+    mask = inputs["attention_mask"].bool() & (inputs["input_ids"] != 0) & (inputs["input_ids"] != EOS)
+    expected = text_image_entropy(out.token_embeds, out.patch_embeds, mask)
+    torch.testing.assert_close((out.token_entropy, out.patch_entropy), tuple(expected))
+    assert out.token_entropy != build()(**inputs, output_entropy=True).token_entropy
+
+
+def test_pairs_that_do_not_match_are_refused(inputs):
+    model = build()
+    fewer = {**inputs, "pixel_values": inputs["pixel_values"][:2]}
+    assert model(**fewer).logits_per_image.shape == (2, 4)
+    for options in ({"return_loss": True}, {"output_entropy": True}):
+        with pytest.raises(ValueError, match="2 images and 4 texts"):
+            model(**fewer, **options)
+    with pytest.raises(ValueError, match="pixel_values"):
+        model(input_ids=inputs["input_ids"])
+
+
+# Encoders, projections and pooling
+
+
+@pytest.mark.parametrize("projection", ["linear", "mlp"])
+@pytest.mark.parametrize(("text", "vision"), PAIRS_OF_ENCODERS)
+def test_any_two_encoders(inputs, text, vision, projection):
+    model = build(text, vision, image_pooling="mean", projection=projection).train()
+    out = model(**inputs, return_loss=True)
+    assert out.token_embeds.shape == (4, 7, 16) and out.patch_embeds.shape == (4, 16, 16)
+    out.loss.backward()
+    unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not unused, "DistributedDataParallel needs a gradient for every parameter that trains"
+
+
+@pytest.mark.parametrize("vision", ["clip", "siglip", "vit", "dinov2_with_registers", "resnet", "convnext"])
+@pytest.mark.parametrize("projection", ["linear", "mlp"])
+def test_patches_take_the_way_of_the_global_embedding(inputs, vision, projection):
+    """With mean pooling the global embedding is the mean of the projected patches; the map is in the picture's order."""
+    model = build("bert", vision, image_pooling="mean", projection=projection)
+    encoder = model.vision_model(pixel_values=inputs["pixel_values"])
+    hidden = encoder.last_hidden_state
+    hidden = hidden.flatten(2).transpose(1, 2) if hidden.ndim == 4 else hidden[:, hidden.shape[1] - 16 :]
+    if vision == "clip":
+        hidden = model.vision_model.post_layernorm(hidden)
+    if vision == "convnext":
+        hidden = model.vision_model.layernorm(hidden)
+    patches = torch.stack([model.visual_projection(hidden[:, [p]])[:, 0] for p in range(16)], dim=1)
+    out = model(**inputs)
+    torch.testing.assert_close(out.vision_model_output.pooler_output, patches.mean(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(out.patch_embeds, nn.functional.normalize(patches, dim=-1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("text", "position"), [("bert", 0), ("roberta", 0), ("siglip", -1)])
+def test_the_token_that_stands_for_the_text(inputs, text, position):
+    out = build(text, "vit")(**inputs)
+    last = inputs["attention_mask"].sum(1) - 1
+    for i in range(4):
+        expected = out.token_embeds[i, last[i] if position == -1 else 0]
+        torch.testing.assert_close(out.text_embeds[i], expected)
+
+
+def test_paper_heads_have_the_papers_layers():
+    model = build("bert", "resnet", image_pooling="mean", projection="mlp")
+    assert [type(m) for m in model.visual_projection] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
+    assert model.visual_projection[0].bias is None
+    assert [type(m) for m in model.text_projection] == [nn.Linear, nn.GELU, nn.LayerNorm, nn.Linear]
+
+
+def test_from_encoders(tmp_path, inputs):
+    torch.manual_seed(1)
+    vision = ViTModel(VISION_CONFIGS["vit"])  # with its pooling head, which has no place in TIER
+    text = AutoModel.from_config(TEXT_CONFIGS["bert"])
+    text.save_pretrained(tmp_path)
+    model = TierModel.from_encoders(vision, str(tmp_path), projection_dim=8, lambda_token=0.5).eval()
+    assert model.config.lambda_token == 0.5 and model(**inputs).text_embeds.shape == (4, 8)
+    expected = vision.eval()(pixel_values=inputs["pixel_values"]).last_hidden_state
+    torch.testing.assert_close(model.vision_model(pixel_values=inputs["pixel_values"]).last_hidden_state, expected)
+    resnet = TierModel.from_encoders(ResNetModel(VISION_CONFIGS["resnet"]), text, image_pooling="mean")
+    assert resnet(**inputs).patch_embeds.shape == (4, 16, 512)
+
+
+def test_another_image_size(inputs):
+    """Grids follow the picture, rows first."""
+    model = build("clip", "resnet", image_pooling="mean")
+    maps = model.get_similarity_map(torch.randn(4, 3, 48, 64), inputs["input_ids"], inputs["attention_mask"])
+    assert maps.text_to_patch.shape == (4, 6, 8)
+    model = build()
+    out = model(inputs["input_ids"], torch.randn(4, 3, 48, 32), interpolate_pos_encoding=True)
+    assert out.patch_embeds.shape == (4, 24, 16)
+
+
+# Similarity maps
+
+
+def test_similarity_map(inputs):
+    model = build("bert", "resnet", image_pooling="mean")
+    out = model(**inputs)
+    token_map, text_map = model.get_similarity_map(
+        inputs["pixel_values"], inputs["input_ids"], inputs["attention_mask"]
+    )
+    assert token_map.shape == (4, 7, 4, 4) and text_map.shape == (4, 4, 4)
+    cosine = lambda a, b: nn.functional.cosine_similarity(a, b, dim=-1)  # noqa: E731
+    torch.testing.assert_close(text_map[1, 2, 3], cosine(out.text_embeds[1], out.patch_embeds[1, 2 * 4 + 3]))
+    torch.testing.assert_close(token_map[3, 5, 1, 0], cosine(out.token_embeds[3, 5], out.patch_embeds[3, 4]))
+    assert (token_map[2, 5:] == 0).all(), "padding has no map"
+    assert not token_map.requires_grad
+
+
+def test_similarity_map_is_in_the_pictures_order():
+    """A bright square in one corner changes the map in that corner, and nowhere far from it."""
+    model = build("bert", "resnet", image_pooling="mean")
+    ids = torch.tensor([[1, 2, 3]])
+    dark, bright = torch.zeros(1, 3, 128, 128), torch.zeros(1, 3, 128, 128)
+    bright[:, :, :8, -8:] = 5.0  # top right
+    change = (model.get_similarity_map(bright, ids)[1] - model.get_similarity_map(dark, ids)[1])[0].abs()
+    assert change.shape == (16, 16)
+    assert change[:4, 12:].max() > 1e-3 and change[8:].max() < 1e-6 and change[:, :8].max() < 1e-6
+
+
+def test_similarity_map_of_one_image_and_many_texts(inputs):
+    model = build()
+    one = model.get_similarity_map(inputs["pixel_values"][:1], inputs["input_ids"], inputs["attention_mask"])
+    repeated = model.get_similarity_map(
+        inputs["pixel_values"][:1].repeat(4, 1, 1, 1), inputs["input_ids"], inputs["attention_mask"]
+    )
+    torch.testing.assert_close(one, repeated)
+    with pytest.raises(ValueError, match="3 images and 4 texts"):
+        model.get_similarity_map(inputs["pixel_values"][:3], inputs["input_ids"])
+
+
+def test_similarity_map_on_pixels(inputs):
+    model = build()
+    maps = model.get_similarity_map(inputs["pixel_values"], inputs["input_ids"], size=(32, 32))
+    assert maps.token_to_patch.shape == (4, 7, 32, 32) and maps.text_to_patch.shape == (4, 32, 32)
+    coarse = model.get_similarity_map(inputs["pixel_values"], inputs["input_ids"])
+    expected = nn.functional.interpolate(coarse.text_to_patch[:, None], size=(32, 32), mode="bilinear")[:, 0]
+    torch.testing.assert_close(maps.text_to_patch, expected)
+
+
+# A citizen of transformers
+
+
+@pytest.mark.parametrize(("text", "vision"), [("clip", "clip"), ("bert", "resnet"), ("siglip", "siglip")])
+@pytest.mark.parametrize("max_shard_size", ["5GB", "20KB"])
+def test_save_and_load(tmp_path, inputs, text, vision, max_shard_size):
+    model = build(text, vision, image_pooling="mean", projection="mlp")
+    model.save_pretrained(tmp_path, max_shard_size=max_shard_size)
+    assert (tmp_path / "model.safetensors.index.json").exists() == (max_shard_size == "20KB")
+    loaded, info = TierModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    torch.testing.assert_close(
+        loaded.eval()(**inputs).logits_per_image, model(**inputs).logits_per_image, rtol=0, atol=0
+    )
+
+
+def test_weights_load_back_into_clip(clip_model, inputs, tmp_path):
+    clip_model.save_pretrained(tmp_path / "clip")
+    model = TierModel.from_clip(str(tmp_path / "clip")).eval()
+    clip = CLIPModel(clip_model.config).eval()
+    clip.load_state_dict(model.state_dict())
+    torch.testing.assert_close(clip(**inputs).logits_per_image, model(**inputs).logits_per_image)
+
+
+def test_device_map(tmp_path, inputs):
+    model = build()
+    model.save_pretrained(tmp_path)
+    loaded = TierModel.from_pretrained(tmp_path, device_map={"": "cpu"}).eval()
+    torch.testing.assert_close(loaded(**inputs).logits_per_image, model(**inputs).logits_per_image)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(inputs, dtype):
+    model = build().to(dtype)
+    out = model(**{**inputs, "pixel_values": inputs["pixel_values"].to(dtype)}, return_loss=True)
+    assert out.logits_per_image.dtype == dtype and out.token_entropy.dtype == torch.float32
+    out.loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    torch.testing.assert_close(out.token_entropy, build()(**inputs, return_loss=True).token_entropy, rtol=0, atol=2e-3)
+
+
+def test_autocast(inputs):
+    model = build()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model(**inputs, return_loss=True)
+    assert out.token_entropy.dtype == out.patch_entropy.dtype == torch.float32
+    assert torch.isfinite(out.loss)
+
+
+def test_sdpa_and_eager_agree(tmp_path, inputs):
+    build("bert", "vit").save_pretrained(tmp_path)
+    outs = []
+    for implementation in ("eager", "sdpa"):
+        model = TierModel.from_pretrained(tmp_path, attn_implementation=implementation).eval()
+        assert model.text_model.config._attn_implementation == implementation
+        outs.append(model(**inputs).logits_per_image)
+    torch.testing.assert_close(*outs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("text", "vision"), [("clip", "clip"), ("bert", "vit")])
+def test_gradient_checkpointing(inputs, text, vision):
+    gradients = []
+    for checkpointing in (False, True):
+        model = build(text, vision)
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+            model.train()
+            for module in model.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = 0.0
+        model(**inputs, return_loss=True).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_frozen_layers_get_no_gradient(inputs):
+    model = build("bert", "resnet", image_pooling="mean")
+    model.text_model.requires_grad_(False)
+    model(**inputs, return_loss=True).loss.backward()
+    assert all(p.grad is None for p in model.text_model.parameters())
+    assert all(p.grad is not None for p in model.vision_model.parameters())
+
+
+def test_tuple_output(inputs):
+    model = build()
+    out = model(**inputs, return_loss=True)
+    as_tuple = model(**inputs, return_loss=True, return_dict=False)
+    assert isinstance(as_tuple, tuple) and len(as_tuple) == len(out)
+    torch.testing.assert_close(as_tuple[0], out.loss)
+    assert list(out)[:4] == ["loss", "contrastive_loss", "token_entropy", "patch_entropy"]
+    assert isinstance(out, TierOutput)
+
+
+def test_hidden_states_and_attentions(tmp_path, inputs):
+    build("bert", "vit").save_pretrained(tmp_path)
+    model = TierModel.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    out = model(**inputs, output_hidden_states=True, output_attentions=True)
+    for tower in (out.text_model_output, out.vision_model_output):
+        assert len(tower.hidden_states) == 3 and len(tower.attentions) == 2
+    assert model(**inputs).text_model_output.hidden_states is None
+
+
+def test_torch_compile_of_the_whole_model(inputs):
+    model = build(lambda_token=0.3)
+    compiled = torch.compile(model, backend="aot_eager")
+    torch.testing.assert_close(compiled(**inputs, return_loss=True).loss, model(**inputs, return_loss=True).loss)
+
+
+def test_resize_token_embeddings(inputs):
+    model = build()
+    model.resize_token_embeddings(120)
+    assert model.config.text_config.vocab_size == 120 and model.get_input_embeddings().num_embeddings == 120
+    assert model(**inputs).text_embeds.shape == (4, 16)
+
+
+def test_new_projections_start_as_clips():
+    torch.manual_seed(0)
+    model = TierModel(TierConfig(text_config=TEXT_CONFIGS["clip"], vision_config=VISION_CONFIGS["clip"]))
+    assert model.logit_scale.item() == pytest.approx(2.6592)
+    for projection in (model.text_projection, model.visual_projection):
+        assert projection.weight.std().item() == pytest.approx(32**-0.5, rel=0.05)
+
+
+def test_equal_inputs_give_equal_maps_in_any_batch():
+    """What a pair gets does not depend on its neighbours in the batch."""
+    model = build("bert", "vit")
+    inputs = make_inputs(num_pairs=5, seed=3)
+    together = model(**inputs).patch_embeds
+    alone = torch.cat([model(**{k: v[[i]] for k, v in inputs.items()}).patch_embeds for i in range(5)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
