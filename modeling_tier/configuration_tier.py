@@ -173,15 +173,15 @@ def _check_text_encoder(config: PreTrainedConfig) -> None:
     model_class = _single_encoder("text_config", config)
     if getattr(model_class, "main_input_name", "input_ids") != "input_ids":
         raise ValueError(
-            f"text_config must describe a text encoder, but {config.model_type!r} reads {model_class.main_input_name}. "
-            "Use for example 'clip_text_model', 'bert' or 'roberta'."
+            f"text_config must describe a text encoder, but {config.model_type!r} reads "
+            f"{model_class.main_input_name}. Use for example 'clip_text_model', 'bert' or 'roberta'."
         )
     name = config.model_type
     pools = name in (*EOS_POOLED_TEXT, *LAST_POOLED_TEXT, *MODEL_FOR_MASKED_LM_MAPPING_NAMES)
     if not pools or config.is_encoder_decoder or getattr(config, "is_decoder", False):
         raise ValueError(
-            f"text_config {name!r} has no token that is known to sum up the whole text: it decodes, or it is not one of "
-            "CLIP's, SigLIP's and the masked-language encoders. Use for example 'clip_text_model', 'bert' or 'roberta'."
+            f"text_config {name!r} has no token that is known to sum up the whole text: it decodes, or is not one of "
+            "CLIP's, SigLIP's and the masked-language encoders. Use 'clip_text_model', 'bert' or 'roberta', for example."
         )
 
 

@@ -170,8 +170,8 @@ class TierModel(TierPreTrainedModel):
         clip_config = AutoConfig.from_pretrained(name_or_path)
         if clip_config.model_type != "clip":
             raise ValueError(
-                f"{name_or_path} holds a model of type {clip_config.model_type!r}; from_clip needs a CLIPModel ('clip'). "
-                "Use TierModel.from_pretrained for a TIER model, or TierModel.from_encoders for two encoders."
+                f"{name_or_path} holds a model of type {clip_config.model_type!r}; from_clip needs a CLIPModel "
+                "('clip'). Use TierModel.from_pretrained for a TIER model, or TierModel.from_encoders for two encoders."
             )
         taken = {"text_config", "vision_config", "projection", "projection_dim"} & set(tier_options)
         if taken:
@@ -373,7 +373,7 @@ class TierModel(TierPreTrainedModel):
         )
 
     def _encode_text(self, input_ids, attention_mask=None, position_ids=None, token_type_ids=None, **kwargs):
-        """The encoder's output with the projected global state (M, D) as `pooler_output`; token embeddings (M, T, D)."""
+        """The encoder's output, its `pooler_output` the projected global state (M, D); token embeddings (M, T, D)."""
         # Not every text encoder takes every one of these.
         optional = {"position_ids": position_ids, "token_type_ids": token_type_ids}
         kwargs.update({name: value for name, value in optional.items() if value is not None})
@@ -384,7 +384,7 @@ class TierModel(TierPreTrainedModel):
         return outputs, token_embeds
 
     def _encode_image(self, pixel_values, interpolate_pos_encoding=False, **kwargs):
-        """The encoder's output with the projected global state (N, D) as `pooler_output`; patches (N, P, D); (h, w)."""
+        """The encoder's output, its `pooler_output` the projected global state (N, D); patches (N, P, D); (h, w)."""
         config = self.config.vision_config
         if interpolate_pos_encoding:
             kwargs["interpolate_pos_encoding"] = True
@@ -481,8 +481,8 @@ def _patch_grid(config: PreTrainedConfig, pixel_values: torch.Tensor) -> tuple[i
 def _check_pairs(num_images: int, num_texts: int) -> None:
     if num_images != num_texts:
         raise ValueError(
-            f"A loss or an entropy needs matched pairs, the i-th text with the i-th image; got {num_images} images and "
-            f"{num_texts} texts."
+            f"A loss or an entropy needs matched pairs, the i-th text with the i-th image; got {num_images} images "
+            f"and {num_texts} texts."
         )
 
 

@@ -169,7 +169,7 @@ def test_any_two_encoders(inputs, text, vision, projection):
 @pytest.mark.parametrize("vision", ["clip", "siglip", "vit", "dinov2_with_registers", "resnet", "convnext"])
 @pytest.mark.parametrize("projection", ["linear", "mlp"])
 def test_patches_take_the_way_of_the_global_embedding(inputs, vision, projection):
-    """With mean pooling the global embedding is the mean of the projected patches; the map is in the picture's order."""
+    """With mean pooling the global embedding is the mean of the projected patches."""
     model = build("bert", vision, image_pooling="mean", projection=projection)
     encoder = model.vision_model(pixel_values=inputs["pixel_values"])
     hidden = encoder.last_hidden_state
