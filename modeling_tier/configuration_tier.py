@@ -181,7 +181,7 @@ def _check_text_encoder(config: PreTrainedConfig) -> None:
     if not pools or config.is_encoder_decoder or getattr(config, "is_decoder", False):
         raise ValueError(
             f"text_config {name!r} has no token that is known to sum up the whole text: it decodes, or is not one of "
-            "CLIP's, SigLIP's and the masked-language encoders. Use 'clip_text_model', 'bert' or 'roberta', for example."
+            "CLIP's, SigLIP's and the masked-language encoders. Use for example 'clip_text_model' or 'bert'."
         )
 
 

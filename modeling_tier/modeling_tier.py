@@ -171,7 +171,7 @@ class TierModel(TierPreTrainedModel):
         if clip_config.model_type != "clip":
             raise ValueError(
                 f"{name_or_path} holds a model of type {clip_config.model_type!r}; from_clip needs a CLIPModel "
-                "('clip'). Use TierModel.from_pretrained for a TIER model, or TierModel.from_encoders for two encoders."
+                "('clip'). Use TierModel.from_pretrained for a TIER model and TierModel.from_encoders for two encoders."
             )
         taken = {"text_config", "vision_config", "projection", "projection_dim"} & set(tier_options)
         if taken:
@@ -347,7 +347,7 @@ class TierModel(TierPreTrainedModel):
             token_entropy, patch_entropy = text_image_entropy(
                 token_embeds,
                 patch_embeds.to(token_embeds.device),
-                self._entropy_mask(input_ids, attention_mask),
+                self.entropy_mask(input_ids, attention_mask),
                 self.config.entropy_temperature,
             )
         if return_loss:
@@ -429,7 +429,8 @@ class TierModel(TierPreTrainedModel):
             return valid.shape[1] - 1 - valid.flip(-1).argmax(dim=-1)
         return valid.argmax(dim=-1)
 
-    def _entropy_mask(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+    def entropy_mask(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+        """Positions (M, T) that count in the two entropies; None if all do."""
         mask = None if attention_mask is None else attention_mask.to(torch.bool)
         if not self.config.count_special_tokens:
             special = torch.isin(input_ids, torch.tensor(self.config.special_token_ids, device=input_ids.device))

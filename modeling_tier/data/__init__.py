@@ -1,0 +1,48 @@
+# Licensed under the Apache License, Version 2.0.
+"""
+Image-report pairs as `datasets.Dataset`, every data set with the same columns:
+
+`image` (`datasets.Image`), `text`, `subject_id`, `study_id`, `image_id`, `view`, `labels` (finding -> 1 positive,
+0 negative, -1 uncertain, null not mentioned) and, where the places of the findings are known, `regions` (list of
+`finding`, `phrase`, `box` as x_min, y_min, x_max, y_max in pixels of the image, and `mask`).
+"""
+
+import inspect
+
+from datasets import Dataset
+
+from .synthetic import synthetic_pairs
+
+
+SPLITS = ("train", "validation", "test")
+
+# A new data set is one file beside this one, and one line here.
+DATASETS = {"synthetic": synthetic_pairs}
+
+
+def load_pairs(name: str, split: str, **options) -> Dataset:
+    """
+    The image-report pairs of one split of a data set.
+
+    Args:
+        name: a key of `DATASETS`.
+        split: "train", "validation" or "test". No subject stands in two of them.
+        **options: those of the data set's function, such as [`~data.synthetic.synthetic_pairs`].
+
+    Raises:
+        ValueError: for an unknown name, split or option, with the known ones.
+    """
+    check_options(name, options)
+    if split not in SPLITS:
+        raise ValueError(f"Unknown split {split!r}; use one of {list(SPLITS)}.")
+    return DATASETS[name](split=split, **options)
+
+
+def check_options(name: str, options: dict) -> None:
+    """Raise ValueError for a data set or an option of it that does not exist, before anything is loaded."""
+    if name not in DATASETS:
+        raise ValueError(f"Unknown data set {name!r}; known are {sorted(DATASETS)}.")
+    known = [parameter for parameter in inspect.signature(DATASETS[name]).parameters if parameter != "split"]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(f"Unknown option {unknown[0]!r} of the data set {name!r}; known are {known}.")

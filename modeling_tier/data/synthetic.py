@@ -1,0 +1,402 @@
+# Licensed under the Apache License, Version 2.0.
+"""
+Synthetic radiographs with reports: the data set that needs no access and no download.
+
+Drawings made by code, of no clinical meaning: they show what a method does, not what it is worth on patients.
+
+    python -m modeling_tier.data synthetic OUTPUT --layout contact_sheet
+    python -m modeling_tier.data synthetic OUTPUT --layout mimic_cxr --num_images 1000
+"""
+
+import csv
+import gzip
+import io
+import os
+import textwrap
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from datasets import Dataset, DatasetInfo, Features, Image, List, Value
+from PIL import Image as PILImage
+from PIL import ImageDraw
+
+from .phantom import FINDINGS, Finding, Region, render, sample_anatomy, sample_findings
+from .reports import Report, region_phrase, write_report
+
+
+SECTIONS = ("findings", "impression", "both")
+
+_SPLITS = ("train", "validation", "test")
+_STUDIES = (1, 2, 3)
+_STUDIES_CHANCE = (0.6, 0.25, 0.15)
+
+FEATURES = Features(
+    {
+        "image": Image(),
+        "text": Value("string"),
+        "subject_id": Value("int64"),
+        "study_id": Value("int64"),
+        "image_id": Value("string"),
+        "view": Value("string"),
+        "labels": {name: Value("float32") for name in (*FINDINGS, "Support Devices")},
+        "regions": List(
+            {
+                "finding": Value("string"),
+                "phrase": Value("string"),
+                "box": List(Value("float32"), length=4),
+                "mask": Image(),
+            }
+        ),
+    }
+)
+
+
+class Study(NamedTuple):
+    """One exposure with everything that is known of it."""
+
+    subject_id: int
+    study_id: int
+    image_id: str
+    view: str
+    findings: list[Finding]
+    report: Report
+    pixels: np.ndarray
+    regions: list[Region]
+
+
+def synthetic_pairs(
+    split: str = "train",
+    num_images: int = 4000,
+    image_size: int = 96,
+    seed: int = 0,
+    section: str = "both",
+    num_proc: int = 1,
+) -> Dataset:
+    """
+    Drawn radiographs with written reports. Drawings, of no clinical meaning.
+
+    The first images of a longer data set are those of a shorter one, whatever the number of processes.
+
+    Args:
+        split: "train", "validation" or "test"; each has subjects of its own.
+        num_images: number of images; a subject has one to three studies of one image.
+        image_size: pixels a side, at least 32.
+        seed: of everything.
+        section: text of a pair: "findings", "impression" or "both" (findings, then impression).
+        num_proc: processes that draw.
+
+    Raises:
+        ValueError: for a value outside of what is said above.
+    """
+    if section not in SECTIONS:
+        raise ValueError(f"section must be one of {list(SECTIONS)}; got {section!r}.")
+    subjects = _subjects(split, num_images, image_size, seed)
+    jobs = [(split, chunk, image_size, seed, section) for chunk in _chunks(subjects, num_proc)]
+    if num_proc == 1:
+        parts = [_rows(job) for job in jobs]
+    else:
+        with ProcessPoolExecutor(num_proc) as pool:
+            parts = list(pool.map(_rows, jobs))
+    rows = [row for part in parts for row in part][:num_images]
+    columns = {name: [row[name] for row in rows] for name in FEATURES}
+    info = DatasetInfo(description="Radiographs drawn by code. Of no clinical meaning.", features=FEATURES)
+    return Dataset.from_dict(columns, features=FEATURES, info=info)
+
+
+def draw_studies(split: str, num_images: int, image_size: int, seed: int) -> Iterator[Study]:
+    """The studies of [`synthetic_pairs`], one after the other, in its order."""
+    drawn = 0
+    for subject in _subjects(split, num_images, image_size, seed):
+        for study in _draw_subject(split, subject, image_size, seed):
+            if drawn == num_images:
+                return
+            drawn += 1
+            yield study
+
+
+def _subjects(split: str, num_images: int, image_size: int, seed: int) -> list[int]:
+    """Numbers of the subjects whose studies make up `num_images` images."""
+    if split not in _SPLITS:
+        raise ValueError(f"Unknown split {split!r}; use one of {list(_SPLITS)}.")
+    for name, value, least in (("num_images", num_images, 1), ("image_size", image_size, 32), ("seed", seed, 0)):
+        if type(value) is not int or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}.")
+    subjects, images = [], 0
+    while images < num_images:
+        images += _number_of_studies(_generator(split, len(subjects), seed))
+        subjects.append(len(subjects))
+    return subjects
+
+
+def _chunks(items: list, number: int) -> list[list]:
+    if type(number) is not int or number < 1:
+        raise ValueError(f"num_proc must be an integer of at least 1; got {number!r}.")
+    return [[items[i] for i in part] for part in np.array_split(np.arange(len(items)), number)]
+
+
+def _generator(split: str, subject: int, seed: int) -> np.random.Generator:
+    """A stream of random numbers of the subject's own: no process and no other subject has a part in it."""
+    return np.random.default_rng([seed, _SPLITS.index(split), subject])
+
+
+def _number_of_studies(rng: np.random.Generator) -> int:
+    return int(rng.choice(_STUDIES, p=_STUDIES_CHANCE))
+
+
+def _draw_subject(split: str, subject: int, size: int, seed: int) -> Iterator[Study]:
+    rng = _generator(split, subject, seed)
+    number_of_studies = _number_of_studies(rng)
+    anatomy = sample_anatomy(rng)
+    number = subject * len(_SPLITS) + _SPLITS.index(split)
+    findings: list[Finding] = []
+    for visit in range(number_of_studies):
+        findings = _follow_up(rng, findings) if visit else sample_findings(rng)
+        view = "AP" if rng.random() < 0.3 else "PA"
+        pixels, regions = render(rng, anatomy, findings, size, view)
+        yield Study(
+            subject_id=_spread(number, 10_000_000),
+            study_id=_spread(number * max(_STUDIES) + visit, 50_000_000),
+            image_id="-".join(f"{part:08x}" for part in rng.integers(0, 2**32, 5)),
+            view=view,
+            findings=findings,
+            report=write_report(rng, findings, view),
+            pixels=pixels,
+            regions=regions,
+        )
+
+
+def _follow_up(rng: np.random.Generator, before: list[Finding]) -> list[Finding]:
+    """Half of the earlier findings persist, with another severity; new ones may come."""
+    persisting = {f.name: f for f in before if rng.random() < 0.5}
+    new = {f.name: f for f in sample_findings(rng) if rng.random() < 0.7}
+    merged = new | {name: _with_severity(f, rng.uniform()) for name, f in persisting.items()}
+    return list(merged.values())
+
+
+def _with_severity(finding: Finding, severity: float) -> Finding:
+    return Finding(finding.name, float(severity), finding.side, finding.zone)
+
+
+def _spread(number: int, start: int) -> int:
+    """Scatter consecutive numbers over the eight-digit range that begins at `start`, no two on the same."""
+    return start + number * 7_654_321 % 9_999_991  # a prime
+
+
+def _rows(job: tuple) -> list[dict]:
+    split, subjects, size, seed, section = job
+    return [_row(study, section) for subject in subjects for study in _draw_subject(split, subject, size, seed)]
+
+
+def _row(study: Study, section: str) -> dict:
+    report = study.report
+    present = {finding.name for finding in study.findings}
+    return {
+        "image": {"bytes": _png(PILImage.fromarray(study.pixels)), "path": None},
+        "text": " ".join(report) if section == "both" else getattr(report, section),
+        "subject_id": study.subject_id,
+        "study_id": study.study_id,
+        "image_id": study.image_id,
+        "view": study.view,
+        "labels": {name: float(name in present) for name in FEATURES["labels"]},
+        "regions": [
+            {
+                "finding": region.finding.name,
+                "phrase": region_phrase(region.finding, region.side),
+                "box": _box(region.mask),
+                "mask": {"bytes": _png(PILImage.fromarray(region.mask)), "path": None},
+            }
+            for region in study.regions
+        ],
+    }
+
+
+def _png(image: PILImage.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _box(mask: np.ndarray) -> list[float]:
+    """Smallest box around a mask: x_min, y_min, x_max, y_max, the last two exclusive."""
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    return [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)]
+
+
+# The same on a disk, as MIMIC-CXR-JPG lies on a disk.
+
+_CHEXPERT_LABELS = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Enlarged Cardiomediastinum",
+    "Fracture",
+    "Lung Lesion",
+    "Lung Opacity",
+    "No Finding",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Pneumonia",
+    "Pneumothorax",
+    "Support Devices",
+)
+_METADATA = (
+    "dicom_id",
+    "subject_id",
+    "study_id",
+    "PerformedProcedureStepDescription",
+    "ViewPosition",
+    "Rows",
+    "Columns",
+    "StudyDate",
+    "StudyTime",
+    "ProcedureCodeSequence_CodeMeaning",
+    "ViewCodeSequence_CodeMeaning",
+    "PatientOrientationCodeSequence_CodeMeaning",
+)
+_BOXES = (
+    "category_name",
+    "label_text",
+    "x",
+    "y",
+    "w",
+    "h",
+    "image_width",
+    "image_height",
+    "dicom_id",
+    "path",
+    "split",
+)
+
+
+def write_mimic_tree(root: str | os.PathLike, num_images: dict[str, int], image_size: int = 96, seed: int = 0) -> None:
+    """
+    Write the drawings as MIMIC-CXR-JPG 2.0.0 and its reports lie on a disk, so that the real loader can be run.
+
+    `files/p10/p10000032/s50414267/<dicom_id>.jpg` (JPEG, quality 95, 8-bit grey), the report beside the study's
+    folder, the split, metadata, chexpert and negbio tables (.csv.gz), and the boxes in the form of MS-CXR (`ms_cxr.csv`).
+    A nodule is a "Lung Lesion" there; a finding that no report names is blank.
+
+    Args:
+        root: folder to write, created if it is missing; must be empty.
+        num_images: number of images by split, with the keys "train", "validation" and "test".
+        image_size: pixels a side.
+        seed: of everything.
+
+    Raises:
+        ValueError: if the folder holds something, or a split is unknown.
+    """
+    root = Path(root)
+    if root.exists() and any(root.iterdir()):
+        raise ValueError(f"{root} is not empty; choose another folder or empty it.")
+    splits, metadata, labels, boxes = [], [], [], []
+    for split, number in num_images.items():
+        split_name = "validate" if split == "validation" else split
+        for study in draw_studies(split, number, image_size, seed):
+            ids = {"subject_id": study.subject_id, "study_id": study.study_id}
+            folder = root / "files" / f"p{str(study.subject_id)[:2]}" / f"p{study.subject_id}"
+            image_path = folder / f"s{study.study_id}" / f"{study.image_id}.jpg"
+            image_path.parent.mkdir(parents=True)
+            PILImage.fromarray(study.pixels).save(image_path, quality=95)
+            (folder / f"s{study.study_id}.txt").write_text(_report_file(study))
+            splits.append({"dicom_id": study.image_id, "study_id": study.study_id, **ids, "split": split_name})
+            metadata.append(_metadata_row(study))
+            labels.append(ids | _chexpert_row(study))
+            boxes += _box_rows(study, image_path.relative_to(root), split_name)
+    prefix = "mimic-cxr-2.0.0"
+    _write_csv(root / f"{prefix}-split.csv.gz", ("dicom_id", "study_id", "subject_id", "split"), splits)
+    _write_csv(root / f"{prefix}-metadata.csv.gz", _METADATA, metadata)
+    for labeler in ("chexpert", "negbio"):
+        _write_csv(root / f"{prefix}-{labeler}.csv.gz", ("subject_id", "study_id", *_CHEXPERT_LABELS), labels)
+    _write_csv(root / "ms_cxr.csv", _BOXES, boxes)
+
+
+def _report_file(study: Study) -> str:
+    sections = {
+        "EXAMINATION": "CHEST RADIOGRAPH (SYNTHETIC DRAWING)",
+        "INDICATION": "___ year old with shortness of breath.",
+        "COMPARISON": "___.",
+        "FINDINGS": study.report.findings,
+        "IMPRESSION": study.report.impression,
+    }
+    lines = [" " * 33 + "FINAL REPORT"]
+    for heading, text in sections.items():
+        lines += textwrap.wrap(f"{heading}:  {text}", 79, initial_indent=" ", subsequent_indent=" ") + [" "]
+    return "\n".join(lines) + "\n"
+
+
+def _metadata_row(study: Study) -> dict:
+    meaning = {"PA": "postero-anterior", "AP": "antero-posterior"}[study.view]
+    return {
+        "dicom_id": study.image_id,
+        "subject_id": study.subject_id,
+        "study_id": study.study_id,
+        "PerformedProcedureStepDescription": f"CHEST ({study.view})",
+        "ViewPosition": study.view,
+        "Rows": study.pixels.shape[0],
+        "Columns": study.pixels.shape[1],
+        "StudyDate": 21800101 + study.study_id % 28,
+        "StudyTime": f"{study.study_id % 240000}.0",
+        "ProcedureCodeSequence_CodeMeaning": f"CHEST ({study.view})",
+        "ViewCodeSequence_CodeMeaning": meaning,
+        "PatientOrientationCodeSequence_CodeMeaning": "Erect",
+    }
+
+
+def _chexpert_row(study: Study) -> dict:
+    rename = {"Nodule": "Lung Lesion"}
+    row = {rename.get(finding.name, finding.name): 1.0 for finding in study.findings}
+    if not set(row) - {"Support Devices"}:
+        row["No Finding"] = 1.0
+    text = " ".join(study.report).lower()
+    for label, word in (("Pneumothorax", "pneumothorax"), ("Pleural Effusion", "pleural effusion")):
+        if label not in row and word in text:
+            row[label] = 0.0  # named, hence denied
+    return row
+
+
+def _box_rows(study: Study, path: Path, split: str) -> Iterator[dict]:
+    height, width = study.pixels.shape
+    for region in study.regions:
+        x_min, y_min, x_max, y_max = (int(c) for c in _box(region.mask))
+        yield {
+            "category_name": region.finding.name,
+            "label_text": region_phrase(region.finding, region.side),
+            "x": x_min,
+            "y": y_min,
+            "w": x_max - x_min,
+            "h": y_max - y_min,
+            "image_width": width,
+            "image_height": height,
+            "dicom_id": study.image_id,
+            "path": path.as_posix(),
+            "split": split,
+        }
+
+
+def _write_csv(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
+    with gzip.open(path, "wt", newline="") if path.suffix == ".gz" else open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_contact_sheet(path: str | os.PathLike, num_images: int = 18, image_size: int = 128, seed: int = 0) -> None:
+    """One picture of the first test images side by side, each region's box drawn in."""
+    columns, scale = 6, max(1, 256 // image_size)
+    cell = image_size * scale
+    sheet = PILImage.new("RGB", (columns * cell, -(-num_images // columns) * cell))
+    colours = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#f0e442")
+    for i, study in enumerate(draw_studies("test", num_images, image_size, seed)):
+        picture = PILImage.fromarray(study.pixels).convert("RGB").resize((cell, cell))
+        draw = ImageDraw.Draw(picture)
+        for j, region in enumerate(study.regions):
+            colour = colours[FINDINGS.index(region.finding.name)]
+            box = [c * scale for c in _box(region.mask)]
+            draw.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline=colour)
+            draw.text((3, 3 + 11 * j), region_phrase(region.finding, region.side), fill=colour)
+        sheet.paste(picture, (i % columns * cell, i // columns * cell))
+    sheet.save(path)

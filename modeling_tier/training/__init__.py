@@ -1,0 +1,8 @@
+# Licensed under the Apache License, Version 2.0.
+"""Training: the configuration, the loop, its checkpoints."""
+
+from .configuration import TrainConfig, load_config
+from .loop import train
+
+
+__all__ = ["TrainConfig", "load_config", "train"]

@@ -1,0 +1,72 @@
+# Licensed under the Apache License, Version 2.0.
+"""The model and the processor that a configuration describes, from pretrained folders or from nothing."""
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPImageProcessor, PreTrainedTokenizerFast
+
+from ..configuration_tier import TierConfig
+from ..modeling_tier import TierModel
+from ..processing_tier import TierProcessor
+from .configuration import TrainConfig, pretrained_config, tier_options
+
+
+_SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+
+
+def build_processor(config: TrainConfig, texts: list[str]) -> TierProcessor:
+    """The pretrained model's processor; or one for `model.image_size`, with a tokenizer trained on `texts`."""
+    pretrained, image_size = config.model.pretrained, config.model.image_size
+    if pretrained and image_size is None:
+        image_processor = AutoImageProcessor.from_pretrained(pretrained)
+    else:
+        image_processor = CLIPImageProcessor(
+            size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
+        )
+    tokenizer_source = config.tokenizer.pretrained or pretrained
+    if tokenizer_source:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_source)
+    else:
+        tokenizer = train_tokenizer(texts, config.tokenizer.vocab_size)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, config.data.max_text_tokens)
+    return TierProcessor(image_processor=image_processor, tokenizer=tokenizer)
+
+
+def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A lower-casing WordPiece tokenizer with BERT's special tokens, its vocabulary taken from the texts."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    special = list(_SPECIAL_TOKENS.values())
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **_SPECIAL_TOKENS)
+
+
+def build_model(config: TrainConfig, processor: TierProcessor) -> TierModel:
+    """The pretrained model with this run's options of the regulariser, or a new one for the processor's tokenizer."""
+    options, tokenizer = tier_options(config.model), processor.tokenizer
+    special_token_ids = sorted(set(tokenizer.all_special_ids))
+    if config.model.pretrained:
+        tier_config = pretrained_config(config.model)
+        if tier_config is None:
+            return TierModel.from_clip(config.model.pretrained, special_token_ids=special_token_ids, **options)
+        return TierModel.from_pretrained(config.model.pretrained, config=tier_config)
+    text_config = config.model.text_config | {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    # Where the configuration has them, the ends of a text are the tokenizer's.
+    text_config["bos_token_id"], text_config["eos_token_id"] = _ends(tokenizer)
+    return TierModel(
+        TierConfig(
+            vision_config=config.model.vision_config,
+            text_config=text_config,
+            special_token_ids=special_token_ids,
+            **options,
+        )
+    )
+
+
+def _ends(tokenizer) -> tuple[int | None, int | None]:
+    ids = tokenizer("").input_ids
+    return (ids[0], ids[-1]) if len(ids) == 2 else (tokenizer.bos_token_id, tokenizer.eos_token_id)

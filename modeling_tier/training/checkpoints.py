@@ -1,0 +1,61 @@
+# Licensed under the Apache License, Version 2.0.
+"""Checkpoints of a run: written under another name and renamed, so that a half-written one is never taken for whole."""
+
+import json
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+
+STATE_FILE = "trainer_state.json"
+
+
+@contextmanager
+def replacing(folder: Path, accelerator):
+    """A temporary folder that takes the place of `folder` when all processes have left the block."""
+    temporary = folder.with_name(folder.name + ".tmp")
+    if accelerator.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    yield temporary
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        old = folder.with_name(folder.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    accelerator.wait_for_everyone()
+
+
+def save_checkpoint(folder: Path, accelerator, state: dict) -> None:
+    """Model, optimiser, scheduler and random numbers of every process, and where the run stands."""
+    with replacing(folder, accelerator) as temporary:
+        accelerator.save_state(str(temporary))
+        if accelerator.is_main_process:
+            (temporary / STATE_FILE).write_text(json.dumps(state))
+
+
+def load_checkpoint(folder: Path, accelerator) -> dict:
+    """Put everything back as [`save_checkpoint`] found it; returns where the run stood."""
+    state = json.loads((folder / STATE_FILE).read_text())
+    accelerator.load_state(str(folder))
+    return state
+
+
+def find_checkpoint(resume: str, output_dir: Path) -> Path:
+    """
+    The checkpoint that `training.resume_from_checkpoint` means.
+
+    Raises:
+        ValueError: if it is not there or not complete.
+    """
+    folder = output_dir / "checkpoints" / "last" if resume == "last" else Path(resume)
+    old = folder.with_name(folder.name + ".old")
+    if not folder.exists() and (old / STATE_FILE).is_file():  # stopped between the two renames
+        folder = old
+    if not (folder / STATE_FILE).is_file():
+        raise ValueError(f"training.resume_from_checkpoint: there is no complete checkpoint in {folder}.")
+    return folder

@@ -1,0 +1,309 @@
+# Licensed under the Apache License, Version 2.0.
+"""Every option of `train.py`: nested dataclasses, read from one YAML file and from `--section.option value`."""
+
+import dataclasses
+import difflib
+import importlib.util
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from transformers import AutoConfig
+
+from ..configuration_tier import TierConfig
+from ..data import check_options
+
+
+TRACKERS = ("tensorboard", "trackio", "wandb")
+# The metrics by which a checkpoint can be the best, and whether more is better.
+BEST_METRICS = {"auroc": True, "loss": False, "contrastive_loss": False, "pointing_game": True, "cnr": True}
+
+
+def option(default, help: str):
+    kind = "default_factory" if callable(default) else "default"
+    return field(**{kind: default}, metadata={"help": help})
+
+
+@dataclass
+class DataOptions:
+    name: str = option("synthetic", "data set, a key of modeling_tier.data.DATASETS")
+    options: dict = option(dict, "options of the data set for every split, e.g. data.options.image_size")
+    train: dict = option(dict, "options of the data set for training alone, e.g. data.train.num_images")
+    validation: dict = option(dict, "options of the data set for validation alone")
+    max_text_tokens: int = option(128, "texts are truncated to this many tokens, special ones included")
+    num_workers: int = option(0, "processes that prepare batches beside the training process")
+
+
+@dataclass
+class ModelOptions:
+    pretrained: str | None = option(None, "folder or Hub id of a TIER model or a CLIPModel to start from")
+    image_size: int | None = option(None, "pixels a side of the input; needed unless a pretrained model says it")
+    vision_config: dict = option(dict, "configuration of a new vision encoder, with its model_type")
+    text_config: dict = option(dict, "configuration of a new text encoder, with its model_type")
+    projection_dim: int | None = option(None, "dimension of the joint space")
+    projection: str | None = option(None, "linear | mlp")
+    image_pooling: str | None = option(None, "cls | mean")
+    lambda_token: float | None = option(None, "weight of the token term; null: TierConfig's or the model's own")
+    lambda_patch: float | None = option(None, "weight of the patch term; null: TierConfig's or the model's own")
+    entropy_temperature: float | None = option(None, "divides the cosines in the entropies")
+    count_special_tokens: bool | None = option(None, "whether special tokens count in the entropies")
+    logit_scale_init_value: float | None = option(None, "initial value of logit_scale")
+
+
+@dataclass
+class TokenizerOptions:
+    pretrained: str | None = option(None, "folder or Hub id; null: the pretrained model's, or a new one is trained")
+    vocab_size: int = option(2000, "largest vocabulary of a WordPiece tokenizer trained on the training texts")
+
+
+@dataclass
+class OptimizerOptions:
+    lr: float = option(1e-4, "largest learning rate of AdamW; not scaled by the number of processes")
+    weight_decay: float = option(0.05, "of matrices and convolutions; biases, norms, embeddings, logit_scale: none")
+    beta1: float = option(0.9, "decay of the mean of the gradients")
+    beta2: float = option(0.98, "decay of the mean of their squares")
+    warmup_share: float = option(0.1, "share of all steps in which the learning rate rises linearly")
+    min_lr_share: float = option(0.01, "share of lr at the end of the cosine")
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
+
+
+@dataclass
+class RegulariserOptions:
+    ramp_start: float = option(0.0, "share of all steps before which both lambdas are 0")
+    ramp_end: float = option(0.0, "share of all steps after which they have their full weight; linear in between")
+    warn_negative_share: float = option(0.95, "warn when more of the token-patch cosines than this are negative")
+
+
+@dataclass
+class TrainingOptions:
+    epochs: int = option(10, "passes over the training set")
+    batch_size: int = option(64, "pairs per process and step; negatives come from all processes")
+    gradient_accumulation_steps: int = option(1, "batches per optimiser step; negatives stay within one batch")
+    mixed_precision: str = option("no", "no | bf16 | fp16")
+    log_every: int = option(10, "optimiser steps between two lines of the log")
+    save_every_steps: int | None = option(None, "optimiser steps between checkpoints; null: after each epoch")
+    resume_from_checkpoint: str | None = option(None, "'last' for this output folder's, or a checkpoint's folder")
+    overwrite: bool = option(False, "whether to replace an earlier run in output_dir")
+    trackers: list = option(list, f"any of {list(TRACKERS)}; log.jsonl is always written")
+    progress: bool = option(True, "whether to show progress bars")
+
+
+@dataclass
+class EvaluationOptions:
+    every_epochs: int = option(1, "epochs between two evaluations; the last one is always evaluated")
+    batch_size: int = option(128, "pairs a step")
+    best_metric: str = option("auroc", f"the best checkpoint's metric, of {list(BEST_METRICS)}")
+    prompts: str | None = option(None, "sentences for zero-shot: a YAML file; null: the data set's own")
+
+
+@dataclass
+class TrainConfig:
+    output_dir: str = option("runs/tier", "folder of the run: in the end a complete model folder")
+    seed: int = option(0, "of weights, data order and dropout")
+    data: DataOptions = option(DataOptions, "")
+    model: ModelOptions = option(ModelOptions, "")
+    tokenizer: TokenizerOptions = option(TokenizerOptions, "")
+    optimizer: OptimizerOptions = option(OptimizerOptions, "")
+    regulariser: RegulariserOptions = option(RegulariserOptions, "")
+    training: TrainingOptions = option(TrainingOptions, "")
+    evaluation: EvaluationOptions = option(EvaluationOptions, "")
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+    def save(self, path: Path) -> None:
+        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False))
+
+
+def load_config(path: str | Path | None, overrides: list[str] = ()) -> TrainConfig:
+    """
+    Read and check a configuration; nothing is loaded or written.
+
+    Args:
+        path: YAML file, or None for the defaults.
+        overrides: `["--section.option", "value", ...]`, values in YAML's notation.
+
+    Raises:
+        ValueError: for an unknown key, a wrong type or an impossible combination, with the key and what is allowed.
+    """
+    content = {}
+    if path is not None:
+        if not Path(path).is_file():
+            raise ValueError(f"There is no configuration file {path}.")
+        content = yaml.safe_load(Path(path).read_text()) or {}
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} must hold options by section; got {type(content).__name__}.")
+    for key, value in _pairs(list(overrides)):
+        section, *parents = key.split(".")
+        names, target = [section, *parents], content
+        for name in names[:-1]:
+            target = target.setdefault(name, {})
+            if not isinstance(target, dict):
+                raise ValueError(f"--{key}: {name!r} is an option, not a section.")
+        target[names[-1]] = value
+    config = _build(TrainConfig, content, "")
+    check_config(config)
+    return config
+
+
+def check_config(config: TrainConfig) -> None:
+    """Raise ValueError for values and combinations that cannot work."""
+    _check_ranges(config)
+    for split in ("train", "validation"):
+        try:
+            check_options(config.data.name, config.data.options | getattr(config.data, split))
+        except ValueError as error:
+            raise ValueError(f"data.options or data.{split}: {error}") from None
+    training, evaluation = config.training, config.evaluation
+    _one_of("training.mixed_precision", training.mixed_precision, ("no", "bf16", "fp16"))
+    _one_of("evaluation.best_metric", evaluation.best_metric, BEST_METRICS)
+    for tracker in training.trackers:
+        _one_of("training.trackers", tracker, TRACKERS)
+        if importlib.util.find_spec(tracker) is None:
+            raise ValueError(f"training.trackers: {tracker} is not installed; pip install {tracker}")
+    if training.resume_from_checkpoint and training.overwrite:
+        raise ValueError("training.resume_from_checkpoint and training.overwrite exclude each other.")
+    if config.regulariser.ramp_end < config.regulariser.ramp_start:
+        raise ValueError("regulariser.ramp_end must not be smaller than regulariser.ramp_start.")
+    if not config.model.pretrained:
+        _check_new_model(config)
+    elif config.model.vision_config or config.model.text_config:
+        raise ValueError("model.pretrained has its own encoders: leave out model.vision_config and model.text_config.")
+    elif config.model.projection or config.model.projection_dim:
+        raise ValueError("model.pretrained has its own projections: leave out model.projection and projection_dim.")
+
+
+def tier_options(model: ModelOptions) -> dict:
+    """The options that go to [`TierConfig`] as they are; those left at null keep its defaults."""
+    names = {f.name for f in dataclasses.fields(TierConfig)} - {"vision_config", "text_config"}
+    return {k: v for k, v in dataclasses.asdict(model).items() if k in names and v is not None}
+
+
+def describe_options() -> str:
+    """Every option with its default and what it is, for `--help`."""
+    lines = []
+    for section in dataclasses.fields(TrainConfig):
+        if not dataclasses.is_dataclass(section.type):
+            lines.append(f"  --{section.name} ({section.default}): {section.metadata['help']}")
+            continue
+        for entry in dataclasses.fields(section.type):
+            default = entry.default_factory() if entry.default is dataclasses.MISSING else entry.default
+            default = "null" if default is None else default
+            lines.append(f"  --{section.name}.{entry.name} ({default}): {entry.metadata['help']}")
+    return "\n".join(lines)
+
+
+def _pairs(arguments: list[str]) -> list[tuple[str, object]]:
+    pairs = []
+    while arguments:
+        key = arguments.pop(0)
+        if not key.startswith("--"):
+            raise ValueError(f"Expected --section.option, got {key!r}.")
+        key, equals, value = key[2:].partition("=")
+        if not equals:
+            if not arguments:
+                raise ValueError(f"--{key} needs a value.")
+            value = arguments.pop(0)
+        pairs.append((key, yaml.safe_load(value)))
+    return pairs
+
+
+def _build(cls, content: dict, prefix: str):
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for name, value in content.items():
+        key = f"{prefix}{name}"
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f" Did you mean {prefix}{near[0]!s}?" if near else ""
+            raise ValueError(f"Unknown option {key!r}.{hint} Known here: {list(known)}.")
+        if dataclasses.is_dataclass(hints[name]):
+            if not isinstance(value, dict):
+                raise ValueError(
+                    f"{key!r} is a section with the options {[f.name for f in dataclasses.fields(hints[name])]}."
+                )
+            values[name] = _build(hints[name], value, f"{key}.")
+        else:
+            values[name] = _typed(key, value, hints[name])
+    return cls(**values)
+
+
+def _typed(key: str, value, hint):
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and type(None) in allowed:
+        return None
+    if float in allowed and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML takes 1e-4 for a text
+        except (TypeError, ValueError):
+            pass
+    for kind in allowed:
+        if kind is not float and type(value) is kind:
+            return value
+    names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in allowed)
+    raise ValueError(f"{key} must be {names}; got {value!r}.")
+
+
+def _one_of(key: str, value, allowed) -> None:
+    if value not in allowed:
+        raise ValueError(f"{key} must be one of {list(allowed)}; got {value!r}.")
+
+
+def _check_ranges(config: TrainConfig) -> None:
+    least_one = ("epochs", "batch_size", "gradient_accumulation_steps", "log_every", "save_every_steps")
+    ranges = {f"training.{name}": (1, None) for name in least_one}
+    ranges |= {"evaluation.every_epochs": (1, None), "evaluation.batch_size": (1, None)}
+    ranges |= {"data.max_text_tokens": (3, None), "data.num_workers": (0, None), "tokenizer.vocab_size": (10, None)}
+    ranges |= {"seed": (0, 2**32 - 1), "model.image_size": (1, None)}
+    ranges |= {f"regulariser.{name}": (0, 1) for name in ("ramp_start", "ramp_end", "warn_negative_share")}
+    ranges |= {f"optimizer.{name}": (0, 1) for name in ("beta1", "beta2", "warmup_share", "min_lr_share")}
+    ranges |= {"optimizer.weight_decay": (0, None), "optimizer.lr": (0, None), "optimizer.max_grad_norm": (0, None)}
+    for key, (low, high) in ranges.items():
+        value = config
+        for name in key.split("."):
+            value = getattr(value, name)
+        if value is not None and not (value >= low and (high is None or value <= high)):
+            raise ValueError(
+                f"{key} must be at least {low}{'' if high is None else f' and at most {high}'}; got {value}."
+            )
+    for key in ("lr", "max_grad_norm"):
+        if getattr(config.optimizer, key) == 0:
+            raise ValueError(f"optimizer.{key} must be positive.")
+
+
+def _check_new_model(config: TrainConfig) -> None:
+    model = config.model
+    for name in ("vision_config", "text_config"):
+        if "model_type" not in getattr(model, name):
+            raise ValueError(f"model.{name} needs its model_type (or set model.pretrained), e.g. model_type: bert.")
+    if model.image_size is None:
+        raise ValueError("model.image_size is needed for a new model.")
+    own_size = model.vision_config.get("image_size")
+    if own_size not in (None, model.image_size):
+        raise ValueError(f"model.image_size is {model.image_size} but model.vision_config.image_size {own_size}.")
+    try:
+        # Special tokens are known only when there is a tokenizer.
+        built = TierConfig(
+            vision_config=model.vision_config,
+            text_config=model.text_config,
+            special_token_ids=[0],
+            **tier_options(model),
+        )
+    except ValueError as error:
+        raise ValueError(f"model: {error}") from None
+    longest = getattr(built.text_config, "max_position_embeddings", None)
+    if longest is not None and config.data.max_text_tokens > longest:
+        raise ValueError(
+            f"data.max_text_tokens is {config.data.max_text_tokens}, but model.text_config takes at most {longest} "
+            "(max_position_embeddings)."
+        )
+
+
+def pretrained_config(model: ModelOptions) -> TierConfig | None:
+    """The configuration of a pretrained TIER model with the options of this run; None for a CLIPModel."""
+    if AutoConfig.from_pretrained(model.pretrained).model_type == "clip":
+        return None
+    return TierConfig.from_dict(TierConfig.from_pretrained(model.pretrained).to_dict() | tier_options(model))

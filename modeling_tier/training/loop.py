@@ -1,0 +1,383 @@
+# Licensed under the Apache License, Version 2.0.
+"""The training loop: from a configuration to a complete model folder, to be read from top to bottom."""
+
+import json
+import math
+import platform
+import shutil
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, set_seed
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import get_scheduler
+
+from ..data import load_pairs
+from ..evaluation import evaluate_zero_shot, load_prompts
+from ..modeling_tier import TierModel
+from ..processing_tier import TierProcessor
+from .building import build_model, build_processor
+from .checkpoints import find_checkpoint, load_checkpoint, replacing, save_checkpoint
+from .configuration import BEST_METRICS, TrainConfig, check_config
+
+
+MAX_LOGIT_SCALE = math.log(100)
+
+
+def train(config: TrainConfig) -> dict:
+    """
+    Train a model and leave a complete model folder in `config.output_dir`, with `training_config.yaml`,
+    `metrics.json`, `environment.json`, `log.jsonl` and `checkpoints/`.
+
+    Args:
+        config: as [`load_config`] gives it.
+
+    Returns:
+        the validation metrics of the best checkpoint, as in `metrics.json`.
+
+    Raises:
+        ValueError: for options that cannot work, or an output folder that holds another run.
+    """
+    check_config(config)
+    training, optimizer_options = config.training, config.optimizer
+    output_dir = Path(config.output_dir)
+    accelerator = Accelerator(
+        mixed_precision=training.mixed_precision,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        log_with=list(training.trackers) or None,
+        project_dir=str(output_dir),
+    )
+    if training.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("training.mixed_precision: fp16 needs a GPU; use bf16 or no.")
+    checkpoint = _prepare_folder(config, output_dir, accelerator)
+    set_seed(config.seed)
+
+    # Data
+    load = lambda split: load_pairs(config.data.name, split, **config.data.options, **getattr(config.data, split))  # noqa: E731
+    with accelerator.main_process_first():
+        train_pairs, validation_pairs = load("train"), load("validation")
+    if accelerator.is_main_process and not checkpoint:
+        build_processor(config, train_pairs["text"]).save_pretrained(output_dir)
+    accelerator.wait_for_everyone()
+    processor = TierProcessor.from_pretrained(output_dir)
+    prompts = load_prompts(config.evaluation.prompts or config.data.name)
+    best_metric = config.evaluation.best_metric
+    if best_metric in ("pointing_game", "cnr") and "regions" not in validation_pairs.features:
+        raise ValueError(f"evaluation.best_metric: {best_metric} needs a data set with regions; use auroc or loss.")
+    batches = Batches(train_pairs, processor, config, accelerator)
+
+    # Model and optimiser
+    model = build_model(config, processor)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, optimizer_options.weight_decay),
+        lr=optimizer_options.lr,
+        betas=(optimizer_options.beta1, optimizer_options.beta2),
+    )
+    total_steps = batches.steps_per_epoch * training.epochs
+    scheduler = get_scheduler(
+        "cosine_with_min_lr",
+        optimizer,
+        num_warmup_steps=round(optimizer_options.warmup_share * total_steps),
+        num_training_steps=total_steps,
+        scheduler_specific_kwargs={"min_lr_rate": optimizer_options.min_lr_share},
+    )
+    model, optimizer = accelerator.prepare(model, optimizer)
+    accelerator.register_for_checkpointing(scheduler)
+    bare_model = accelerator.unwrap_model(model)
+    if training.trackers:
+        accelerator.init_trackers("tier", config=_flat(config.to_dict()))
+
+    state = {"epoch": 0, "step_in_epoch": 0, "step": 0, "best": None}
+    if checkpoint:
+        state = load_checkpoint(checkpoint, accelerator)
+        accelerator.print(f"Resumed from {checkpoint} at step {state['step']} of {total_steps}.")
+    log = Log(output_dir / "log.jsonl", accelerator, state["step"])
+    bar = tqdm(
+        total=total_steps,
+        initial=state["step"],
+        desc="training",
+        disable=not (training.progress and accelerator.is_main_process),
+    )
+    collapsed = False
+
+    for epoch in range(state["epoch"], training.epochs):
+        model.train()
+        started, pairs = time.perf_counter(), 0
+        for batch in batches.of_epoch(epoch, first_step=state["step_in_epoch"]):
+            with accelerator.accumulate(model):
+                scale = ramp(state["step"] / total_steps, config.regulariser.ramp_start, config.regulariser.ramp_end)
+                out = model(**batch, return_loss=True, entropy_scale=scale)
+                accelerator.backward(out.loss)
+                if accelerator.sync_gradients:
+                    grad_norm = accelerator.clip_grad_norm_(model.parameters(), optimizer_options.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+            pairs += len(batch["input_ids"]) * accelerator.num_processes
+            if not accelerator.sync_gradients:
+                continue
+            scheduler.step()
+            with torch.no_grad():
+                bare_model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+            state["step"] += 1
+            state["step_in_epoch"] += 1
+            bar.update()
+
+            if state["step"] % training.log_every == 0 or state["step"] == total_steps:
+                shape = map_shape(out, bare_model, batch)
+                log.write(
+                    state["step"],
+                    epoch=epoch,
+                    **{name: out[name].item() for name in _LOSS_PARTS if name in out},
+                    **shape,
+                    entropy_scale=scale,
+                    lr=scheduler.get_last_lr()[0],
+                    grad_norm=float(grad_norm),
+                    logit_scale=bare_model.logit_scale.exp().item(),
+                    pairs_per_second=pairs / (time.perf_counter() - started),
+                )
+                started, pairs = time.perf_counter(), 0
+                if not collapsed and _has_collapsed(shape, config, bare_model, scale):
+                    collapsed = True
+                    accelerator.print(_collapse_message(shape, state["step"]))
+            if training.save_every_steps and state["step"] % training.save_every_steps == 0:
+                save_checkpoint(output_dir / "checkpoints" / "last", accelerator, state)
+
+        state["epoch"], state["step_in_epoch"] = epoch + 1, 0
+        if state["epoch"] % config.evaluation.every_epochs == 0 or state["epoch"] == training.epochs:
+            metrics = _evaluate(accelerator, bare_model, processor, validation_pairs, prompts, config)
+            log.write(state["step"], epoch=epoch, validation=metrics)
+            best_before = metric_value(state["best"]["validation"], best_metric) if state["best"] else -math.inf
+            if not state["best"] or metric_value(metrics, best_metric) > best_before:
+                state["best"] = {"step": state["step"], "epoch": state["epoch"], "validation": metrics}
+                with replacing(output_dir / "checkpoints" / "best", accelerator) as folder:
+                    if accelerator.is_main_process:
+                        bare_model.save_pretrained(folder)
+                        processor.save_pretrained(folder)
+            accelerator.print(_summary(state["epoch"], metrics))
+        save_checkpoint(output_dir / "checkpoints" / "last", accelerator, state)
+
+    bar.close()
+    if accelerator.is_main_process:
+        best = TierModel.from_pretrained(output_dir / "checkpoints" / "best")
+        best.save_pretrained(output_dir)
+        processor.save_pretrained(output_dir)
+        (output_dir / "metrics.json").write_text(json.dumps(state["best"], indent=2))
+    accelerator.wait_for_everyone()
+    if training.trackers:
+        accelerator.end_training()
+    return state["best"]
+
+
+_LOSS_PARTS = ("loss", "contrastive_loss", "token_entropy", "patch_entropy")
+
+
+class Batches:
+    """
+    Batches of this process. The order of an epoch depends on the seed and the epoch alone, and every process takes its
+    own part of each global batch; what does not fill a step is left for another epoch's order.
+    """
+
+    def __init__(self, pairs: Dataset, processor: TierProcessor, config: TrainConfig, accelerator: Accelerator):
+        self.pairs, self.processor, self.seed = pairs.select_columns(["image", "text"]), processor, config.seed
+        self.max_text_tokens, self.num_workers = config.data.max_text_tokens, config.data.num_workers
+        self.batch_size, self.micro = config.training.batch_size, config.training.gradient_accumulation_steps
+        self.processes, self.process, self.device = (
+            accelerator.num_processes,
+            accelerator.process_index,
+            accelerator.device,
+        )
+        self.step_size = self.batch_size * self.micro * self.processes
+        self.steps_per_epoch = len(pairs) // self.step_size
+        if self.steps_per_epoch == 0:
+            raise ValueError(
+                f"The training set has {len(pairs)} pairs, fewer than one step needs: training.batch_size "
+                f"{self.batch_size} x gradient_accumulation_steps {self.micro} x {self.processes} processes."
+            )
+
+    def of_epoch(self, epoch: int, first_step: int = 0):
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.pairs))
+        order = order[: self.steps_per_epoch * self.step_size]
+        order = order.reshape(-1, self.processes, self.batch_size)[first_step * self.micro :, self.process]
+        loader = DataLoader(
+            self.pairs,
+            batch_sampler=order.tolist(),
+            collate_fn=self.collate,
+            num_workers=self.num_workers,
+            generator=torch.Generator(),  # the workers' seeds must not take from the model's random numbers
+        )
+        for batch in loader:
+            yield {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+
+    def collate(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        batch = self.processor(
+            images=[row["image"] for row in rows],
+            text=[row["text"] for row in rows],
+            max_length=self.max_text_tokens,
+        )
+        return dict(batch)
+
+
+class Log:
+    """One line of JSON for every logged step, and the same to the trackers; on the main process alone."""
+
+    def __init__(self, path: Path, accelerator: Accelerator, step: int):
+        self.path, self.accelerator = path, accelerator
+        if accelerator.is_main_process and path.exists():  # lines of steps that a resumed run does again
+            lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+            path.write_text("".join(line + "\n" for line in lines))
+
+    def write(self, step: int, **values) -> None:
+        if self.accelerator.is_main_process:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+        if self.accelerator.trackers:
+            self.accelerator.log(_flat(values), step=step)
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
+    """
+    Weight decay for the weights of linear and convolutional layers. None for biases and norms, which set scales and
+    not directions; for embeddings, of which a step sees few rows and would shrink the others; and for single
+    parameters such as `logit_scale` and class tokens. Frozen parameters are left out.
+    """
+    matrices = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d)
+    decayed = {id(m.weight) for m in model.modules() if isinstance(m, matrices)}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if id(p) in decayed], "weight_decay": weight_decay},
+        {"params": [p for p in trained if id(p) not in decayed], "weight_decay": 0.0},
+    ]
+
+
+def ramp(progress: float, start: float, end: float) -> float:
+    """Factor on both lambdas: 0 before `start`, 1 from `end` on, linear in between; all are shares of the steps."""
+    if progress >= end:
+        return 1.0
+    return max(0.0, (progress - start) / (end - start))
+
+
+@torch.no_grad()
+def map_shape(out, model: TierModel, batch: dict) -> dict[str, float]:
+    """Share of negative token-patch cosines, and the mean over tokens of the largest one."""
+    mask = model.entropy_mask(batch["input_ids"], batch["attention_mask"])
+    cosines = (out.token_embeds.float() @ out.patch_embeds.float().transpose(1, 2))[mask]
+    return {
+        "negative_share": (cosines < 0).float().mean().item(),
+        "peak": cosines.max(dim=1).values.mean().item(),
+    }
+
+
+def _has_collapsed(shape: dict, config: TrainConfig, model: TierModel, scale: float) -> bool:
+    """
+    Every patch against nearly every token, and hardly a token with a patch of its own. Many negative cosines alone are
+    no harm: the token term pushes them down around a peak.
+    """
+    patch_term = scale > 0 and model.config.lambda_patch > 0
+    return patch_term and shape["negative_share"] > config.regulariser.warn_negative_share and shape["peak"] < 0.2
+
+
+def _collapse_message(shape: dict, step: int) -> str:
+    return (
+        f"WARNING at step {step}: {shape['negative_share']:.0%} of the token-patch cosines are negative and a token's "
+        f"largest is {shape['peak']:.2f} on average. The patch term has turned the patches against the tokens; the maps "
+        "will be worthless although the AUROC may not show it. Lower model.lambda_patch, or let it come in later with "
+        "regulariser.ramp_start and regulariser.ramp_end."
+    )
+
+
+def _evaluate(
+    accelerator: Accelerator,
+    model: TierModel,
+    processor: TierProcessor,
+    pairs: Dataset,
+    prompts: dict,
+    config: TrainConfig,
+) -> dict:
+    """Validation metrics, computed by the main process and known to all."""
+    result = [None]
+    if accelerator.is_main_process:
+        result[0], _ = evaluate_zero_shot(
+            model,
+            processor,
+            pairs,
+            prompts,
+            batch_size=config.evaluation.batch_size,
+            progress=config.training.progress,
+        )
+    return broadcast_object_list(result)[0]
+
+
+def metric_value(metrics: dict, name: str) -> float:
+    """The number that `evaluation.best_metric` means, larger being better."""
+    value = metrics[name] if name in metrics else metrics["localisation"][name]
+    value = value["mean"] if isinstance(value, dict) else value
+    if value is None or math.isnan(value):
+        return -math.inf
+    return value if BEST_METRICS[name] else -value
+
+
+def _summary(epoch: int, metrics: dict) -> str:
+    recall = metrics["retrieval"]["image_to_text"]
+    auroc = metrics["auroc"]["mean"]
+    line = (
+        f"epoch {epoch}: AUROC {'undefined' if auroc is None else f'{auroc:.3f}'}, loss {metrics['loss']:.3f} "
+        f"(contrastive {metrics['contrastive_loss']:.3f}), token entropy {metrics['token_entropy']:.3f}, patch entropy "
+        f"{metrics['patch_entropy']:.3f}, R@1/5/10 {recall['r@1']:.3f}/{recall['r@5']:.3f}/{recall['r@10']:.3f}"
+    )
+    if "localisation" in metrics:
+        places = metrics["localisation"]
+        line += f", pointing {places['pointing_game']['mean']:.3f}, CNR {places['cnr']['mean']:.3f}"
+    return line
+
+
+def _prepare_folder(config: TrainConfig, output_dir: Path, accelerator: Accelerator) -> Path | None:
+    """Make the output folder ready; returns the checkpoint to resume from, if one is asked for."""
+    resume = config.training.resume_from_checkpoint
+    checkpoint = find_checkpoint(resume, output_dir) if resume else None
+    occupied = output_dir.exists() and any(output_dir.iterdir())
+    if occupied and not resume and not config.training.overwrite:
+        raise ValueError(
+            f"{output_dir} is not empty: go on with --training.resume_from_checkpoint last, replace it with "
+            "--training.overwrite true, or choose another output_dir."
+        )
+    if occupied and config.training.overwrite and not (output_dir / "training_config.yaml").is_file():
+        raise ValueError(f"{output_dir} holds no training run: training.overwrite does not empty it.")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        if occupied and config.training.overwrite:
+            shutil.rmtree(output_dir)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        config.save(output_dir / "training_config.yaml")
+        packages = (
+            "torch",
+            "transformers",
+            "datasets",
+            "accelerate",
+            "evaluate",
+            "safetensors",
+            "tokenizers",
+            "numpy",
+        )
+        environment = {"python": platform.python_version(), **{name: version(name) for name in packages}}
+        environment |= {"system": platform.system(), "machine": platform.machine(), "device": accelerator.device.type}
+        environment |= {"num_processes": accelerator.num_processes}
+        (output_dir / "environment.json").write_text(json.dumps(environment, indent=2))
+    accelerator.wait_for_everyone()
+    return checkpoint
+
+
+def _flat(values: dict, prefix: str = "") -> dict:
+    """Nested keys joined by dots, for the trackers; what is not a number, a text or a flag becomes a text."""
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, (int, float, str, bool)) else str(value)
+    return flat
