@@ -171,7 +171,7 @@ class TierModel(TierPreTrainedModel):
         if clip_config.model_type != "clip":
             raise ValueError(
                 f"{name_or_path} holds a model of type {clip_config.model_type!r}; from_clip needs a CLIPModel "
-                "('clip'). Use TierModel.from_pretrained for a TIER model and TierModel.from_encoders for two encoders."
+                "('clip'). Use TierModel.from_pretrained for a TIER model, from_encoders for two encoders."
             )
         taken = {"text_config", "vision_config", "projection", "projection_dim"} & set(tier_options)
         if taken:

@@ -3,7 +3,8 @@
 Frontal chest radiographs drawn by code, with findings at known places. Drawings, of no clinical meaning.
 
 The picture is a sum of soft-edged shapes over a unit square: `x` to the right, `y` down, `u = x - 0.5` from the
-midline. As on a light box, the patient's right is on the left of the picture (u < 0). Grey values are in [0, 1] until the end.
+midline. As on a light box, the patient's right is on the left of the picture (u < 0). Grey values are in [0, 1] until
+the end.
 """
 
 from dataclasses import dataclass, field
@@ -182,8 +183,9 @@ def render(
 
     heart_depth, heart_centre = _heart(canvas, by_name.get("Cardiomegaly"), view)
     heart = _edge(heart_depth, 0.045)
-    aerated = {side: lung * (1 - 0.93 * heart) for side, lung in lungs.items()}
-    air = aerated["left"] + aerated["right"]
+    air = (lungs["left"] + lungs["right"]) * (1 - 0.93 * heart)
+    # What fills the lung stays visible behind the heart, faintly.
+    seen = {side: lung * (1 - 0.65 * heart) for side, lung in lungs.items()}
 
     body = _edge(a.chest + 0.05 - distance - np.clip(0.16 - y, 0, 1) * (distance > 0.1), 0.012)
     body *= _edge(y - 0.02, 0.01)
@@ -206,9 +208,9 @@ def render(
         vessels *= _pneumothorax(canvas, picture, finding, lungs[finding.side], ribs)
     picture += vessels
     if finding := by_name.get("Edema"):
-        _edema(canvas, picture, finding, aerated)
+        _edema(canvas, picture, finding, seen)
     if finding := by_name.get("Consolidation"):
-        _consolidation(canvas, picture, finding, aerated[finding.side])
+        _consolidation(canvas, picture, finding, seen[finding.side])
     if finding := by_name.get("Atelectasis"):
         _atelectasis(canvas, picture, finding, lungs[finding.side])
     if finding := by_name.get("Nodule"):
@@ -252,18 +254,18 @@ def _pneumothorax(canvas: _Canvas, picture: np.ndarray, finding: Finding, lung: 
     return 1 - space
 
 
-def _edema(canvas: _Canvas, picture: np.ndarray, finding: Finding, aerated: dict[str, np.ndarray]) -> None:
+def _edema(canvas: _Canvas, picture: np.ndarray, finding: Finding, seen: dict[str, np.ndarray]) -> None:
     """Perihilar haze on both sides."""
     strength = 0.10 + 0.13 * finding.severity
     radius = canvas.uniform(0.10, 0.14), canvas.uniform(0.13, 0.19)
     grain = 1 + 0.45 * canvas.middle + 0.35 * canvas.fine
-    for side, air in aerated.items():
+    for side, lung in seen.items():
         spread = ((canvas.outward(side) - 0.15) / radius[0]) ** 2 + ((canvas.y - 0.45) / radius[1]) ** 2
-        picture += strength * np.exp(-spread) * grain * air
-        canvas.regions.append(Region(finding, side, (spread < 0.8) & (air > 0.5)))
+        picture += strength * np.exp(-spread) * grain * lung
+        canvas.regions.append(Region(finding, side, (spread < 0.8) & (lung > 0.3)))
 
 
-def _consolidation(canvas: _Canvas, picture: np.ndarray, finding: Finding, air: np.ndarray) -> None:
+def _consolidation(canvas: _Canvas, picture: np.ndarray, finding: Finding, lung: np.ndarray) -> None:
     """A patch with an uneven border."""
     heights = {"upper": (0.24, 0.33), "mid": (0.42, 0.50), "lower": (0.57, 0.65)}
     x, y = canvas.uniform(0.19, 0.27), canvas.uniform(*heights[finding.zone])
@@ -274,8 +276,8 @@ def _consolidation(canvas: _Canvas, picture: np.ndarray, finding: Finding, air: 
     out, down = canvas.outward(finding.side) - x, canvas.y - y
     ragged = (out / radius[0]) ** 2 + (down / radius[1]) ** 2 + 0.30 * canvas.middle
     shape = _edge(1 - ragged, 0.30)
-    picture += (0.14 + 0.16 * finding.severity) * shape * (1 + 0.25 * canvas.fine) * air
-    mask = (ragged < 1) & (air > 0.3) & (out * out + down * down < 0.04)
+    picture += (0.14 + 0.16 * finding.severity) * shape * (1 + 0.25 * canvas.fine) * lung
+    mask = (ragged < 1) & (lung > 0.3) & (out * out + down * down < 0.04)
     canvas.regions.append(Region(finding, finding.side, mask))
 
 

@@ -277,7 +277,8 @@ def write_mimic_tree(root: str | os.PathLike, num_images: dict[str, int], image_
     Write the drawings as MIMIC-CXR-JPG 2.0.0 and its reports lie on a disk, so that the real loader can be run.
 
     `files/p10/p10000032/s50414267/<dicom_id>.jpg` (JPEG, quality 95, 8-bit grey), the report beside the study's
-    folder, the split, metadata, chexpert and negbio tables (.csv.gz), and the boxes in the form of MS-CXR (`ms_cxr.csv`).
+    folder, the split, metadata, chexpert and negbio tables (.csv.gz), and the boxes in the form of MS-CXR
+    (`ms_cxr.csv`).
     A nodule is a "Lung Lesion" there; a finding that no report names is blank.
 
     Args:

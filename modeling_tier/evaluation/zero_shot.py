@@ -59,9 +59,10 @@ def evaluate_zero_shot(
     Returns:
         `metrics`, ready for JSON, all means unweighted over findings:
             `num_images`; `auroc` by finding and `mean` (None where a class is missing, with the reason in
-            `undefined`); `loss` and `contrastive_loss` in batches of `batch_size`; `token_entropy` and `patch_entropy` of the matched pairs in nats, and their largest possible
-            values `max_token_entropy` and `max_patch_entropy`; `negative_share`: share of the cosines of counted
-            tokens and patches below 0; `peak`: mean over tokens of the largest cosine; `top10_share`: share held by
+            `undefined`); `loss` and `contrastive_loss` in batches of `batch_size`; `token_entropy`
+            and `patch_entropy` of the matched pairs in nats, and their largest possible values
+            `max_token_entropy` and `max_patch_entropy`; `negative_share`: share of the cosines of counted tokens and
+            patches below 0; `peak`: mean over tokens of the largest cosine; `top10_share`: share held by
             the 10% largest (rounded up) of a pair's text-to-patch similarities, shifted so that the smallest is 0;
             `peak_spread`: for each finding the entropy of the place of the peak over all images, divided by log P,
             averaged: 0 if every image points at one fixed place; `retrieval`: recall at 1, 5, 10 both ways;
@@ -115,7 +116,7 @@ def evaluate_zero_shot(
         own = (patch_embeds @ out.text_embeds.float().unsqueeze(2)).squeeze(2)  # (N, P)
         parts["rank_similarity"].append(own.sort(dim=1, descending=True).values)
         if localisation:
-            grounding.add(rows, patch_embeds, _grid(model, inputs["pixel_values"], patch_embeds))
+            grounding.add(rows, patch_embeds, _grid(inputs["pixel_values"], patch_embeds))
     model.train(training)
 
     stacked = {name: torch.cat(values).cpu().numpy() for name, values in parts.items()}
@@ -148,7 +149,7 @@ def embed_sentences(model: TierModel, processor: TierProcessor, sentences: list[
 
 
 def top_share(rank_similarity: np.ndarray, share: float = 0.1) -> float:
-    """Share of a map's similarity, shifted so that its smallest is 0, in its largest patches; rows sorted downwards."""
+    """Share of a map's similarity, shifted so that its smallest is 0, in its largest patches; rows are sorted."""
     shifted = rank_similarity - rank_similarity[:, -1:]
     top = math.ceil(share * shifted.shape[1])
     return float((shifted[:, :top].sum(axis=1) / np.maximum(shifted.sum(axis=1), 1e-12)).mean())
@@ -244,7 +245,7 @@ def _mean(values) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _grid(model: TierModel, pixel_values: torch.Tensor, patch_embeds: torch.Tensor) -> tuple[int, int]:
+def _grid(pixel_values: torch.Tensor, patch_embeds: torch.Tensor) -> tuple[int, int]:
     """Rows and columns of the patches, in the proportions of the input."""
     height, width = pixel_values.shape[-2:]
     rows = round(math.sqrt(patch_embeds.shape[1] * height / width))

@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0.
-"""Checkpoints of a run: written under another name and renamed, so that a half-written one is never taken for whole."""
+"""Checkpoints of a run: written under another name, then renamed; a half-written one is never taken for whole."""
 
 import json
 import shutil

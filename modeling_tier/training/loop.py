@@ -285,9 +285,9 @@ def _has_collapsed(shape: dict, config: TrainConfig, model: TierModel, scale: fl
 def _collapse_message(shape: dict, step: int) -> str:
     return (
         f"WARNING at step {step}: {shape['negative_share']:.0%} of the token-patch cosines are negative and a token's "
-        f"largest is {shape['peak']:.2f} on average. The patch term has turned the patches against the tokens; the maps "
-        "will be worthless although the AUROC may not show it. Lower model.lambda_patch, or let it come in later with "
-        "regulariser.ramp_start and regulariser.ramp_end."
+        f"largest is {shape['peak']:.2f} on average. The patch term has turned the patches against the tokens: the "
+        "maps will be worthless although the AUROC may not show it. Lower model.lambda_patch, or let it come in later "
+        "with regulariser.ramp_start and regulariser.ramp_end."
     )
 
 
@@ -327,8 +327,9 @@ def _summary(epoch: int, metrics: dict) -> str:
     auroc = metrics["auroc"]["mean"]
     line = (
         f"epoch {epoch}: AUROC {'undefined' if auroc is None else f'{auroc:.3f}'}, loss {metrics['loss']:.3f} "
-        f"(contrastive {metrics['contrastive_loss']:.3f}), token entropy {metrics['token_entropy']:.3f}, patch entropy "
-        f"{metrics['patch_entropy']:.3f}, R@1/5/10 {recall['r@1']:.3f}/{recall['r@5']:.3f}/{recall['r@10']:.3f}"
+        f"(contrastive {metrics['contrastive_loss']:.3f}), entropies {metrics['token_entropy']:.3f} of a token and "
+        f"{metrics['patch_entropy']:.3f} of a patch, R@1/5/10 {recall['r@1']:.3f}/{recall['r@5']:.3f}/"
+        f"{recall['r@10']:.3f}"
     )
     if "localisation" in metrics:
         places = metrics["localisation"]

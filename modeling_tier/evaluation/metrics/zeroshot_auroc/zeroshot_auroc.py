@@ -8,8 +8,8 @@ from sklearn.metrics import roc_auc_score
 
 
 _DESCRIPTION = """
-Area under the ROC curve: the chance that a random positive image scores higher than a random negative one, ties counted
-as one half. Computed by scikit-learn.
+Area under the ROC curve: the chance that a random positive image scores higher than a random negative one, ties
+counted as one half. Computed by scikit-learn.
 """
 
 _INPUTS = """
