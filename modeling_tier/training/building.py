@@ -1,10 +1,14 @@
 # Licensed under the Apache License, Version 2.0.
 """The model and the processor that a configuration describes, from pretrained folders or from nothing."""
 
+from pathlib import Path
+
+from accelerate.utils import set_seed
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPImageProcessor, PreTrainedTokenizerFast
 
 from ..configuration_tier import TierConfig
+from ..data import load_pairs
 from ..modeling_tier import TierModel
 from ..processing_tier import TierProcessor
 from .configuration import TrainConfig, pretrained_config, tier_options
@@ -70,3 +74,12 @@ def build_model(config: TrainConfig, processor: TierProcessor) -> TierModel:
 def _ends(tokenizer) -> tuple[int | None, int | None]:
     ids = tokenizer("").input_ids
     return (ids[0], ids[-1]) if len(ids) == 2 else (tokenizer.bos_token_id, tokenizer.eos_token_id)
+
+
+def build_untrained(config: TrainConfig, folder: Path) -> None:
+    """Save the model with which [`train`] would begin, as a complete model folder: what training has to beat."""
+    set_seed(config.seed)
+    pairs = load_pairs(config.data.name, "train", **config.data.options, **config.data.train)
+    processor = build_processor(config, pairs["text"])
+    build_model(config, processor).save_pretrained(folder)
+    processor.save_pretrained(folder)

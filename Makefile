@@ -1,0 +1,22 @@
+# make demo, make test, make bench: each makes .venv if it is missing, then works.
+VENV := .venv
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test bench
+
+demo: $(VENV)/.installed
+	$(RUN) demo.py $(ARGS)
+
+test: $(VENV)/.installed
+	$(RUN) -m pytest $(ARGS)
+
+bench: $(VENV)/.installed
+	$(RUN) benchmarks/synthetic_speed.py
+	$(RUN) benchmarks/training_step.py
+
+$(VENV)/.installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
