@@ -1,0 +1,222 @@
+# Licensed under the Apache License, Version 2.0.
+"""The evaluation of a model against the same protocol written out pair by pair, and its geometry."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TEXT_CONFIGS, VISION_CONFIGS
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+from transformers import BertConfig, CLIPImageProcessor
+
+from modeling_tier import TierConfig, TierModel, text_image_entropy
+from modeling_tier.data import load_pairs
+from modeling_tier.data.phantom import FINDINGS
+from modeling_tier.evaluation import evaluate_zero_shot, load_model, load_prompts
+from modeling_tier.evaluation.localisation import box_mask
+from modeling_tier.evaluation.zero_shot import peak_spread, top_share
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return load_pairs("synthetic", "test", num_images=60, image_size=40, seed=2)
+
+
+@pytest.fixture
+def model(tokenizer):
+    torch.manual_seed(3)
+    text = BertConfig(**TEXT_CONFIGS["bert"].to_diff_dict() | {"vocab_size": len(tokenizer)})
+    config = TierConfig(
+        text_config=text, vision_config=VISION_CONFIGS["resnet"], image_pooling="mean", projection_dim=16
+    )
+    return TierModel(config).eval()
+
+
+@pytest.fixture
+def prompts():
+    return load_prompts("synthetic")
+
+
+def test_against_the_protocol_pair_by_pair(model, processor, pairs, prompts):
+    model.train()
+    metrics, details = evaluate_zero_shot(model, processor, pairs, prompts, batch_size=7, progress=False)
+    assert model.training, "the mode is given back"
+    model.eval()
+    unit = lambda x: x / x.norm(dim=-1, keepdim=True)  # noqa: E731
+
+    def embed(sentences):
+        rows = [unit(model.get_text_features(**processor(text=s)).pooler_output[0]) for s in sentences]
+        return unit(torch.stack(rows).mean(0))
+
+    entropies, negative, scores, tops, texts, images = [], [], [], [], [], []
+    with torch.no_grad():
+        for row in pairs:
+            out = model(**processor(images=row["image"], text=row["text"]))
+            entropies.append(tuple(text_image_entropy(out.token_embeds, out.patch_embeds)))
+            cosines = out.token_embeds[0] @ out.patch_embeds[0].T
+            negative.append((cosines < 0).float().flatten())
+            own = torch.sort(out.patch_embeds[0] @ out.text_embeds[0], descending=True).values
+            shifted = own - own.min()
+            tops.append((shifted[: math.ceil(0.1 * len(own))].sum() / shifted.sum()).item())
+            texts.append(out.text_embeds[0]), images.append(out.image_embeds[0])
+            scores.append(
+                [
+                    (out.image_embeds[0] @ (embed(p["positive"]) - embed(p["negative"]))).item()
+                    for p in prompts.values()
+                ]
+            )
+    np.testing.assert_allclose(details["scores"], scores, atol=1e-5)
+    assert metrics["token_entropy"] == pytest.approx(np.mean([e[0] for e in entropies]), abs=1e-5)
+    assert metrics["patch_entropy"] == pytest.approx(np.mean([e[1] for e in entropies]), abs=1e-5)
+    assert metrics["negative_share"] == pytest.approx(torch.cat(negative).mean().item(), abs=1e-5)
+    assert metrics["top10_share"] == pytest.approx(np.mean(tops), abs=1e-4)
+    for i, finding in enumerate(prompts):
+        labels = [row[finding] for row in pairs["labels"]]
+        assert metrics["auroc"][finding] == pytest.approx(roc_auc_score(labels, details["scores"][:, i]), abs=1e-9)
+    assert metrics["auroc"]["mean"] == pytest.approx(np.mean([metrics["auroc"][f] for f in prompts]))
+    similarity = (torch.stack(images) @ torch.stack(texts).T).numpy()
+    groups = np.unique(pairs["text"][:], return_inverse=True)[1]
+    wrong = [np.sort(similarity[i][groups != groups[i]])[::-1] for i in range(60)]
+    r5 = np.mean([max(similarity[i][groups == groups[i]]) > wrong[i][4] for i in range(60)])
+    assert metrics["retrieval"]["image_to_text"]["r@5"] == pytest.approx(r5)
+    assert json.loads(json.dumps(metrics)) == metrics
+
+
+def test_localisation_against_the_models_own_map(model, processor, pairs, prompts):
+    metrics, _ = evaluate_zero_shot(model, processor, pairs, prompts, progress=False)
+    hits = {finding: [] for finding in FINDINGS}
+    for row in pairs:
+        for finding in FINDINGS:
+            for phrase in {r["phrase"] for r in row["regions"] if r["finding"] == finding}:
+                inputs = processor(images=row["image"], text=phrase)
+                fine = model.get_similarity_map(**inputs, size=(32, 32)).text_to_patch[0].numpy()
+                place = np.zeros((40, 40), bool)
+                for region in row["regions"]:
+                    if region["phrase"] == phrase:
+                        x0, y0, x1, y1 = map(int, region["box"])
+                        place[y0:y1, x0:x1] = True
+                y, x = np.unravel_index(fine.argmax(), fine.shape)
+                hits[finding].append(bool(place[int((y + 0.5) * 1.25), int((x + 0.5) * 1.25)]))
+    for finding in FINDINGS:
+        assert metrics["localisation"]["pointing_game"][finding] == pytest.approx(np.mean(hits[finding]), abs=0.15)
+
+
+@pytest.mark.parametrize("size", [(90, 60), (60, 90), (64, 64)])
+@pytest.mark.parametrize("crop", [True, False])
+def test_boxes_follow_the_picture(size, crop):
+    """A bright rectangle is bright in pixel_values where the mask of its box is."""
+    image_processor = CLIPImageProcessor(
+        size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32}, do_center_crop=crop, do_normalize=False
+    )
+    box = [30, 18, 54, 42]
+    pixels = np.zeros((size[1], size[0]), np.uint8)
+    pixels[box[1] : box[3], box[0] : box[2]] = 255
+    seen = image_processor(Image.fromarray(pixels).convert("RGB"), return_tensors="np")["pixel_values"][0][0] > 0.5
+    mask = box_mask([box], size, image_processor)
+    assert mask.shape == seen.shape
+    assert (mask & seen).sum() / (mask | seen).sum() > 0.85
+
+
+def test_a_box_outside_the_crop_is_empty_and_a_tiny_one_is_not():
+    image_processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    assert not box_mask([[0, 0, 5, 60]], (200, 64), image_processor).any()
+    assert box_mask([[100, 30, 101, 31]], (200, 64), image_processor).sum() == 1
+
+
+def test_top_share_and_peak_spread():
+    one = np.zeros((3, 20))
+    one[:, 0] = 5
+    assert top_share(one) == 1 and top_share(np.linspace(1, 0, 20)[None]) == pytest.approx(37 / 190)
+    assert peak_spread(np.full((50, 2), 7), 16) == 0
+    assert peak_spread(np.arange(64)[:, None] % 16, 16) == pytest.approx(1)
+
+
+def test_labels_that_say_nothing_are_left_out(model, processor, pairs, prompts):
+    rows = [dict(row) for row in pairs]
+    for i, row in enumerate(rows):
+        row["labels"] = dict(row["labels"])
+        if i % 3 == 0:
+            row["labels"]["Edema"] = None if i % 2 else -1.0
+        row["labels"]["Nodule"] = 0.0
+    from datasets import Dataset
+
+    changed = Dataset.from_list(rows, features=pairs.features)
+    metrics, details = evaluate_zero_shot(model, processor, changed, prompts, localisation=False, progress=False)
+    edema = list(prompts).index("Edema")
+    known = [i for i in range(60) if i % 3]
+    labels = [rows[i]["labels"]["Edema"] for i in known]
+    assert metrics["auroc"]["Edema"] == pytest.approx(roc_auc_score(labels, details["scores"][known, edema]))
+    assert metrics["auroc"]["Nodule"] is None and metrics["undefined"] == {"Nodule": "n+ = 0, n- = 60"}
+    assert metrics["auroc"]["mean"] == pytest.approx(
+        np.mean([v for k, v in metrics["auroc"].items() if v is not None and k != "mean"])
+    )
+    assert "localisation" not in metrics
+
+
+def test_what_cannot_be_evaluated_is_named(model, processor, pairs, prompts):
+    with pytest.raises(ValueError, match="empty"):
+        evaluate_zero_shot(model, processor, pairs.select([]), prompts)
+    with pytest.raises(ValueError, match="Fracture"):
+        evaluate_zero_shot(model, processor, pairs, {"Fracture": prompts["Edema"]})
+    with torch.no_grad():
+        model.visual_projection.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match=pairs[0]["image_id"]):
+        evaluate_zero_shot(model, processor, pairs, prompts, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("findings: {}", "findings"),
+        ("other: 1\nfindings: {A: {positive: [a], negative: [b]}}", "other"),
+        ("findings: {A: {positive: [a]}}", "'A'.*negative"),
+        ("findings: {A: {positive: [], negative: [b]}}", "A: positive"),
+        ("findings: {A: {positive: [a], negative: [3]}}", "A: negative"),
+    ],
+)
+def test_bad_prompts_are_named(tmp_path, content, message):
+    path = tmp_path / "prompts.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_prompts(str(path))
+
+
+def test_prompts(prompts):
+    assert list(prompts) == list(FINDINGS)
+    assert all("The lungs are clear." in p["negative"] and p["positive"] for p in prompts.values())
+    with pytest.raises(ValueError, match="synthetic"):
+        load_prompts("no-such-data-set")
+
+
+def test_a_clip_folder_is_a_model_too(clip_model, processor, tmp_path):
+    clip_model.save_pretrained(tmp_path)
+    processor.image_processor.save_pretrained(tmp_path), processor.tokenizer.save_pretrained(tmp_path)
+    model, loaded = load_model(str(tmp_path))
+    assert model.config.lambda_token == model.config.lambda_patch == 0
+    assert loaded(text="left effusion")["input_ids"].shape == (1, 4)
+
+
+def test_command_line(model, processor, tmp_path):
+    folder, out = tmp_path / "model", tmp_path / "out"
+    model.save_pretrained(folder), processor.save_pretrained(folder)
+    command = [sys.executable, "evaluate_zeroshot.py", "--model", str(folder), "--num_images", "40"]
+    process = subprocess.run([*command, "--output_dir", str(out)], capture_output=True, text=True, cwd=ROOT)
+    assert process.returncode == 0, process.stderr
+    for word in ("Cardiomegaly", "AUROC", "pointing", "token entropy", "R@10"):
+        assert word in process.stdout
+    written = json.loads((out / "metrics.json").read_text())
+    assert written["metrics"]["num_images"] == 40 and written["versions"]["torch"]
+    for name in ("similarity_maps", "patch_similarity", "roc"):
+        with Image.open(out / "figures" / f"{name}.png") as figure:
+            assert min(figure.size) > 300
+    process = subprocess.run([*command, "--data_dir", "x"], capture_output=True, text=True, cwd=ROOT)
+    assert process.returncode == 1 and "data_dir" in process.stderr and "Traceback" not in process.stderr
