@@ -11,6 +11,7 @@ import json
 import sys
 from pathlib import Path
 
+from accelerate.utils import set_seed
 from transformers.utils import logging
 
 from modeling_tier.data import load_pairs
@@ -18,7 +19,7 @@ from modeling_tier.evaluation import evaluate_zero_shot, load_model, load_prompt
 from modeling_tier.evaluation.figures import plot_patch_similarity, plot_similarity_maps
 from modeling_tier.evaluation.tables import aligned
 from modeling_tier.training import load_config, train
-from modeling_tier.training.building import build_untrained
+from modeling_tier.training.building import build_model
 
 
 CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
@@ -29,7 +30,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--output_dir", default="runs/demo", help="folder for the three models, figures and table")
+    parser.add_argument(
+        "--output_dir", default="runs/demo", help="folder for the two models, figures and metrics.json"
+    )
     arguments, overrides = parser.parse_known_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -49,28 +52,25 @@ def run_demo(output_dir: Path, overrides: list[str]) -> dict[str, dict]:
     Returns:
         the metrics of [`evaluate_zero_shot`] under "untrained", "CLIP" and "TIER", as in `output_dir/metrics.json`.
     """
-    variants = {
-        "untrained": [],
-        "CLIP": ["--model.lambda_token", "0", "--model.lambda_patch", "0"],
-        "TIER": [],
-    }
-    results, details, models = {}, {}, {}
-    for name, options in variants.items():
+    without = ["--model.lambda_token", "0", "--model.lambda_patch", "0"]
+    models = {}
+    for name, options in {"CLIP": without, "TIER": []}.items():
         folder = output_dir / name.lower()
         run_options = ["--output_dir", str(folder), "--training.overwrite", "true"]
         config = load_config(CONFIG, [*overrides, *options, *run_options])
-        if name == "untrained":
-            build_untrained(config, folder)
-        else:
-            print(f"Training {name} ...", flush=True)
-            train(config)
-        model, processor = load_model(str(folder))
-        test = load_pairs(config.data.name, "test", **config.data.options | {"num_images": NUM_TEST_IMAGES})
-        prompts = load_prompts(config.evaluation.prompts or config.data.name)
+        print(f"Training {name} ...", flush=True)
+        train(config)
+        models[name], processor = load_model(str(folder))
+    set_seed(config.seed)
+    models = {"untrained": build_model(config, processor), **models}
+
+    test = load_pairs(config.data.name, "test", **config.data.options | {"num_images": NUM_TEST_IMAGES})
+    prompts = load_prompts(config.evaluation.prompts or config.data.name)
+    results, details = {}, {}
+    for name, model in models.items():
         results[name], details[name] = evaluate_zero_shot(
             model, processor, test, prompts, progress=config.training.progress
         )
-        models[name] = model
     figures = output_dir / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     trained = {name: models[name] for name in ("CLIP", "TIER")}

@@ -1,14 +1,12 @@
 # Licensed under the Apache License, Version 2.0.
 """The model and the processor that a configuration describes, from pretrained folders or from nothing."""
 
-from pathlib import Path
+from collections import Counter
 
-from accelerate.utils import set_seed
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPImageProcessor, PreTrainedTokenizerFast
 
 from ..configuration_tier import TierConfig
-from ..data import load_pairs
 from ..modeling_tier import TierModel
 from ..processing_tier import TierProcessor
 from .configuration import TrainConfig, pretrained_config, tier_options
@@ -36,14 +34,24 @@ def build_processor(config: TrainConfig, texts: list[str]) -> TierProcessor:
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A lower-casing WordPiece tokenizer with BERT's special tokens, its vocabulary taken from the texts."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    """
+    A lower-casing WordPiece tokenizer with BERT's special tokens. Its vocabulary is the characters of the texts and
+    their most frequent words; a word outside of it is spelled. The trainers of `tokenizers` are not used: words of
+    equal frequency come out of them in a different order each time, and a seed must decide everything.
+    """
+    normalizer, pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    words = Counter()
+    for text in texts:
+        words.update(word for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text)))
+    characters = sorted(set("".join(words)))
+    by_frequency = sorted(words, key=lambda word: (-words[word], word))
+    vocabulary = [*_SPECIAL_TOKENS.values(), *characters, *(f"##{character}" for character in characters)]
+    if len(vocabulary) > vocab_size:
+        raise ValueError(f"tokenizer.vocab_size must be at least {len(vocabulary)} for the characters of the texts.")
+    vocabulary = list(dict.fromkeys([*vocabulary, *by_frequency]))[:vocab_size]
+    tokenizer = Tokenizer(models.WordPiece({token: i for i, token in enumerate(vocabulary)}, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
     tokenizer.decoder = decoders.WordPiece()
-    special = list(_SPECIAL_TOKENS.values())
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
     ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **_SPECIAL_TOKENS)
@@ -74,12 +82,3 @@ def build_model(config: TrainConfig, processor: TierProcessor) -> TierModel:
 def _ends(tokenizer) -> tuple[int | None, int | None]:
     ids = tokenizer("").input_ids
     return (ids[0], ids[-1]) if len(ids) == 2 else (tokenizer.bos_token_id, tokenizer.eos_token_id)
-
-
-def build_untrained(config: TrainConfig, folder: Path) -> None:
-    """Save the model with which [`train`] would begin, as a complete model folder: what training has to beat."""
-    set_seed(config.seed)
-    pairs = load_pairs(config.data.name, "train", **config.data.options, **config.data.train)
-    processor = build_processor(config, pairs["text"])
-    build_model(config, processor).save_pretrained(folder)
-    processor.save_pretrained(folder)

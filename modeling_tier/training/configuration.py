@@ -43,8 +43,8 @@ class ModelOptions:
     vision_config: dict = option(dict, "configuration of a new vision encoder, with its model_type")
     text_config: dict = option(dict, "configuration of a new text encoder, with its model_type")
     projection_dim: int | None = option(None, "dimension of the joint space")
-    projection: str | None = option(None, "linear | mlp")
-    image_pooling: str | None = option(None, "cls | mean")
+    projection: str | None = option(None, "heads of the joint space: linear | mlp")
+    image_pooling: str | None = option(None, "global image embedding: cls | mean")
     lambda_token: float | None = option(None, "weight of the token term; null: TierConfig's or the model's own")
     lambda_patch: float | None = option(None, "weight of the patch term; null: TierConfig's or the model's own")
     entropy_temperature: float | None = option(None, "divides the cosines in the entropies")
@@ -55,7 +55,7 @@ class ModelOptions:
 @dataclass
 class TokenizerOptions:
     pretrained: str | None = option(None, "folder or Hub id; null: the pretrained model's, or a new one is trained")
-    vocab_size: int = option(2000, "largest vocabulary of a WordPiece tokenizer trained on the training texts")
+    vocab_size: int = option(2000, "largest vocabulary of a tokenizer made from the training texts")
 
 
 @dataclass

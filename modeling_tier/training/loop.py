@@ -3,6 +3,7 @@
 
 import json
 import math
+import os
 import platform
 import shutil
 import time
@@ -48,6 +49,7 @@ def train(config: TrainConfig) -> dict:
     training, optimizer_options = config.training, config.optimizer
     output_dir = Path(config.output_dir)
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # without it, several processes on CPUs would not find each other
         mixed_precision=training.mixed_precision,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         log_with=list(training.trackers) or None,
@@ -55,6 +57,11 @@ def train(config: TrainConfig) -> dict:
     )
     if training.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("training.mixed_precision: fp16 needs a GPU; use bf16 or no.")
+    if accelerator.num_processes == 1 and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        accelerator.print(
+            "WARNING: accelerate was asked for several processes and started one. On CPUs, start several with: "
+            "accelerate launch --multi_gpu --num_processes 2 train.py ... (without a GPU they run on CPUs)."
+        )
     checkpoint = _prepare_folder(config, output_dir, accelerator)
     set_seed(config.seed)
 
@@ -259,7 +266,7 @@ def ramp(progress: float, start: float, end: float) -> float:
     """Factor on both lambdas: 0 before `start`, 1 from `end` on, linear in between; all are shares of the steps."""
     if progress >= end:
         return 1.0
-    return max(0.0, (progress - start) / (end - start))
+    return 0.0 if progress <= start else (progress - start) / (end - start)
 
 
 @torch.no_grad()

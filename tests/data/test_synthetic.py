@@ -148,7 +148,7 @@ def test_reports_name_what_is_drawn_and_deny_nothing_of_it(studies):
                 assert finding.side in sentence and other not in sentence
         if not drawn:
             for sentence in " ".join(study.report).lower().split("."):
-                for name, word in words.items():
+                for word in words.values():
                     if re.search(word, sentence):
                         assert re.search(r"\b(no|not|normal|clear|sharp)\b", sentence), sentence
     positives = sum(len([f for f in study.findings if f.name in words]) for study in studies)

@@ -1,0 +1,60 @@
+# Licensed under the Apache License, Version 2.0.
+"""
+The demo over several seeds: mean and standard deviation of each model, and TIER minus CLIP seed by seed.
+
+    python benchmarks/demo_seeds.py --seeds 0 1 2 3 4 [--output_dir runs/demo_seeds] [--section.option value ...]
+
+A seed whose metrics.json is there is not run again, so several of these can share the seeds, and the last one prints
+the table of all.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from transformers.utils import logging
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from demo import COLUMNS, run_demo  # noqa: E402
+from modeling_tier.evaluation.tables import aligned  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--output_dir", default="runs/demo_seeds")
+    arguments, overrides = parser.parse_known_args()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    results = []
+    for seed in arguments.seeds:
+        folder = Path(arguments.output_dir) / str(seed)
+        if not (folder / "metrics.json").is_file():
+            run_demo(folder, ["--training.progress", "false", *overrides, "--seed", str(seed)])
+        results.append(json.loads((folder / "metrics.json").read_text()))
+    print(f"{len(results)} seeds, mean (standard deviation)\n")
+    print(seeds_table(results))
+
+
+def seeds_table(results: list[dict]) -> str:
+    numbers = {
+        name: np.array([[value(result[name]) for value in COLUMNS.values()] for result in results])
+        for name in results[0]
+    }
+    numbers["TIER - CLIP"] = numbers["TIER"] - numbers["CLIP"]
+    deviation = lambda values: values.std(axis=0, ddof=min(1, len(values) - 1))  # noqa: E731
+    rows = [["", *COLUMNS]]
+    for name, values in numbers.items():
+        pairs = zip(values.mean(axis=0), deviation(values))
+        rows.append([name, *(f"{mean:.3f} ({spread:.3f})" for mean, spread in pairs)])
+    rows.append(["seeds in which TIER > CLIP", *(str(n) for n in (numbers["TIER - CLIP"] > 0).sum(axis=0))])
+    return aligned(rows)
+
+
+if __name__ == "__main__":
+    main()

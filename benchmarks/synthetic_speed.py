@@ -1,0 +1,43 @@
+# Licensed under the Apache License, Version 2.0.
+"""Complete rows of the synthetic data set (drawing, report, masks, PNG) per second and core, beside PNG alone."""
+
+import io
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from modeling_tier.data.synthetic import draw_studies, synthetic_pairs  # noqa: E402
+from modeling_tier.evaluation.tables import aligned  # noqa: E402
+
+
+NUM_IMAGES = 300
+
+
+def rate(work) -> float:
+    started = time.perf_counter()
+    work()
+    return NUM_IMAGES / (time.perf_counter() - started)
+
+
+def encode(pictures: list[np.ndarray]) -> None:
+    for pixels in pictures:
+        Image.fromarray(pixels).save(io.BytesIO(), "PNG", compress_level=1)
+
+
+def main() -> None:
+    rows = [["pixels a side", "rows/s", "PNG of the picture alone, pictures/s", "ratio"]]
+    for size in (64, 96, 128, 224):
+        pictures = [study.pixels for study in draw_studies("train", NUM_IMAGES, size, seed=0)]
+        complete = max(rate(lambda s=size: synthetic_pairs("train", NUM_IMAGES, s)) for _ in range(3))
+        baseline = max(rate(lambda p=pictures: encode(p)) for _ in range(3))
+        rows.append([str(size), f"{complete:.0f}", f"{baseline:.0f}", f"{complete / baseline:.2f}"])
+    print(aligned(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,327 @@
+# Licensed under the Apache License, Version 2.0.
+"""The training loop on tiny models: what a run leaves, that resuming changes nothing, several processes."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+from modeling_tier import TierModel
+from modeling_tier.data import load_pairs
+from modeling_tier.training import load_config, loop, train
+from modeling_tier.training.building import train_tokenizer
+from modeling_tier.training.loop import Batches, metric_value, parameter_groups, ramp
+
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    "--data.options.image_size=32",
+    "--data.train.num_images=48",
+    "--data.validation.num_images=40",
+    "--model.image_size=32",
+    "--model.vision_config.embedding_size=8",
+    "--model.vision_config.hidden_sizes=[8, 16]",
+    "--model.vision_config.depths=[1, 1]",
+    "--model.text_config.hidden_size=32",
+    "--model.text_config.num_hidden_layers=1",
+    "--model.text_config.intermediate_size=37",
+    "--model.text_config.hidden_dropout_prob=0.1",
+    "--model.projection_dim=16",
+    "--model.lambda_patch=0.05",
+    "--training.batch_size=8",
+    "--training.epochs=2",
+    "--training.log_every=2",
+    "--training.progress=false",
+]
+
+
+def tiny(folder, *options):
+    return load_config(ROOT / "configs" / "demo.yaml", [*TINY, f"--output_dir={folder}", *options])
+
+
+def lines(folder) -> list[dict]:
+    return [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return load_file(Path(folder) / "model.safetensors")
+
+
+@pytest.fixture(autouse=True)
+def own_accelerator():
+    """Accelerate keeps one state per process; every test starts afresh."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    return folder, train(tiny(folder))
+
+
+def test_a_run_leaves_a_complete_folder(finished):
+    folder, best = finished
+    for name in (
+        "config.json",
+        "model.safetensors",
+        "modeling_tier.py",
+        "configuration_tier.py",
+        "entropy_tier.py",
+        "processing_tier.py",
+        "processor_config.json",
+        "tokenizer.json",
+        "training_config.yaml",
+        "metrics.json",
+        "environment.json",
+        "log.jsonl",
+        "checkpoints/last/trainer_state.json",
+        "checkpoints/best/model.safetensors",
+    ):
+        assert (folder / name).is_file(), name
+    assert type(AutoModel.from_pretrained(folder)) is TierModel
+    assert load_config(folder / "training_config.yaml") == tiny(folder)
+    assert json.loads((folder / "metrics.json").read_text()) == best
+    assert json.loads((folder / "environment.json").read_text())["torch"] == version("torch")
+    assert not list(folder.glob("checkpoints/*.tmp")) and not list(folder.glob("checkpoints/*.old"))
+
+
+def test_the_log(finished):
+    steps = [line for line in lines(finished[0]) if "loss" in line]
+    assert [line["step"] for line in steps] == [2, 4, 6, 8, 10, 12]
+    for line in steps:
+        expected = line["contrastive_loss"] + 0.2 * line["token_entropy"] + 0.05 * line["patch_entropy"]
+        assert line["loss"] == pytest.approx(expected, abs=1e-4)
+        assert 0 <= line["negative_share"] <= 1 and line["pairs_per_second"] > 0 and line["grad_norm"] > 0
+    assert steps[-1]["lr"] == pytest.approx(0.01 * 2e-3)
+    evaluations = [line["validation"] for line in lines(finished[0]) if "validation" in line]
+    assert len(evaluations) == 2
+    for metrics in evaluations:
+        assert {"loss", "contrastive_loss", "token_entropy", "patch_entropy", "auroc", "retrieval"} <= set(metrics)
+
+
+def test_the_best_checkpoint_is_kept(finished):
+    folder, best = finished
+    evaluations = [line for line in lines(folder) if "validation" in line]
+    values = [metric_value(line["validation"], "auroc") for line in evaluations]
+    assert best["step"] == evaluations[values.index(max(values))]["step"]
+    for name, weight in weights(folder).items():
+        assert torch.equal(weight, weights(folder / "checkpoints" / "best")[name])
+
+
+def test_metric_value_is_larger_for_the_better():
+    metrics = {"auroc": {"mean": None}, "loss": 2.0, "localisation": {"cnr": {"mean": 0.5}}}
+    assert metric_value(metrics, "auroc") == -math.inf
+    assert metric_value(metrics, "loss") == -2.0 and metric_value(metrics, "cnr") == 0.5
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop_after", [4, 6, 9])
+def test_a_resumed_run_ends_as_an_uninterrupted_one(finished, tmp_path, monkeypatch, stop_after):
+    """Stopped in the middle and at the end of an epoch (6 steps each); dropout is on, so random numbers count too."""
+    calls = []
+    original = loop.map_shape
+
+    def stop(*args):
+        calls.append(1)
+        if len(calls) > stop_after // 2:
+            raise Stopped
+        return original(*args)
+
+    options = ["--training.save_every_steps=2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "map_shape", stop)
+        with pytest.raises(Stopped):
+            train(tiny(tmp_path / "run", *options))
+    state = json.loads((tmp_path / "run/checkpoints/last/trainer_state.json").read_text())
+    assert state["step"] == stop_after // 2 * 2
+    assert not (tmp_path / "run/metrics.json").exists()
+    train(tiny(tmp_path / "run", *options, "--training.resume_from_checkpoint=last"))
+    for name, weight in weights(finished[0] / "checkpoints" / "last").items():
+        assert torch.equal(weight, weights(tmp_path / "run/checkpoints/last")[name]), name
+    same = [
+        {k: v for k, v in line.items() if k != "pairs_per_second"}
+        for folder in (finished[0], tmp_path / "run")
+        for line in lines(folder)
+    ]
+    assert same[: len(same) // 2] == same[len(same) // 2 :], "the log too has every step once"
+
+
+def test_an_output_folder_is_not_overwritten_unasked(finished, tmp_path):
+    with pytest.raises(ValueError, match="not empty.*resume_from_checkpoint last.*overwrite"):
+        train(tiny(finished[0]))
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="no training run"):
+        train(tiny(tmp_path / "precious", "--training.overwrite=true"))
+    assert (tmp_path / "precious" / "thesis.txt").exists()
+    with pytest.raises(ValueError, match="no complete checkpoint"):
+        train(tiny(tmp_path / "new", "--training.resume_from_checkpoint=last"))
+    with pytest.raises(ValueError, match="48 pairs.*batch_size 64"):
+        train(tiny(tmp_path / "large", "--training.batch_size=64"))
+
+
+def test_going_on_from_a_pretrained_model(finished, tmp_path):
+    content = load_config(ROOT / "configs" / "demo.yaml", TINY).to_dict()
+    content["model"] = {"pretrained": str(finished[0]), "lambda_token": 0.7}
+    content["output_dir"] = str(tmp_path / "run")
+    content["training"]["epochs"] = 1
+    import yaml
+
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+    train(load_config(tmp_path / "c.yaml"))
+    model = TierModel.from_pretrained(tmp_path / "run")
+    assert model.config.lambda_token == 0.7 and model.config.lambda_patch == 0.05
+    first = next(line for line in lines(tmp_path / "run") if "loss" in line)
+    last = [line for line in lines(finished[0]) if "loss" in line][-1]
+    assert first["logit_scale"] == pytest.approx(last["logit_scale"], rel=0.05), "its weights were taken"
+
+
+def test_weight_decay_only_where_it_belongs(tmp_path):
+    config = tiny(tmp_path)
+    from modeling_tier import TierConfig
+    from modeling_tier.training.configuration import tier_options
+
+    model = TierModel(
+        TierConfig(
+            vision_config=config.model.vision_config,
+            text_config=config.model.text_config | {"vocab_size": 50},
+            **tier_options(config.model),
+        )
+    )
+    model.text_model.encoder.layer[0].requires_grad_(False)
+    decayed, rest = (group["params"] for group in parameter_groups(model, 0.1))
+    names = {id(p): name for name, p in model.named_parameters()}
+    decayed, rest = {names[id(p)] for p in decayed}, {names[id(p)] for p in rest}
+    assert "text_projection.weight" in decayed and any("convolution.weight" in name for name in decayed)
+    assert "logit_scale" in rest and "text_model.embeddings.word_embeddings.weight" in rest
+    assert not any(name.endswith("bias") or "orm" in name for name in decayed)
+    assert not any("layer.0" in name and name.startswith("text_model") for name in decayed | rest)
+    assert decayed | rest == {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_ramp():
+    assert [ramp(p, 0.2, 0.6) for p in (0, 0.2, 0.4, 0.6, 1)] == pytest.approx([0, 0, 0.5, 1, 1])
+    assert ramp(0, 0, 0) == 1 and ramp(0.3, 0.4, 0.4) == 0 and ramp(0.4, 0.4, 0.4) == 1
+
+
+def test_the_ramp_reaches_the_loss(tmp_path):
+    train(tiny(tmp_path / "run", "--training.epochs=1", "--regulariser.ramp_start=0.5", "--regulariser.ramp_end=0.5"))
+    early, *_, late = [line for line in lines(tmp_path / "run") if "loss" in line]
+    assert early["entropy_scale"] == 0 and early["loss"] == early["contrastive_loss"]
+    assert "token_entropy" not in early, "and nothing of it is computed before"
+    assert late["entropy_scale"] == 1 and late["loss"] > late["contrastive_loss"]
+
+
+def test_logit_scale_is_clamped(tmp_path):
+    train(tiny(tmp_path / "run", "--training.epochs=1", "--model.logit_scale_init_value=9"))
+    scales = [line["logit_scale"] for line in lines(tmp_path / "run") if "loss" in line]
+    assert len(scales) == 3 and all(90 < scale <= 100.001 for scale in scales), "it began at exp(9) = 8103"
+
+
+def test_a_collapse_is_told(tmp_path, monkeypatch, capsys):
+    collapsed = {"negative_share": 0.99, "peak": -0.3}
+    monkeypatch.setattr(loop, "map_shape", lambda *args: collapsed)
+    train(tiny(tmp_path / "run", "--training.epochs=1"))
+    said = capsys.readouterr().out
+    assert said.count("WARNING") == 1 and "99%" in said and "lambda_patch" in said and "ramp_start" in said
+    train(tiny(tmp_path / "without", "--training.epochs=1", "--model.lambda_patch=0"))
+    assert "WARNING" not in capsys.readouterr().out
+
+
+def test_gradient_accumulation_and_bf16(tmp_path):
+    train(
+        tiny(
+            tmp_path / "run",
+            "--training.gradient_accumulation_steps=3",
+            "--training.mixed_precision=bf16",
+            "--training.epochs=1",
+        )
+    )
+    steps = [line["step"] for line in lines(tmp_path / "run") if "loss" in line]
+    assert steps == [2], "48 pairs make two steps of 3 x 8"
+
+
+def test_fp16_needs_a_gpu(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ValueError, match="bf16"):
+        train(tiny(tmp_path / "run", "--training.mixed_precision=fp16"))
+
+
+def test_a_tracker_gets_the_log(tmp_path):
+    pytest.importorskip("tensorboard")
+    train(tiny(tmp_path / "run", "--training.epochs=1", "--training.trackers=[tensorboard]"))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "run" / "tier"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("contrastive_loss")] == [2, 4, 6]
+    assert events.Scalars("validation.auroc.mean")
+
+
+def test_tokenizer_of_the_reports():
+    texts = load_pairs("synthetic", "train", num_images=200, image_size=32)["text"][:]
+    tokenizer = train_tokenizer(texts, 2000)
+    ids = tokenizer("Left pleural EFFUSION.").input_ids
+    assert tokenizer.convert_ids_to_tokens(ids) == ["[CLS]", "left", "pleural", "effusion", ".", "[SEP]"]
+    assert train_tokenizer(texts, 2000).get_vocab() == tokenizer.get_vocab()
+    short = train_tokenizer(texts, 100)
+    assert len(short) == 100 and short.decode(short("unremarkable").input_ids[1:-1]) == "unremarkable"
+    with pytest.raises(ValueError, match=r"tokenizer\.vocab_size"):
+        train_tokenizer(texts, 20)
+    assert tokenizer.unk_token_id not in {i for text in texts for i in tokenizer(text).input_ids}
+
+
+class OneOf:
+    """What `Batches` needs of an Accelerator."""
+
+    def __init__(self, num_processes, process_index):
+        self.num_processes, self.process_index, self.device = num_processes, process_index, torch.device("cpu")
+
+
+def test_processes_share_a_batch_without_overlap(processor, tmp_path):
+    pairs = load_pairs("synthetic", "train", num_images=50, image_size=32)
+    alone = Batches(pairs, processor, tiny(tmp_path, "--training.batch_size=8"), OneOf(1, 0))
+    together = [Batches(pairs, processor, tiny(tmp_path, "--training.batch_size=4"), OneOf(2, i)) for i in range(2)]
+    for epoch in range(2):
+        parts = zip(*(batches.of_epoch(epoch) for batches in together))
+        for whole, (first, second) in zip(alone.of_epoch(epoch), parts, strict=True):
+            assert torch.equal(whole["pixel_values"], torch.cat([first["pixel_values"], second["pixel_values"]]))
+
+
+def test_two_processes_are_one(tmp_path):
+    """The same global batch on one and on two processes: the same losses, gradients and weights; no dropout here."""
+    common = [*TINY, "--model.text_config.hidden_dropout_prob=0", "--training.epochs=1", "--training.log_every=1"]
+    # Batch norm takes the statistics of a process's own pairs, so it must not take part in this comparison.
+    common += ["--model.vision_config={model_type: convnext, hidden_sizes: [8, 16], depths: [1, 1], num_stages: 2}"]
+    common += ["--model.lambda_token=0.2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    for number, size in ((1, 16), (2, 8)):
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(number)]
+        launch += ["--multi_gpu"] if number > 1 else ["--cpu"]  # on CPUs it starts several processes by gloo
+        launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        options = [f"--training.batch_size={size}", f"--output_dir={tmp_path / str(number)}"]
+        command = [*launch, "train.py", "--config", "configs/demo.yaml", *common, *options]
+        process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+        assert process.returncode == 0, process.stderr[-3000:]
+    assert json.loads((tmp_path / "2" / "environment.json").read_text())["num_processes"] == 2
+    first, second = ([line for line in lines(tmp_path / n) if "loss" in line] for n in "12")
+    assert len(first) == len(second) == 3
+    for one, two in zip(first, second):
+        # After clipping the gradients, their norm and the learning rate make the step.
+        assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-3)
+        assert one["lr"] == two["lr"]
+    for name, weight in weights(tmp_path / "1" / "checkpoints" / "last").items():
+        torch.testing.assert_close(weight, weights(tmp_path / "2" / "checkpoints" / "last")[name], rtol=0, atol=2e-4)

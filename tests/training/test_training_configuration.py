@@ -1,0 +1,107 @@
+# Licensed under the Apache License, Version 2.0.
+"""Options of train.py: read, checked before anything is loaded, and saved."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from modeling_tier.training import load_config
+from modeling_tier.training.configuration import describe_options
+
+
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "configs" / "demo.yaml"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--optimiser.lr", "1"], r"'optimiser'.*Did you mean optimizer"),
+        (["--optimizer.lrate", "1"], r"optimizer\.lrate.*Known here.*weight_decay"),
+        (["--training.epoch", "1"], r"Did you mean training\.epochs"),
+        (["--training.epochs", "two"], r"training\.epochs must be int.*'two'"),
+        (["--training.epochs", "1.5"], r"training\.epochs must be int"),
+        (["--training.epochs", "0"], r"training\.epochs must be at least 1"),
+        (["--training.overwrite", "3"], r"training\.overwrite must be bool"),
+        (["--optimizer.lr", "fast"], r"optimizer\.lr must be float"),
+        (["--optimizer.lr", "0"], r"optimizer\.lr must be positive"),
+        (["--optimizer.lr", "nan"], r"optimizer\.lr"),
+        (["--optimizer.beta1", "1.2"], r"optimizer\.beta1.*at most 1"),
+        (["--training.mixed_precision", "fp8"], r"mixed_precision.*bf16"),
+        (["--training.trackers", "[mlflow]"], r"trackers.*tensorboard"),
+        (["--evaluation.best_metric", "accuracy"], r"best_metric.*auroc"),
+        (["--data.name", "mimic"], r"data.*'mimic'.*synthetic"),
+        (["--data.train.num_image", "3"], r"data.*num_image.*num_images"),
+        (["--regulariser.ramp_start", "0.5", "--regulariser.ramp_end", "0.2"], "ramp_end"),
+        (["--model.image_pooling", "cls"], r"model.*image_pooling='mean'"),
+        (["--model.lambda_patch", "-1"], "lambda_patch"),
+        (["--model.text_config.model_type", "gpt2"], "gpt2"),
+        (["--model.text_config", "{}"], r"model\.text_config needs its model_type"),
+        (["--model.pretrained", "somewhere"], r"leave out model\.vision_config"),
+        (["--data.max_text_tokens", "4000"], r"max_text_tokens.*max_position_embeddings"),
+        (["--training.resume_from_checkpoint", "last", "--training.overwrite", "true"], "exclude each other"),
+        (["--training.epochs"], "needs a value"),
+        (["training.epochs", "3"], "--section.option"),
+        (["--seed.value", "3"], "'seed' is an option"),
+        (["--training", "3"], "section"),
+    ],
+)
+def test_what_cannot_work_is_named(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(DEMO, overrides)
+
+
+def test_values():
+    config = load_config(
+        DEMO,
+        [
+            "--optimizer.lr",
+            "1e-3",
+            "--training.epochs=7",
+            "--data.options.image_size",
+            "48",
+            "--model.lambda_token",
+            "1",
+        ],
+    )
+    assert config.optimizer.lr == 0.001 and config.training.epochs == 7
+    assert config.data.options["image_size"] == 48 and config.data.options["section"]
+    assert config.model.lambda_token == 1.0 and type(config.model.lambda_token) is float
+    with pytest.raises(ValueError, match=r"no configuration file no\.yaml"):
+        load_config("no.yaml")
+
+
+def test_image_size_must_fit_the_encoder(tmp_path):
+    vit = {"model_type": "vit", "image_size": 32, "patch_size": 8}
+    content = yaml.safe_load(DEMO.read_text())
+    content["model"] |= {"vision_config": vit, "image_size": 64}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ValueError, match=r"model\.image_size is 64.*32"):
+        load_config(tmp_path / "c.yaml")
+
+
+def test_what_is_saved_reads_back(tmp_path):
+    config = load_config(DEMO, ["--seed", "3"])
+    config.save(tmp_path / "training_config.yaml")
+    assert load_config(tmp_path / "training_config.yaml") == config
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_shipped_configurations_are_valid(path):
+    load_config(path)
+
+
+def test_every_option_is_described():
+    text = describe_options()
+    for line in text.splitlines():
+        name, help = line.split("): ", 1)
+        assert name.startswith("  --") and len(help) > 10
+
+
+def test_the_command_line_names_the_mistake():
+    command = [sys.executable, "train.py", "--config", str(DEMO), "--optimizer.lrate", "1"]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert process.returncode == 1 and "optimizer.lrate" in process.stderr and "Traceback" not in process.stderr
