@@ -50,7 +50,7 @@ def find_checkpoint(resume: str, output_dir: Path) -> Path:
     The checkpoint that `training.resume_from_checkpoint` means.
 
     Raises:
-        ValueError: if it is not there or not complete.
+        ValueError: if it is not there, not complete, or of another run.
     """
     folder = output_dir / "checkpoints" / "last" if resume == "last" else Path(resume)
     old = folder.with_name(folder.name + ".old")
@@ -58,4 +58,9 @@ def find_checkpoint(resume: str, output_dir: Path) -> Path:
         folder = old
     if not (folder / STATE_FILE).is_file():
         raise ValueError(f"training.resume_from_checkpoint: there is no complete checkpoint in {folder}.")
+    if folder.resolve().parent != (output_dir / "checkpoints").resolve():
+        raise ValueError(
+            f"training.resume_from_checkpoint: {folder} belongs to another run. Set output_dir to that run's folder, "
+            "or start a new run from its model with model.pretrained."
+        )
     return folder

@@ -84,7 +84,7 @@ class TrainingOptions:
     mixed_precision: str = option("no", "no | bf16 | fp16")
     log_every: int = option(10, "optimiser steps between two lines of the log")
     save_every_steps: int | None = option(None, "optimiser steps between checkpoints; null: after each epoch")
-    resume_from_checkpoint: str | None = option(None, "'last' for this output folder's, or a checkpoint's folder")
+    resume_from_checkpoint: str | None = option(None, "'last', or the folder of one of this run's checkpoints")
     overwrite: bool = option(False, "whether to replace an earlier run in output_dir")
     trackers: list = option(list, f"any of {list(TRACKERS)}; log.jsonl is always written")
     progress: bool = option(True, "whether to show progress bars")

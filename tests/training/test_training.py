@@ -168,6 +168,8 @@ def test_an_output_folder_is_not_overwritten_unasked(finished, tmp_path):
     assert (tmp_path / "precious" / "thesis.txt").exists()
     with pytest.raises(ValueError, match="no complete checkpoint"):
         train(tiny(tmp_path / "new", "--training.resume_from_checkpoint=last"))
+    with pytest.raises(ValueError, match="another run.*pretrained"):
+        train(tiny(tmp_path / "new", f"--training.resume_from_checkpoint={finished[0]}/checkpoints/last"))
     with pytest.raises(ValueError, match="48 pairs.*batch_size 64"):
         train(tiny(tmp_path / "large", "--training.batch_size=64"))
 

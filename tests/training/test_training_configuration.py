@@ -54,6 +54,12 @@ def test_what_cannot_work_is_named(overrides, message):
         load_config(DEMO, overrides)
 
 
+def test_a_tracker_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install wandb"):
+        load_config(DEMO, ["--training.trackers", "[wandb]"])
+
+
 def test_values():
     config = load_config(
         DEMO,
