@@ -14,6 +14,7 @@ from transformers import AutoConfig
 
 from ..configuration_tier import TierConfig
 from ..data import check_options
+from ..evaluation import load_prompts
 
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
@@ -157,6 +158,10 @@ def check_config(config: TrainConfig) -> None:
         except ValueError as error:
             raise ValueError(f"data.options or data.{split}: {error}") from None
     training, evaluation = config.training, config.evaluation
+    try:
+        load_prompts(evaluation.prompts or config.data.name)
+    except ValueError as error:
+        raise ValueError(f"evaluation.prompts: {error}") from None
     _one_of("training.mixed_precision", training.mixed_precision, ("no", "bf16", "fp16"))
     _one_of("evaluation.best_metric", evaluation.best_metric, BEST_METRICS)
     for tracker in training.trackers:

@@ -63,17 +63,20 @@ def train(config: TrainConfig) -> dict:
             "accelerate launch --multi_gpu --num_processes 2 train.py ... (without a GPU they run on CPUs)."
         )
     checkpoint = _prepare_folder(config, output_dir, accelerator)
-    set_seed(config.seed)
+    set_seed(
+        config.seed, device_specific=True
+    )  # dropout of its own in each process; DDP shares the first one's weights
 
     # Data
-    load = lambda split: load_pairs(config.data.name, split, **config.data.options, **getattr(config.data, split))  # noqa: E731
+    data = config.data
     with accelerator.main_process_first():
-        train_pairs, validation_pairs = load("train"), load("validation")
+        train_pairs = load_pairs(data.name, "train", **data.options | data.train)
+        validation_pairs = load_pairs(data.name, "validation", **data.options | data.validation)
     if accelerator.is_main_process and not checkpoint:
         build_processor(config, train_pairs["text"]).save_pretrained(output_dir)
     accelerator.wait_for_everyone()
     processor = TierProcessor.from_pretrained(output_dir)
-    prompts = load_prompts(config.evaluation.prompts or config.data.name)
+    prompts = load_prompts(config.evaluation.prompts or data.name)
     best_metric = config.evaluation.best_metric
     if best_metric in ("pointing_game", "cnr") and "regions" not in validation_pairs.features:
         raise ValueError(f"evaluation.best_metric: {best_metric} needs a data set with regions; use auroc or loss.")

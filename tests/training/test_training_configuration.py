@@ -45,6 +45,7 @@ DEMO = ROOT / "configs" / "demo.yaml"
         (["--training.resume_from_checkpoint", "last", "--training.overwrite", "true"], "exclude each other"),
         (["--training.epochs"], "needs a value"),
         (["training.epochs", "3"], "--section.option"),
+        (["--evaluation.prompts", "none.yaml"], r"evaluation\.prompts.*none\.yaml"),
         (["--seed.value", "3"], "'seed' is an option"),
         (["--training", "3"], "section"),
     ],
