@@ -152,7 +152,7 @@ class TierModel(TierPreTrainedModel):
         else:
             self.visual_projection = TierVisionMLP(vision_width, config.projection_dim)
             self.text_projection = TierTextMLP(text_width, config.projection_dim)
-        self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
+        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         self.post_init()
 
     @classmethod

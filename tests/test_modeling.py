@@ -395,6 +395,12 @@ def test_new_projections_start_as_clips():
         assert projection.weight.std().item() == pytest.approx(32**-0.5, rel=0.05)
 
 
+def test_an_integer_logit_scale_trains_too(inputs):
+    model = build(logit_scale_init_value=3)
+    model(**inputs, return_loss=True).loss.backward()
+    assert model.logit_scale.grad is not None and model.logit_scale.item() == 3
+
+
 def test_equal_inputs_give_equal_maps_in_any_batch():
     """What a pair gets does not depend on its neighbours in the batch."""
     model = build("bert", "vit")

@@ -195,7 +195,7 @@ class Batches:
 
     def __init__(self, pairs: Dataset, processor: TierProcessor, config: TrainConfig, accelerator: Accelerator):
         self.pairs, self.processor, self.seed = pairs.select_columns(["image", "text"]), processor, config.seed
-        self.max_text_tokens, self.num_workers = config.data.max_text_tokens, config.data.num_workers
+        self.num_workers = config.data.num_workers
         self.batch_size, self.micro = config.training.batch_size, config.training.gradient_accumulation_steps
         self.processes, self.process, self.device = (
             accelerator.num_processes,
@@ -225,11 +225,8 @@ class Batches:
             yield {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
     def collate(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        batch = self.processor(
-            images=[row["image"] for row in rows],
-            text=[row["text"] for row in rows],
-            max_length=self.max_text_tokens,
-        )
+        # Truncated to data.max_text_tokens, which the tokenizer carries as its model_max_length.
+        batch = self.processor(images=[row["image"] for row in rows], text=[row["text"] for row in rows])
         return dict(batch)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import AutoModel
@@ -179,8 +180,6 @@ def test_going_on_from_a_pretrained_model(finished, tmp_path):
     content["model"] = {"pretrained": str(finished[0]), "lambda_token": 0.7}
     content["output_dir"] = str(tmp_path / "run")
     content["training"]["epochs"] = 1
-    import yaml
-
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
     train(load_config(tmp_path / "c.yaml"))
     model = TierModel.from_pretrained(tmp_path / "run")
@@ -188,6 +187,21 @@ def test_going_on_from_a_pretrained_model(finished, tmp_path):
     first = next(line for line in lines(tmp_path / "run") if "loss" in line)
     last = [line for line in lines(finished[0]) if "loss" in line][-1]
     assert first["logit_scale"] == pytest.approx(last["logit_scale"], rel=0.05), "its weights were taken"
+
+
+def test_going_on_from_a_clip_model(clip_model, processor, tmp_path):
+    clip_model.save_pretrained(tmp_path / "clip")
+    processor.save_pretrained(tmp_path / "clip")
+    content = load_config(ROOT / "configs" / "demo.yaml", TINY).to_dict()
+    content["model"] = {"pretrained": str(tmp_path / "clip"), "lambda_token": 0.3}
+    content["output_dir"] = str(tmp_path / "run")
+    content["training"]["epochs"] = 1
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+    train(load_config(tmp_path / "c.yaml"))
+    model = TierModel.from_pretrained(tmp_path / "run")
+    assert model.config.image_pooling == "cls" and model.config.lambda_token == 0.3
+    before, after = clip_model.visual_projection.weight, model.visual_projection.weight
+    assert 0 < (after - before).norm() < 0.5 * before.norm(), "trained, from CLIP's weights"
 
 
 def test_weight_decay_only_where_it_belongs(tmp_path):
