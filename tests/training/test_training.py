@@ -41,6 +41,7 @@ TINY = [
     "--training.batch_size=8",
     "--training.epochs=2",
     "--training.log_every=2",
+    "--evaluation.every_epochs=1",
     "--training.progress=false",
 ]
 
