@@ -11,10 +11,8 @@ import inspect
 
 from datasets import Dataset
 
-from .synthetic import synthetic_pairs
+from .synthetic import SPLITS, synthetic_pairs
 
-
-SPLITS = ("train", "validation", "test")
 
 # A new data set is one file beside this one, and one line here.
 DATASETS = {"synthetic": synthetic_pairs}

@@ -29,7 +29,7 @@ from .reports import Report, region_phrase, write_report
 
 SECTIONS = ("findings", "impression", "both")
 
-_SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test")
 _STUDIES = (1, 2, 3)
 _STUDIES_CHANCE = (0.6, 0.25, 0.15)
 
@@ -119,8 +119,8 @@ def draw_studies(split: str, num_images: int, image_size: int, seed: int) -> Ite
 
 def _subjects(split: str, num_images: int, image_size: int, seed: int) -> list[int]:
     """Numbers of the subjects whose studies make up `num_images` images."""
-    if split not in _SPLITS:
-        raise ValueError(f"Unknown split {split!r}; use one of {list(_SPLITS)}.")
+    if split not in SPLITS:
+        raise ValueError(f"Unknown split {split!r}; use one of {list(SPLITS)}.")
     for name, value, least in (("num_images", num_images, 1), ("image_size", image_size, 32), ("seed", seed, 0)):
         if type(value) is not int or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}.")
@@ -139,7 +139,7 @@ def _chunks(items: list, number: int) -> list[list]:
 
 def _generator(split: str, subject: int, seed: int) -> np.random.Generator:
     """A stream of random numbers of the subject's own: no process and no other subject has a part in it."""
-    return np.random.default_rng([seed, _SPLITS.index(split), subject])
+    return np.random.default_rng([seed, SPLITS.index(split), subject])
 
 
 def _number_of_studies(rng: np.random.Generator) -> int:
@@ -150,7 +150,7 @@ def _draw_subject(split: str, subject: int, size: int, seed: int) -> Iterator[St
     rng = _generator(split, subject, seed)
     number_of_studies = _number_of_studies(rng)
     anatomy = sample_anatomy(rng)
-    number = subject * len(_SPLITS) + _SPLITS.index(split)
+    number = subject * len(SPLITS) + SPLITS.index(split)
     findings: list[Finding] = []
     for visit in range(number_of_studies):
         findings = _follow_up(rng, findings) if visit else sample_findings(rng)
