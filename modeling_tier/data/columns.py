@@ -1,0 +1,83 @@
+# Licensed under the Apache License, Version 2.0.
+"""The columns that all data sets share, and the promise that no subject stands in two splits."""
+
+from collections.abc import Iterable, Mapping
+
+from datasets import Features, Image, List, Value
+
+
+SPLITS = ("train", "validation", "test")
+
+# The 14 labels of CheXpert and MIMIC-CXR-JPG, in the order of MIMIC-CXR-JPG's tables.
+CHEXPERT_LABELS = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Enlarged Cardiomediastinum",
+    "Fracture",
+    "Lung Lesion",
+    "Lung Opacity",
+    "No Finding",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Pneumonia",
+    "Pneumothorax",
+    "Support Devices",
+)
+
+
+def pair_features(labels: Iterable[str] = (), ids: str = "int64", regions: bool = False, mask: bool = False) -> Features:
+    """
+    Features of a data set of pairs.
+
+    Args:
+        labels: names of the findings; without any there is no column `labels`.
+        ids: type of `subject_id` and `study_id`: "int64" where the data set's own are numbers, else "string".
+        regions: whether places of findings are known.
+        mask: whether regions have masks beside their boxes.
+    """
+    features = {
+        "image": Image(),
+        "text": Value("string"),
+        "subject_id": Value(ids),
+        "study_id": Value(ids),
+        "image_id": Value("string"),
+        "view": Value("string"),
+    }
+    if labels:
+        features["labels"] = {name: Value("float32") for name in labels}
+    if regions:
+        region = {"finding": Value("string"), "phrase": Value("string"), "box": List(Value("float32"), length=4)}
+        features["regions"] = List(region | ({"mask": Image()} if mask else {}))
+    return Features(features)
+
+
+def check_split(name: str, split: str, known: Iterable[str] = SPLITS) -> None:
+    """Raise ValueError for a split that the data set does not have."""
+    known = list(known)
+    if split not in known:
+        raise ValueError(f"{name} has no split {split!r}; use one of {known}.")
+
+
+def check_subjects(name: str, splits: Mapping[str, Iterable]) -> None:
+    """
+    The promise that no subject stands in two splits.
+
+    Args:
+        name: of the data set or folder, for the message.
+        splits: the subjects of each split, once or more often.
+
+    Raises:
+        ValueError: with the number of shared subjects and one of them.
+    """
+    seen: dict = {}
+    for split, subjects in splits.items():
+        for other, earlier in seen.items():
+            shared = earlier & (subjects := set(subjects))
+            if shared:
+                raise ValueError(
+                    f"{name}: {len(shared)} subjects stand in both {other} and {split}, such as {min(shared)}. "
+                    "A model must not be tested on patients that it was trained on."
+                )
+        seen[split] = set(subjects)
