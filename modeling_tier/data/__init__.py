@@ -11,11 +11,15 @@ import inspect
 
 from datasets import Dataset
 
-from .synthetic import SPLITS, synthetic_pairs
+from .columns import SPLITS, check_split
+from .mimic_cxr import mimic_cxr
+from .synthetic import synthetic_pairs
 
+
+__all__ = ["DATASETS", "SPLITS", "check_options", "load_pairs"]
 
 # A new data set is one file beside this one, and one line here.
-DATASETS = {"synthetic": synthetic_pairs}
+DATASETS = {"synthetic": synthetic_pairs, "mimic_cxr": mimic_cxr}
 
 
 def load_pairs(name: str, split: str, **options) -> Dataset:
@@ -31,8 +35,7 @@ def load_pairs(name: str, split: str, **options) -> Dataset:
         ValueError: for an unknown name, split or option, with the known ones.
     """
     check_options(name, options)
-    if split not in SPLITS:
-        raise ValueError(f"Unknown split {split!r}; use one of {list(SPLITS)}.")
+    check_split(name, split)
     return DATASETS[name](split=split, **options)
 
 

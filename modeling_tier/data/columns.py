@@ -27,7 +27,9 @@ CHEXPERT_LABELS = (
 )
 
 
-def pair_features(labels: Iterable[str] = (), ids: str = "int64", regions: bool = False, mask: bool = False) -> Features:
+def pair_features(
+    labels: Iterable[str] = (), ids: str = "int64", regions: bool = False, mask: bool = False
+) -> Features:
     """
     Features of a data set of pairs.
 

@@ -19,39 +19,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from datasets import Dataset, DatasetInfo, Features, Image, List, Value
+from datasets import Dataset, DatasetInfo
 from PIL import Image as PILImage
 from PIL import ImageDraw
 
+from .columns import CHEXPERT_LABELS, SPLITS, pair_features
 from .phantom import FINDINGS, Finding, Region, render, sample_anatomy, sample_findings
 from .reports import Report, region_phrase, write_report
 
 
 SECTIONS = ("findings", "impression", "both")
 
-SPLITS = ("train", "validation", "test")
 _STUDIES = (1, 2, 3)
 _STUDIES_CHANCE = (0.6, 0.25, 0.15)
 
-FEATURES = Features(
-    {
-        "image": Image(),
-        "text": Value("string"),
-        "subject_id": Value("int64"),
-        "study_id": Value("int64"),
-        "image_id": Value("string"),
-        "view": Value("string"),
-        "labels": {name: Value("float32") for name in (*FINDINGS, "Support Devices")},
-        "regions": List(
-            {
-                "finding": Value("string"),
-                "phrase": Value("string"),
-                "box": List(Value("float32"), length=4),
-                "mask": Image(),
-            }
-        ),
-    }
-)
+FEATURES = pair_features((*FINDINGS, "Support Devices"), regions=True, mask=True)
 
 
 class Study(NamedTuple):
@@ -227,22 +209,6 @@ def _box(mask: np.ndarray) -> list[float]:
 
 # The same on a disk, as MIMIC-CXR-JPG lies on a disk.
 
-_CHEXPERT_LABELS = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Consolidation",
-    "Edema",
-    "Enlarged Cardiomediastinum",
-    "Fracture",
-    "Lung Lesion",
-    "Lung Opacity",
-    "No Finding",
-    "Pleural Effusion",
-    "Pleural Other",
-    "Pneumonia",
-    "Pneumothorax",
-    "Support Devices",
-)
 _METADATA = (
     "dicom_id",
     "subject_id",
@@ -311,7 +277,7 @@ def write_mimic_tree(root: str | os.PathLike, num_images: dict[str, int], image_
     _write_csv(root / f"{prefix}-split.csv.gz", ("dicom_id", "study_id", "subject_id", "split"), splits)
     _write_csv(root / f"{prefix}-metadata.csv.gz", _METADATA, metadata)
     for labeler in ("chexpert", "negbio"):
-        _write_csv(root / f"{prefix}-{labeler}.csv.gz", ("subject_id", "study_id", *_CHEXPERT_LABELS), labels)
+        _write_csv(root / f"{prefix}-{labeler}.csv.gz", ("subject_id", "study_id", *CHEXPERT_LABELS), labels)
     _write_csv(root / "ms_cxr.csv", _BOXES, boxes)
 
 

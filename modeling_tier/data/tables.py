@@ -29,8 +29,8 @@ def find_table(folder: Path, names: Iterable[str]) -> Path:
 
 def read_table(path: Path, columns: Iterable[str], optional: Iterable[str] = ()) -> pd.DataFrame:
     """
-    The named columns of a csv or csv.gz file as texts, an empty field as "". Line ends and a byte order mark of Windows
-    are understood.
+    The named columns of a csv or csv.gz file as texts, an empty field as "". Line ends and a byte order mark of
+    Windows are understood.
 
     Raises:
         ValueError: if a column of `columns` is missing (with those that are there), or the file cannot be read.

@@ -1,4 +1,5 @@
 # Licensed under the Apache License, Version 2.0.
+# ruff: noqa: E501
 """The text that a report gives, over the shapes that reports have."""
 
 import pytest

@@ -1,0 +1,334 @@
+# Licensed under the Apache License, Version 2.0.
+"""
+MIMIC-CXR-JPG 2.0.0 and 2.1.0 with its reports, as they lie on a disk, or as `prepare` has written them.
+
+    python -m modeling_tier.data prepare mimic_cxr --data_dir /data/mimic-cxr-jpg --output_dir /data/mimic-cxr-320
+"""
+
+import os
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset
+from sklearn.model_selection import GroupShuffleSplit
+
+from .columns import CHEXPERT_LABELS, SPLITS, check_split, check_subjects, pair_features
+from .prepared import is_prepared, load_prepared, preparation
+from .sections import SECTIONS, report_text
+from .tables import find_table, label_dicts, read_table, to_integers, to_labels
+
+
+SPLIT_RULES = ("official", "paper")
+VIEWS = ("all", "frontal")
+LABELERS = ("chexpert", "negbio", "radiologist")
+
+DEFAULTS = {"section": "impression", "split_by": "official", "views": "all", "labeler": "chexpert"}
+FEATURES = pair_features(CHEXPERT_LABELS)
+
+_VERSIONS = ("2.1.0", "2.0.0")
+_OFFICIAL = {"train": "train", "validate": "validation", "test": "test"}
+_DICOM_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]*")
+# In the radiologists' table a finding has another name.
+_RADIOLOGIST_NAMES = {"Airspace Opacity": "Lung Opacity"}
+
+
+def mimic_cxr(
+    split: str = "train",
+    data_dir: str | os.PathLike | None = None,
+    reports_dir: str | os.PathLike | None = None,
+    reports: str | os.PathLike | None = None,
+    section: str | None = None,
+    split_by: str | None = None,
+    views: str | None = None,
+    labeler: str | None = None,
+) -> Dataset:
+    """
+    Radiographs of MIMIC-CXR-JPG with the text of their report. Rows without text are left out, with a warning that
+    counts them.
+
+    Args:
+        split: "train", "validation" or "test".
+        data_dir: folder with `files/` and the tables `mimic-cxr-2.0.0-*.csv(.gz)`, or one that `prepare` has written,
+            which is read much faster. What is chosen below must then be what it was prepared with, and is by default;
+            only from all views one can still go to the frontal ones.
+        reports_dir: folder of the reports (with `files/` or `p10/` in it), if they are not in `data_dir`.
+        reports: or their zip file.
+        section: as in [`~data.sections.report_text`]; default "impression".
+        split_by: "official" (the default), or "paper": 10% of the subjects for validation by scikit-learn's
+            GroupShuffleSplit with random_state 1, over the images that have labels, as the authors of arXiv 2212.06710 did. Subjects without
+            any label are of its training part; it has no test part.
+        views: "all" (the default), or "frontal" (AP and PA).
+        labeler: whose labels: "chexpert" (the default), "negbio", or "radiologist" (2.1.0, part of the test set
+            alone; studies that no radiologist labelled are left out).
+
+    Raises:
+        ValueError: for an unknown option, a missing file (what was looked for, and where), a bad table (file, line,
+            column), or subjects in two splits.
+    """
+    check_split("mimic_cxr", split)
+    chosen = {"section": section, "split_by": split_by, "views": views, "labeler": labeler}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    _check(data_dir, **DEFAULTS | chosen)
+    folder = Path(data_dir)
+    if is_prepared(folder):
+        return _prepared(folder, split, chosen, reports_dir or reports)
+    section, split_by, views, labeler = (DEFAULTS | chosen).values()
+    warnings.warn(
+        f"{folder} is read as it lies on the disk: every image is decoded at full size in each epoch. For more than a "
+        "try, prepare it once: python -m modeling_tier.data prepare mimic_cxr --help",
+        stacklevel=2,
+    )
+    table, _ = image_table(folder, split_by, views, labeler)
+    table = table[table["split"] == split]
+    if table.empty:
+        raise ValueError(f"mimic_cxr: no image of {folder} is in the split {split!r} by split_by {split_by!r}.")
+    source = find_reports(folder, reports_dir, reports, table)
+    texts = {}
+    for subject, study in table[["subject_id", "study_id"]].drop_duplicates().itertuples(index=False):
+        report = source.read(subject, study)
+        texts[study] = report_text(report, section) if report else ""
+    rows = table[table["study_id"].map(texts) != ""]
+    if len(rows) < len(table):
+        missing = table[table["study_id"].map(texts) == ""]
+        warnings.warn(
+            f"mimic_cxr: {len(missing)} of {len(table)} images of {split} left out: no {section} in their reports, "
+            f"such as {source.where(*missing[['subject_id', 'study_id']].iloc[0])}.",
+            stacklevel=2,
+        )
+    columns = {
+        "image": [str(folder / path) for path in map(image_path, *(rows[c] for c in _IDS))],
+        "text": [texts[study] for study in rows["study_id"]],
+        "subject_id": rows["subject_id"].tolist(),
+        "study_id": rows["study_id"].tolist(),
+        "image_id": rows["dicom_id"].tolist(),
+        "view": rows["view"].tolist(),
+        "labels": label_dicts(rows[list(CHEXPERT_LABELS)]),
+    }
+    return Dataset.from_dict(columns, features=FEATURES)
+
+
+_IDS = ("subject_id", "study_id", "dicom_id")
+
+
+def image_path(subject_id: int, study_id: int, dicom_id: str) -> str:
+    """Of an image, from the folder of MIMIC-CXR-JPG."""
+    return f"files/p{str(subject_id)[:2]}/p{subject_id}/s{study_id}/{dicom_id}.jpg"
+
+
+def image_table(folder: Path, split_by: str, views: str, labeler: str) -> tuple[pd.DataFrame, list[dict]]:
+    """
+    All images, a row each, a study's beside each other: dicom_id, subject_id, study_id, split, view and the labels
+    (NaN where nothing is said).
+
+    Returns:
+        the table, and what was rejected on the way, as dictionaries with the keys `split`, `path`, `reason`.
+
+    Raises:
+        ValueError: as [`mimic_cxr`].
+    """
+    split_path = find_table(folder, [f"mimic-cxr-{version}-split.csv" for version in _VERSIONS])
+    table = read_table(split_path, ("dicom_id", "study_id", "subject_id", "split"))
+    for column in ("subject_id", "study_id"):
+        table[column] = to_integers(table, column, split_path)
+    table["line"] = table.index + 2
+    unknown = ~table["split"].isin(list(_OFFICIAL))
+    if unknown.any():
+        row = table[unknown].iloc[0]
+        raise ValueError(
+            f"{split_path}, line {row['line']}: split must be one of {list(_OFFICIAL)}; got {row['split']!r}."
+        )
+    table["split"] = table["split"].map(_OFFICIAL)
+    table, rejected = _reject(table, split_path)
+
+    metadata_path = find_table(folder, [f"mimic-cxr-{version}-metadata.csv" for version in _VERSIONS])
+    metadata = read_table(metadata_path, ("dicom_id", "ViewPosition")).drop_duplicates("dicom_id")
+    table["view"] = table["dicom_id"].map(metadata.set_index("dicom_id")["ViewPosition"]).fillna("")
+    if views == "frontal":
+        frontal = table["view"].isin(("AP", "PA"))
+        if not frontal.any():
+            raise ValueError(f"{metadata_path}: no image has the ViewPosition AP or PA, for views 'frontal'.")
+        table = table[frontal]
+
+    table = table.merge(_labels(folder, labeler), on="study_id", how="left", indicator="labelled")
+    labelled = table.pop("labelled") == "both"
+    if labeler == "radiologist":
+        table, labelled = table[labelled], labelled[labelled]
+    if split_by == "paper":
+        table["split"] = "train"
+        with_labels = table[labelled]
+        if with_labels["subject_id"].nunique() < 2:
+            raise ValueError("split_by 'paper' needs at least two subjects with labels.")
+        splitter = GroupShuffleSplit(n_splits=1, test_size=0.1, random_state=1)
+        _, held_out = next(splitter.split(with_labels, groups=with_labels["subject_id"]))
+        subjects = set(with_labels["subject_id"].iloc[held_out])
+        # Studies without labels go with their subject.
+        table.loc[table["subject_id"].isin(subjects), "split"] = "validation"
+    check_subjects(str(split_path), {s: table.loc[table["split"] == s, "subject_id"] for s in SPLITS})
+    table = table.sort_values(["subject_id", "study_id", "dicom_id"], ignore_index=True)
+    return table.drop(columns="line"), rejected
+
+
+def _reject(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, list[dict]]:
+    """Rows that stand twice, and image names that could lead out of the folder."""
+    same = table.duplicated(["dicom_id", "study_id", "subject_id", "split"])
+    twice = table[~same & table.duplicated("dicom_id")]
+    if len(twice):
+        row = twice.iloc[0]
+        raise ValueError(
+            f"{path}, line {row['line']}: the dicom_id {row['dicom_id']} stands on an earlier line with another study, "
+            "subject or split."
+        )
+    outside = ~table["dicom_id"].str.fullmatch(_DICOM_ID.pattern)
+    rejected = [
+        {"split": row.split, "path": image_path(row.subject_id, row.study_id, row.dicom_id), "reason": reason}
+        for bad, reason in (
+            (same, f"stands twice in {path.name}"),
+            (outside & ~same, "path leaves the data folder"),
+        )
+        for row in table[bad].itertuples()
+    ]
+    return table[~(same | outside)].copy(), rejected
+
+
+def _labels(folder: Path, labeler: str) -> pd.DataFrame:
+    """Labels by study_id."""
+    if labeler == "radiologist":
+        path = find_table(folder, ["mimic-cxr-2.1.0-test-set-labeled.csv"])
+    else:
+        path = find_table(folder, [f"mimic-cxr-{version}-{labeler}.csv" for version in _VERSIONS])
+    labels = read_table(path, ["study_id"], [*CHEXPERT_LABELS, *_RADIOLOGIST_NAMES]).rename(columns=_RADIOLOGIST_NAMES)
+    names = [name for name in CHEXPERT_LABELS if name in labels.columns]
+    # The radiologists were not asked for everything; the labelers' tables are whole or wrong.
+    if not names or (labeler != "radiologist" and len(names) < len(CHEXPERT_LABELS)):
+        missing = [name for name in CHEXPERT_LABELS if name not in names]
+        raise ValueError(f"{path} has no column {missing[0]!r}; its columns are {list(labels.columns)}.")
+    labels["study_id"] = to_integers(labels, "study_id", path)
+    twice = labels["study_id"].duplicated()
+    if twice.any():
+        row = int(twice.to_numpy().argmax())
+        raise ValueError(
+            f"{path}, line {row + 2}: the study {labels['study_id'].iloc[row]} stands on an earlier line."
+        )
+    values = to_labels(labels, names, path).reindex(columns=list(CHEXPERT_LABELS)).astype("float32")
+    return values.assign(study_id=labels["study_id"])
+
+
+class Reports:
+    """The reports of the studies, from a folder or a zip file."""
+
+    def __init__(self, root: Path, prefix: str, archive: zipfile.ZipFile | None = None):
+        self.root, self.prefix, self.archive = root, prefix, archive
+        self.not_utf8 = 0
+
+    def where(self, subject_id: int, study_id: int) -> str:
+        return str(self.root / self._name(subject_id, study_id))
+
+    def read(self, subject_id: int, study_id: int) -> str | None:
+        """The report, or None if there is none. One that is not UTF-8 is read as Windows-1252, and counted."""
+        name = self._name(subject_id, study_id)
+        try:
+            content = self.archive.read(name) if self.archive else (self.root / name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError, KeyError):
+            return None
+        except (zipfile.BadZipFile, OSError) as error:
+            raise ValueError(f"The report {self.where(subject_id, study_id)} cannot be read: {error}") from error
+        try:
+            return content.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            self.not_utf8 += 1
+            return content.decode("cp1252", errors="replace")
+
+    def _name(self, subject_id: int, study_id: int) -> str:
+        return f"{self.prefix}p{str(subject_id)[:2]}/p{subject_id}/s{study_id}.txt"
+
+
+def find_reports(folder: Path, reports_dir, reports, table: pd.DataFrame) -> Reports:
+    """
+    Where the reports of the table's studies are.
+
+    Raises:
+        ValueError: if none of the first 200 studies has one in any place that was looked at.
+    """
+    if reports_dir and reports:
+        raise ValueError("Give either reports_dir (a folder) or reports (a zip file).")
+    if reports_dir and not Path(reports_dir).is_dir():
+        raise ValueError(f"There is no folder {reports_dir} (reports_dir).")
+    if reports and not zipfile.is_zipfile(reports):
+        raise ValueError(
+            f"{reports} (reports) is not a zip file." if Path(reports).exists() else f"No file {reports}."
+        )
+    studies = table[["subject_id", "study_id"]].drop_duplicates().head(200).to_numpy().tolist()
+    looked = []
+    for source in _places(folder, reports_dir, reports):
+        if any(source.read(*study) is not None for study in studies):
+            source.not_utf8 = 0
+            return source
+        looked.append(source.where(*studies[0]))
+    raise ValueError(
+        "No reports were found. Looked for "
+        + ", ".join(looked)
+        + ". Say where they are with reports_dir (a folder) or "
+        "reports (mimic-cxr-reports.zip)."
+    )
+
+
+def _places(folder: Path, reports_dir, reports) -> Iterator[Reports]:
+    if reports:
+        yield from _in_zip(Path(reports))
+        return
+    roots = [Path(reports_dir)] if reports_dir else [folder, folder / "mimic-cxr-reports"]
+    for root in roots:
+        yield Reports(root, "files/")
+        yield Reports(root, "")
+    archive = roots[0] / "mimic-cxr-reports.zip"
+    if archive.is_file():
+        yield from _in_zip(archive)
+
+
+def _in_zip(path: Path) -> Iterator[Reports]:
+    archive = zipfile.ZipFile(path)
+    first = next((name for name in archive.namelist() if re.search(r"p\d+/p\d+/s\d+\.txt$", name)), "files/")
+    prefix = str(PurePosixPath(first).parents[2]) + "/" if first.endswith(".txt") else first
+    yield Reports(path, "" if prefix == "./" else prefix, archive)
+
+
+def _prepared(folder: Path, split: str, chosen: dict, reports) -> Dataset:
+    if reports:
+        raise ValueError(f"{folder} is a prepared folder: it has its texts, leave out reports_dir and reports.")
+    before = preparation(folder)
+    frontal = chosen.get("views") == "frontal" and before["views"] == "all"
+    for name, value in chosen.items():
+        if value != before[name] and not (name == "views" and frontal):
+            raise ValueError(
+                f"{folder} was prepared with {name} {before[name]!r}, not {value!r}: prepare another folder, or leave "
+                "the option out."
+            )
+    pairs = load_prepared(folder, split)
+    return pairs.select(np.flatnonzero(np.isin(pairs["view"][:], ("AP", "PA")))) if frontal else pairs
+
+
+def _check(data_dir, section: str, split_by: str, views: str, labeler: str) -> None:
+    if data_dir is None:
+        raise ValueError("mimic_cxr needs data_dir: the folder of MIMIC-CXR-JPG, or one that prepare has written.")
+    options = (
+        ("section", section, SECTIONS),
+        ("split_by", split_by, SPLIT_RULES),
+        ("views", views, VIEWS),
+        ("labeler", labeler, LABELERS),
+    )
+    for name, value, known in options:
+        if value not in known:
+            raise ValueError(f"{name} must be one of {list(known)}; got {value!r}.")
+
+
+def plan(data_dir, reports_dir, reports, **choices: str) -> tuple[pd.DataFrame, list[dict], Reports]:
+    """For `prepare`: the images to write, what was rejected already, and the reports."""
+    _check(data_dir, **choices)
+    folder = Path(data_dir)
+    table, rejected = image_table(folder, choices["split_by"], choices["views"], choices["labeler"])
+    return table, rejected, find_reports(folder, reports_dir, reports, table)

@@ -1,0 +1,416 @@
+# Licensed under the Apache License, Version 2.0.
+"""
+A data set of large pictures, made ready for training once: small pictures and extracted texts, in Arrow shards that
+`datasets` maps into memory.
+
+A shard is written under another name and renamed when it is whole, so the work can be stopped at any moment, by any
+signal, and the same command goes on behind the last whole shard.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import threading
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from datasets import Dataset
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ..processing_tier import load_radiograph
+from .columns import CHEXPERT_LABELS, SPLITS, check_subjects
+from .mimic_cxr import FEATURES, image_path, plan
+from .prepared import PREPARATION, REJECTED, SUMMARY, is_prepared, preparation, shard_path
+from .sections import report_text
+from .tables import label_dicts
+
+
+ROWS_PER_SHARD = 1000
+ROWS_PER_TASK = 16
+SMALLEST_SIDE = 32  # a picture of fewer pixels a side shows nothing
+
+
+def prepare(
+    data_dir: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    reports_dir: str | os.PathLike | None = None,
+    reports: str | os.PathLike | None = None,
+    size: int = 320,
+    section: str = "impression",
+    split_by: str = "official",
+    views: str = "all",
+    labeler: str = "chexpert",
+    num_proc: int = 1,
+    max_failed: float = 0.01,
+    retry_failed: bool = False,
+    progress: bool = True,
+) -> dict:
+    """
+    Write MIMIC-CXR in a form that trains fast; goes on where an earlier call was stopped.
+
+    The folder gets `train/`, `validation/` and `test/` with shards of grey JPEG pictures (quality 95) and all columns
+    of [`~data.mimic_cxr.mimic_cxr`], `rejected.csv` (every row that was left out, with its path and the reason),
+    `preparation.json` (the options) and, when all is done, `summary.json`.
+
+    Args:
+        data_dir, reports_dir, reports, section, split_by, views, labeler: as in [`~data.mimic_cxr.mimic_cxr`].
+        output_dir: folder to write.
+        size: pixels of the shorter side; the aspect is kept, and a smaller picture stays as it is. Leave room for
+            augmentation: a third more than the model's input.
+        num_proc: processes that decode pictures.
+        max_failed: largest share of pictures that may be missing or unreadable before the work stops.
+        retry_failed: whether to write those shards again in which pictures failed, after the data were mended.
+        progress: whether to show a bar with pictures per second and the time left.
+
+    Returns:
+        the summary: pairs and subjects by split, pairs by view, values by label, words of the texts, rejected rows by
+        reason.
+
+    Raises:
+        ValueError: for bad options or tables, an output folder with something else in it, too many bad pictures, a
+            full disk, or a killed worker; whole shards are kept.
+    """
+    for name, value, least in (("size", size, SMALLEST_SIDE), ("num_proc", num_proc, 1)):
+        if type(value) is not int or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}.")
+    if not 0 <= max_failed <= 1:
+        raise ValueError(f"max_failed must be a share between 0 and 1; got {max_failed!r}.")
+    choices = {"section": section, "split_by": split_by, "views": views, "labeler": labeler}
+    table, rejected, source = plan(data_dir, reports_dir, reports, **choices)
+    folder = Path(output_dir)
+    _claim(folder, {"dataset": "mimic_cxr", **choices, "size": size, "planned": _fingerprint(table)})
+    if retry_failed:
+        (folder / SUMMARY).unlink(missing_ok=True)
+    if (folder / SUMMARY).is_file():
+        return json.loads((folder / SUMMARY).read_text())
+
+    shards = list(_shards(folder, table))
+    for leftover in folder.glob("*/*.tmp"):
+        leftover.unlink()
+    if retry_failed:
+        for path, _ in shards:
+            if path.is_file() and _notes(path)["failed"]:
+                path.unlink()
+    done = [(path, rows) for path, rows in shards if path.is_file()]
+    failed = sum(len(_notes(path)["failed"]) for path, _ in done)
+    written = sum(len(rows) for _, rows in done)
+    bar = tqdm(total=len(table), initial=written, desc="preparing", unit="img", disable=not progress)
+    with bar, _pool(num_proc) as submit:
+        opened: deque = deque()
+        todo = [shard for shard in shards if not shard[0].is_file()]
+        for i in range(len(todo) + 2):  # two shards ahead, so that no process waits for the writing
+            if i < len(todo):
+                opened.append(_open(*todo[i], Path(data_dir), source, section, size, submit))
+            if i >= 2 or i >= len(todo):
+                if opened:
+                    failed += _finish(*opened.popleft(), bar)
+            if failed > max_failed * len(table):
+                worst = _write_rejected(folder, shards, rejected)
+                raise ValueError(
+                    f"{failed} of {len(table)} pictures are missing or unreadable, more than max_failed "
+                    f"{max_failed:g}; {worst}. All of them are in {folder / REJECTED}. Mend the data and run the same "
+                    "command with retry_failed, or go on with a larger max_failed."
+                )
+    return _complete(folder, table, shards, rejected)
+
+
+def shrink(path: str, size: int) -> bytes:
+    """
+    A picture as a grey JPEG whose shorter side has `size` pixels, or as many as it has.
+
+    JPEG files are decoded at the smallest of the scales 1, 1/2, 1/4, 1/8 that has enough pixels, which the format's
+    cosine transform gives almost for nothing.
+
+    Raises:
+        ValueError: if it is missing, unreadable or too small, with the reason.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+        if not content:
+            raise ValueError("the file is empty")
+        image = Image.open(io.BytesIO(content))
+        scale = size / min(image.size)
+        if min(image.size) < SMALLEST_SIDE:
+            raise ValueError(f"fewer than {SMALLEST_SIDE} pixels a side")
+        target = image.size if scale >= 1 else (round(image.width * scale), round(image.height * scale))
+        if image.mode in ("L", "RGB"):
+            image.draft("L", target)
+            image = image.convert("L")
+        else:  # 16 bits, palettes, CMYK
+            image = load_radiograph(image).convert("L")
+    except FileNotFoundError:
+        raise ValueError("the file is missing") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # PIL's own errors among them
+        known = {"truncated": "the file is truncated", "cannot identify": "not a picture"}
+        reason = next((known[word] for word in known if word in str(error)), str(error).replace(path, ""))
+        raise ValueError(reason) from error
+    buffer = io.BytesIO()
+    image.resize(target, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def _shrink_all(paths: list[str], size: int) -> list[bytes | str]:
+    """For each path the picture, or the reason why there is none."""
+    results: list[bytes | str] = []
+    for path in paths:
+        try:
+            results.append(shrink(path, size))
+        except ValueError as error:
+            results.append(str(error))
+    return results
+
+
+@contextmanager
+def _pool(num_proc: int):
+    """A function that takes work, and gives something whose `result()` is that of the work."""
+    if num_proc == 1:
+        yield lambda function, *args: SimpleNamespace(result=partial(function, *args))
+        return
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    pool = ProcessPoolExecutor(num_proc, mp_context=context, initializer=_end_with_parent)
+    try:
+        yield pool.submit
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work forever."""
+    parent = os.getppid()
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _shards(folder: Path, table: pd.DataFrame) -> Iterator[tuple[Path, pd.DataFrame]]:
+    for split in SPLITS:
+        rows = table[table["split"] == split]
+        total = -(-len(rows) // ROWS_PER_SHARD)
+        for number in range(total):
+            yield (
+                shard_path(folder, split, number, total),
+                rows.iloc[number * ROWS_PER_SHARD : (number + 1) * ROWS_PER_SHARD],
+            )
+
+
+def _open(path: Path, rows: pd.DataFrame, data_dir: Path, source, section: str, size: int, submit) -> tuple:
+    """Read the texts of a shard, and have its pictures decoded."""
+    source.not_utf8 = 0
+    texts, without = [], []
+    for row in rows.itertuples():
+        report = source.read(row.subject_id, row.study_id)
+        text = report_text(report, section) if report else ""
+        texts.append(text)
+        if not text:
+            reason = "the report is missing" if report is None else f"no text for section {section}"
+            without.append({"path": source.where(row.subject_id, row.study_id), "reason": reason})
+    rows = rows.assign(text=texts)
+    with_text = rows[rows["text"] != ""]
+    paths = list(map(image_path, with_text["subject_id"], with_text["study_id"], with_text["dicom_id"]))
+    work = []
+    for start in range(0, len(paths), ROWS_PER_TASK):
+        part = [str(data_dir / p) for p in paths[start : start + ROWS_PER_TASK]]
+        work.append((len(part), submit(_shrink_all, part, size)))
+    return path, with_text, paths, work, {"without_text": without, "not_utf8": source.not_utf8}
+
+
+def _finish(path: Path, rows: pd.DataFrame, paths: list[str], work: list, notes: dict, bar) -> int:
+    """Write a shard; returns how many pictures failed."""
+    results = []
+    bar.update(len(notes["without_text"]))
+    for number, future in work:
+        try:
+            results += future.result()
+        except BrokenProcessPool as error:
+            raise ValueError(
+                "A process that decodes pictures was killed, perhaps for want of memory. Whole shards are kept: run "
+                "the same command again, with a smaller num_proc."
+            ) from error
+        bar.update(number)
+    good = np.array([isinstance(result, bytes) for result in results], dtype=bool)
+    notes["failed"] = [{"path": p, "reason": r} for p, r in zip(paths, results) if isinstance(r, str)]
+    kept = rows[good]
+    pictures = [
+        {"bytes": result, "path": f"{name}.jpg"}
+        for result, name in zip((r for r in results if isinstance(r, bytes)), kept["dicom_id"])
+    ]
+    schema = FEATURES.arrow_schema
+    columns = {
+        "image": pictures,
+        "text": kept["text"].tolist(),
+        "subject_id": kept["subject_id"].tolist(),
+        "study_id": kept["study_id"].tolist(),
+        "image_id": kept["dicom_id"].tolist(),
+        "view": kept["view"].tolist(),
+        "labels": label_dicts(kept[list(CHEXPERT_LABELS)]),
+    }
+    arrays = [pa.array(columns[field.name], type=field.type) for field in schema]
+    shard = pa.Table.from_arrays(arrays, schema=schema)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _replacing(_notes_path(path)) as file:  # before the shard: where there is a shard, there are its notes
+            file.write(json.dumps(notes).encode())
+        with _replacing(path) as file, pa.ipc.new_stream(file, schema) as writer:
+            writer.write_table(shard, max_chunksize=100)
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be written: {error}. Whole shards are kept: make room and run the same command again."
+        ) from error
+    return len(notes["failed"])
+
+
+class _replacing:
+    """A file that appears under its name when it is whole and on the disk, and not at all after an error."""
+
+    def __init__(self, path: Path):
+        self.path, self.temporary = path, path.with_name(path.name + ".tmp")
+
+    def __enter__(self):
+        self.file = open(self.temporary, "wb")
+        return self.file
+
+    def __exit__(self, kind, *_):
+        try:
+            if kind is None:
+                self.file.flush()
+                os.fsync(self.file.fileno())
+        finally:
+            self.file.close()
+            if kind is not None:
+                self.temporary.unlink(missing_ok=True)
+        if kind is None:
+            self.temporary.rename(self.path)
+
+
+def _notes_path(shard: Path) -> Path:
+    return shard.with_suffix(".json")
+
+
+def _notes(shard: Path) -> dict:
+    return json.loads(_notes_path(shard).read_text())
+
+
+def _fingerprint(table: pd.DataFrame) -> str:
+    """Of the rows that are planned: a run goes on only with the same ones."""
+    hashes = pd.util.hash_pandas_object(table, index=False).to_numpy()
+    return hashlib.sha256(hashes.tobytes()).hexdigest()[:16]
+
+
+def _claim(folder: Path, options: dict) -> None:
+    """Take an empty folder, or one that the same preparation has begun."""
+    if is_prepared(folder):
+        before = preparation(folder)
+        different = [name for name in options if before.get(name) != options[name]]
+        if different:
+            name = different[0]
+            what = "the tables have changed" if name == "planned" else f"{name} was {before.get(name)!r}"
+            raise ValueError(f"{folder} holds another preparation ({what}): choose another output_dir or empty it.")
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty and holds no preparation: choose another output_dir.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _replacing(folder / PREPARATION) as file:
+            file.write(json.dumps(options, indent=2).encode())
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written: {error}") from error
+
+
+def _all_rejected(shards: list, rejected: list[dict]) -> list[dict]:
+    rows = list(rejected)
+    for path, _ in shards:
+        if path.is_file():
+            notes = _notes(path)
+            rows += [{"split": path.parent.name, **row} for row in notes["failed"] + notes["without_text"]]
+    return rows
+
+
+def _write_rejected(folder: Path, shards: list, rejected: list[dict]) -> str:
+    """Write the list; returns the first failed picture with its reason."""
+    rows = _all_rejected(shards, rejected)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, ("split", "path", "reason"))
+    writer.writeheader()
+    writer.writerows(rows)
+    with _replacing(folder / REJECTED) as file:
+        file.write(text.getvalue().encode())
+    failed = [row for path, _ in shards if path.is_file() for row in _notes(path)["failed"]]
+    return f"the first is {failed[0]['path']}: {failed[0]['reason']}" if failed else ""
+
+
+def _complete(folder: Path, table: pd.DataFrame, shards: list, rejected: list[dict]) -> dict:
+    """Check the finished data set, and describe it. A shard is read at a time."""
+    _write_rejected(folder, shards, rejected)
+    subjects, studies = defaultdict(set), defaultdict(set)
+    pairs, views, words = Counter(), Counter(), Counter()
+    labels = {name: Counter() for name in CHEXPERT_LABELS}
+    for path, _ in shards:
+        split, shard = path.parent.name, Dataset.from_file(str(path)).with_format("arrow")[:]
+        pairs[split] += len(shard)
+        subjects[split].update(shard["subject_id"].to_pylist())
+        studies[split].update(shard["study_id"].to_pylist())
+        views.update(shard["view"].to_pylist())
+        words.update(len(text.split()) for text in shard["text"].to_pylist())
+        for name, column in zip(CHEXPERT_LABELS, shard["labels"].combine_chunks().flatten()):
+            labels[name].update(_LABEL_NAMES[value] for value in column.to_pylist())
+    check_subjects(str(folder), subjects)
+    reasons = Counter(row["reason"] for row in _all_rejected(shards, rejected))
+    if pairs.total() + reasons.total() != len(table) + len(rejected):
+        raise RuntimeError(
+            f"{folder}: {len(table) + len(rejected)} rows became {pairs.total()} and {reasons.total()}."
+        )
+    quantiles = np.quantile(list(words.elements()), (0, 0.5, 0.95, 1)) if words else ()
+    summary = {
+        "shards": Counter(path.parent.name for path, _ in shards),
+        "pairs": pairs,
+        "studies": {split: len(ids) for split, ids in studies.items()},
+        "subjects": {split: len(ids) for split, ids in subjects.items()},
+        "views": dict(views.most_common()),
+        "labels": labels,
+        "words": {name: int(q) for name, q in zip(("least", "median", "95%", "most"), quantiles)},
+        "rejected": dict(reasons.most_common()),
+        "not_utf8_reports": sum(_notes(path)["not_utf8"] for path, _ in shards),
+    }
+    with _replacing(folder / SUMMARY) as file:
+        file.write(json.dumps(summary, indent=2).encode())
+    return json.loads((folder / SUMMARY).read_text())
+
+
+_LABEL_NAMES = {1.0: "positive", 0.0: "negative", -1.0: "uncertain", None: "not mentioned"}
+
+
+def summary_text(summary: dict) -> str:
+    """The summary to be read on a screen."""
+    lines = ["split          pairs  studies  subjects"]
+    for split, number in summary["pairs"].items():
+        lines.append(f"{split:<12}{number:>8}{summary['studies'][split]:>9}{summary['subjects'][split]:>10}")
+    lines.append("views: " + ", ".join(f"{view or 'blank'} {number}" for view, number in summary["views"].items()))
+    columns = list(_LABEL_NAMES.values())
+    lines.append(f"{'label':<28}" + "".join(f"{name:>15}" for name in columns))
+    for name, values in summary["labels"].items():
+        lines.append(f"{name:<28}" + "".join(f"{values.get(column, 0):>15}" for column in columns))
+    lines.append("words of a text: " + ", ".join(f"{name} {value}" for name, value in summary["words"].items()))
+    lines.append("rejected: " + (", ".join(f"{n} {reason}" for reason, n in summary["rejected"].items()) or "none"))
+    if summary["not_utf8_reports"]:
+        lines.append(f"{summary['not_utf8_reports']} reports were not UTF-8 and were read as Windows-1252")
+    return "\n".join(lines)

@@ -1,0 +1,43 @@
+# Licensed under the Apache License, Version 2.0.
+"""A folder that `prepare` has written: found, checked and memory-mapped."""
+
+import json
+from pathlib import Path
+
+from datasets import Dataset, concatenate_datasets
+
+from .columns import check_split
+
+
+PREPARATION, SUMMARY, REJECTED = "preparation.json", "summary.json", "rejected.csv"
+
+
+def is_prepared(folder: Path) -> bool:
+    return (folder / PREPARATION).is_file()
+
+
+def preparation(folder: Path) -> dict:
+    """The options that a folder was prepared with."""
+    return json.loads((folder / PREPARATION).read_text())
+
+
+def shard_path(folder: Path, split: str, number: int, total: int) -> Path:
+    return folder / split / f"data-{number:05d}-of-{total:05d}.arrow"
+
+
+def load_prepared(folder: Path, split: str) -> Dataset:
+    """
+    One split, memory-mapped: it takes no memory of its own.
+
+    Raises:
+        ValueError: if the preparation was not finished, or a shard is missing.
+    """
+    if not (folder / SUMMARY).is_file():
+        raise ValueError(f"The preparation of {folder} is not finished: run the same command again, it goes on.")
+    shards = json.loads((folder / SUMMARY).read_text())["shards"]
+    check_split(str(folder), split, shards)
+    paths = [shard_path(folder, split, number, shards[split]) for number in range(shards[split])]
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise ValueError(f"{folder} is not whole: {missing[0].name} and {len(missing) - 1} more are missing.")
+    return concatenate_datasets([Dataset.from_file(str(path)) for path in paths])
