@@ -1,0 +1,118 @@
+# Licensed under the Apache License, Version 2.0.
+"""
+What happens to a picture before the model sees it.
+
+In training, one of the augmentations below, then the processor's rescaling and normalisation; in evaluation, the
+processor and nothing else. Drawn with Pillow (benchmarks/transforms.py holds it beside other libraries).
+"""
+
+import math
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageStat
+
+
+class Augmentation(NamedTuple):
+    """
+    Random resized crop, then a random affine map, then brightness and contrast.
+
+    Pictures are never flipped left to right: reports say "left" and "right", and the heart has its side.
+    """
+
+    area: tuple[float, float]  # of the crop, as a share of the picture's
+    ratio: tuple[float, float]  # width over height of the crop
+    resample: Image.Resampling  # of the crop
+    degrees: float  # rotation by up to so much, either way
+    translate: float  # by up to this share of the side, either way
+    scale: tuple[float, float]
+    brightness: float  # factor 1 +- so much
+    contrast: float  # likewise, around the mean
+
+
+AUGMENTATIONS = {
+    # As the authors of arXiv 2212.06710 trained: crops of 8% to all of the picture, for a convolutional network. Their
+    # first resizing of the shorter side to 256 pixels is left out: a crop by shares does not depend on it.
+    "paper": Augmentation((0.08, 1.0), (0.9, 1.0), Image.Resampling.BILINEAR, 10, 0.05, (0.95, 1.05), 0.2, 0.2),
+    # For ViTs from CLIP's weights: bicubic as they were trained, and crops that leave in most of what a report names;
+    # in exchange the exposure varies more, which differs between hospitals.
+    "vit": Augmentation((0.5, 1.0), (0.8, 1.25), Image.Resampling.BICUBIC, 10, 0.05, (0.95, 1.05), 0.3, 0.3),
+}
+
+
+def generator(seed: int, epoch: int, image_id: str) -> np.random.Generator:
+    """Random numbers of one picture in one epoch, whichever process meets it in whichever order."""
+    return np.random.default_rng([seed, epoch, zlib.crc32(image_id.encode())])
+
+
+def input_size(image_processor) -> tuple[int, int]:
+    """Width and height of the pictures that an image processor gives."""
+    size = image_processor.crop_size if getattr(image_processor, "do_center_crop", False) else image_processor.size
+    if size.get("height") and size.get("width"):
+        return size["width"], size["height"]
+    if size.get("shortest_edge"):
+        return size["shortest_edge"], size["shortest_edge"]
+    raise ValueError(f"data.augmentation needs an image processor with a fixed size; this one has {dict(size)}.")
+
+
+def augment(image: Image.Image, options: Augmentation, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """
+    One random version of a picture.
+
+    Args:
+        image: mode "L" or "RGB"; the result has the same.
+        options: one of `AUGMENTATIONS`.
+        size: width and height of the result.
+        rng: where all chance comes from.
+    """
+    box = crop_box(image.size, options.area, options.ratio, rng)
+    image = image.resize(size, options.resample, box=box)
+    angle = rng.uniform(-options.degrees, options.degrees)
+    shift = [rng.uniform(-options.translate, options.translate) * side for side in size]
+    matrix = inverse_affine(size, angle, shift, rng.uniform(*options.scale))
+    image = image.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    brightness = rng.uniform(1 - options.brightness, 1 + options.brightness)
+    contrast = rng.uniform(1 - options.contrast, 1 + options.contrast)
+    return adjust(image, brightness, contrast)
+
+
+def crop_box(
+    size: tuple[int, int], area: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> tuple[float, float, float, float]:
+    """
+    Left, top, right, bottom of a random crop, uniform in area and in the logarithm of the ratio, as "Inception" crops
+    are drawn. After ten that do not fit, the largest one in the middle whose ratio is allowed.
+    """
+    width, height = size
+    for _ in range(10):
+        pixels = width * height * rng.uniform(*area)
+        shape = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        crop_width, crop_height = round(math.sqrt(pixels * shape)), round(math.sqrt(pixels / shape))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            left = int(rng.integers(width - crop_width + 1))
+            top = int(rng.integers(height - crop_height + 1))
+            return left, top, left + crop_width, top + crop_height
+    shape = min(max(width / height, ratio[0]), ratio[1])
+    crop_width, crop_height = min(width, height * shape), min(height, width / shape)
+    left, top = (width - crop_width) / 2, (height - crop_height) / 2
+    return left, top, left + crop_width, top + crop_height
+
+
+def inverse_affine(size: tuple[int, int], degrees: float, shift: list[float], scale: float) -> tuple[float, ...]:
+    """
+    From a pixel of the result to the place in the picture it is taken from: (a, b, c, d, e, f) with
+    x = a x' + b y' + c and y = d x' + e y' + f, for a rotation and scaling about the middle and a shift after them.
+    """
+    cosine, sine = math.cos(math.radians(degrees)) / scale, math.sin(math.radians(degrees)) / scale
+    middle_x, middle_y = size[0] / 2, size[1] / 2
+    x, y = middle_x + shift[0], middle_y + shift[1]
+    return cosine, sine, middle_x - cosine * x - sine * y, -sine, cosine, middle_y + sine * x - cosine * y
+
+
+def adjust(image: Image.Image, brightness: float, contrast: float) -> Image.Image:
+    """Multiply by `brightness`, then stretch around the mean by `contrast`; both as one table of 256 greys."""
+    greys = np.arange(256) * brightness
+    mean = sum(ImageStat.Stat(image).mean) / len(image.getbands()) * brightness
+    table = np.clip(np.round(mean + contrast * (np.clip(greys, 0, 255) - mean)), 0, 255).astype(np.uint8)
+    return image.point(table.tolist() * len(image.getbands()))
