@@ -3,6 +3,7 @@
 Train a TIER model:
 
     accelerate launch train.py --config configs/demo.yaml [--section.option value ...]
+    accelerate launch train.py --config configs/mimic_cxr.yaml --data_dir /data/mimic-cxr-320
 """
 
 import argparse
@@ -20,7 +21,10 @@ def main() -> None:
         allow_abbrev=False,
     )
     parser.add_argument("--config", help="YAML file with the options by section")
+    parser.add_argument("--data_dir", help="where the data set lies; the same as --data.options.data_dir")
     arguments, overrides = parser.parse_known_args()
+    if arguments.data_dir:
+        overrides += ["--data.options.data_dir", arguments.data_dir]
     try:
         config = load_config(arguments.config, overrides)
         train(config)

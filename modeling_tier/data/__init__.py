@@ -13,13 +13,14 @@ from datasets import Dataset
 
 from .columns import SPLITS, check_split
 from .mimic_cxr import mimic_cxr
+from .pairs import pairs
 from .synthetic import synthetic_pairs
 
 
 __all__ = ["DATASETS", "SPLITS", "check_options", "load_pairs"]
 
 # A new data set is one file beside this one, and one line here.
-DATASETS = {"synthetic": synthetic_pairs, "mimic_cxr": mimic_cxr}
+DATASETS = {"synthetic": synthetic_pairs, "mimic_cxr": mimic_cxr, "pairs": pairs}
 
 
 def load_pairs(name: str, split: str, **options) -> Dataset:

@@ -60,8 +60,8 @@ def mimic_cxr(
         reports: or their zip file.
         section: as in [`~data.sections.report_text`]; default "impression".
         split_by: "official" (the default), or "paper": 10% of the subjects for validation by scikit-learn's
-            GroupShuffleSplit with random_state 1, over the images that have labels, as the authors of arXiv 2212.06710 did. Subjects without
-            any label are of its training part; it has no test part.
+            GroupShuffleSplit with random_state 1, over the images that have labels, as the authors of arXiv 2212.06710
+            did. Subjects without any label are of its training part; it has no test part.
         views: "all" (the default), or "frontal" (AP and PA).
         labeler: whose labels: "chexpert" (the default), "negbio", or "radiologist" (2.1.0, part of the test set
             alone; studies that no radiologist labelled are left out).
@@ -180,8 +180,8 @@ def _reject(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, list[dict]]:
     if len(twice):
         row = twice.iloc[0]
         raise ValueError(
-            f"{path}, line {row['line']}: the dicom_id {row['dicom_id']} stands on an earlier line with another study, "
-            "subject or split."
+            f"{path}, line {row['line']}: the dicom_id {row['dicom_id']} stands on an earlier line with another "
+            "study, subject or split."
         )
     outside = ~table["dicom_id"].str.fullmatch(_DICOM_ID.pattern)
     rejected = [

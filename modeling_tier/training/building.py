@@ -2,7 +2,9 @@
 """The model and the processor that a configuration describes, from pretrained folders or from nothing."""
 
 from collections import Counter
+from collections.abc import Iterable
 
+from datasets import Dataset, IterableDataset
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPImageProcessor, PreTrainedTokenizerFast
 
@@ -15,8 +17,8 @@ from .configuration import TrainConfig, pretrained_config, tier_options
 _SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
 
 
-def build_processor(config: TrainConfig, texts: list[str]) -> TierProcessor:
-    """The pretrained model's processor; or one for `model.image_size`, with a tokenizer trained on `texts`."""
+def build_processor(config: TrainConfig, pairs: Dataset | IterableDataset) -> TierProcessor:
+    """The pretrained model's processor; or one for `model.image_size`, with a tokenizer made from the pairs' texts."""
     pretrained, image_size = config.model.pretrained, config.model.image_size
     if pretrained and image_size is None:
         image_processor = AutoImageProcessor.from_pretrained(pretrained)
@@ -27,13 +29,15 @@ def build_processor(config: TrainConfig, texts: list[str]) -> TierProcessor:
     tokenizer_source = config.tokenizer.pretrained or pretrained
     if tokenizer_source:
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_source)
+    elif isinstance(pairs, IterableDataset):
+        raise ValueError("tokenizer.pretrained is needed for a stream: a new tokenizer would read all of it first.")
     else:
-        tokenizer = train_tokenizer(texts, config.tokenizer.vocab_size)
+        tokenizer = train_tokenizer(pairs["text"], config.tokenizer.vocab_size)
     tokenizer.model_max_length = min(tokenizer.model_max_length, config.data.max_text_tokens)
     return TierProcessor(image_processor=image_processor, tokenizer=tokenizer)
 
 
-def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """
     A lower-casing WordPiece tokenizer with BERT's special tokens. Its vocabulary is the characters of the texts and
     their most frequent words; a word outside of it is spelled. The trainers of `tokenizers` are not used: words of

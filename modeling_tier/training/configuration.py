@@ -6,6 +6,7 @@ import difflib
 import importlib.util
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from transformers import AutoConfig
 
 from ..configuration_tier import TierConfig
 from ..data import check_options
-from ..evaluation import load_prompts
+from ..data.transforms import AUGMENTATIONS
+from ..evaluation import LABEL_POLICIES, has_prompts, load_prompts
 
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
@@ -33,6 +35,11 @@ class DataOptions:
     options: dict = option(dict, "options of the data set for every split, e.g. data.options.image_size")
     train: dict = option(dict, "options of the data set for training alone, e.g. data.train.num_images")
     validation: dict = option(dict, "options of the data set for validation alone")
+    augmentation: str = option("none", f"of training pictures: {' | '.join(['none', *AUGMENTATIONS])}")
+    one_image_per_study: bool = option(
+        False, "whether an epoch takes each study once, with another one of its images each time"
+    )
+    shuffle_buffer: int = option(1000, "pairs among which a stream is shuffled")
     max_text_tokens: int = option(128, "texts are truncated to this many tokens, special ones included")
     num_workers: int = option(0, "processes that prepare batches beside the training process")
 
@@ -80,6 +87,7 @@ class RegulariserOptions:
 @dataclass
 class TrainingOptions:
     epochs: int = option(10, "passes over the training set")
+    steps_per_epoch: int | None = option(None, "optimiser steps of an epoch; for streams, which need it")
     batch_size: int = option(64, "pairs per process and step; negatives come from all processes")
     gradient_accumulation_steps: int = option(1, "batches per optimiser step; negatives stay within one batch")
     mixed_precision: str = option("no", "no | bf16 | fp16")
@@ -96,7 +104,9 @@ class EvaluationOptions:
     every_epochs: int = option(1, "epochs between two evaluations; the last one is always evaluated")
     batch_size: int = option(128, "pairs a step")
     best_metric: str = option("auroc", f"the best checkpoint's metric, of {list(BEST_METRICS)}")
-    prompts: str | None = option(None, "sentences for zero-shot: a YAML file; null: the data set's own")
+    prompts: str | None = option(None, "sentences for zero-shot: a YAML file; null: the data set's own, if any")
+    uncertain: str = option("ignore", f"what a label of -1 counts as: {' | '.join(LABEL_POLICIES)}")
+    blank: str = option("ignore", f"what a label that is not mentioned counts as: {' | '.join(LABEL_POLICIES)}")
 
 
 @dataclass
@@ -136,7 +146,7 @@ def load_config(path: str | Path | None, overrides: list[str] = ()) -> TrainConf
         content = yaml.safe_load(Path(path).read_text()) or {}
         if not isinstance(content, dict):
             raise ValueError(f"{path} must hold options by section; got {type(content).__name__}.")
-    for key, value in _pairs(list(overrides)):
+    for key, value in parse_options(list(overrides)):
         section, *parents = key.split(".")
         names, target = [section, *parents], content
         for name in names[:-1]:
@@ -158,10 +168,10 @@ def check_config(config: TrainConfig) -> None:
         except ValueError as error:
             raise ValueError(f"data.options or data.{split}: {error}") from None
     training, evaluation = config.training, config.evaluation
-    try:
-        load_prompts(evaluation.prompts or config.data.name)
-    except ValueError as error:
-        raise ValueError(f"evaluation.prompts: {error}") from None
+    config_prompts(config)
+    _one_of("data.augmentation", config.data.augmentation, ("none", *AUGMENTATIONS))
+    for name in ("uncertain", "blank"):
+        _one_of(f"evaluation.{name}", getattr(evaluation, name), LABEL_POLICIES)
     _one_of("training.mixed_precision", training.mixed_precision, ("no", "bf16", "fp16"))
     _one_of("evaluation.best_metric", evaluation.best_metric, BEST_METRICS)
     for tracker in training.trackers:
@@ -178,6 +188,28 @@ def check_config(config: TrainConfig) -> None:
         raise ValueError("model.pretrained has its own encoders: leave out model.vision_config and model.text_config.")
     elif config.model.projection or config.model.projection_dim:
         raise ValueError("model.pretrained has its own projections: leave out model.projection and projection_dim.")
+
+
+def config_prompts(config: TrainConfig, labels: Iterable[str] | None = None) -> dict[str, dict[str, list[str]]]:
+    """
+    The sentences of the evaluation; none for a data set that has none of its own.
+
+    Args:
+        config: a configuration.
+        labels: names of the findings that the data set knows, where they are known already.
+    """
+    evaluation = config.evaluation
+    if not evaluation.prompts and not has_prompts(config.data.name):
+        if evaluation.best_metric not in ("loss", "contrastive_loss"):
+            raise ValueError(
+                f"evaluation.best_metric: {evaluation.best_metric} needs sentences, and {config.data.name} has none: "
+                "set evaluation.prompts, or best_metric to contrastive_loss."
+            )
+        return {}
+    try:
+        return load_prompts(evaluation.prompts or config.data.name, labels)
+    except ValueError as error:
+        raise ValueError(f"evaluation.prompts: {error}") from None
 
 
 def tier_options(model: ModelOptions) -> dict:
@@ -200,7 +232,8 @@ def describe_options() -> str:
     return "\n".join(lines)
 
 
-def _pairs(arguments: list[str]) -> list[tuple[str, object]]:
+def parse_options(arguments: list[str]) -> list[tuple[str, object]]:
+    """`--name value` or `--name=value`, values in YAML's notation."""
     pairs = []
     while arguments:
         key = arguments.pop(0)
@@ -258,9 +291,17 @@ def _one_of(key: str, value, allowed) -> None:
 
 
 def _check_ranges(config: TrainConfig) -> None:
-    least_one = ("epochs", "batch_size", "gradient_accumulation_steps", "log_every", "save_every_steps")
+    least_one = (
+        "steps_per_epoch",
+        "epochs",
+        "batch_size",
+        "gradient_accumulation_steps",
+        "log_every",
+        "save_every_steps",
+    )
     ranges = {f"training.{name}": (1, None) for name in least_one}
     ranges |= {"evaluation.every_epochs": (1, None), "evaluation.batch_size": (1, None)}
+    ranges |= {"data.shuffle_buffer": (1, None)}
     ranges |= {"data.max_text_tokens": (3, None), "data.num_workers": (0, None), "tokenizer.vocab_size": (10, None)}
     ranges |= {"seed": (0, 2**32 - 1), "model.image_size": (1, None)}
     ranges |= {f"regulariser.{name}": (0, 1) for name in ("ramp_start", "ramp_end", "warn_negative_share")}

@@ -10,22 +10,21 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 from datasets import Dataset
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from ..data import load_pairs
-from ..evaluation import evaluate_zero_shot, load_prompts
+from ..evaluation import evaluate_zero_shot
 from ..modeling_tier import TierModel
 from ..processing_tier import TierProcessor
+from .batches import Batches
 from .building import build_model, build_processor
 from .checkpoints import find_checkpoint, load_checkpoint, replacing, save_checkpoint
-from .configuration import BEST_METRICS, TrainConfig, check_config
+from .configuration import BEST_METRICS, TrainConfig, check_config, config_prompts
 
 
 MAX_LOGIT_SCALE = math.log(100)
@@ -73,10 +72,10 @@ def train(config: TrainConfig) -> dict:
         train_pairs = load_pairs(data.name, "train", **data.options | data.train)
         validation_pairs = load_pairs(data.name, "validation", **data.options | data.validation)
     if accelerator.is_main_process and not checkpoint:
-        build_processor(config, train_pairs["text"]).save_pretrained(output_dir)
+        build_processor(config, train_pairs).save_pretrained(output_dir)
     accelerator.wait_for_everyone()
     processor = TierProcessor.from_pretrained(output_dir)
-    prompts = load_prompts(config.evaluation.prompts or data.name)
+    prompts = config_prompts(config, validation_pairs.features.get("labels", {}))
     best_metric = config.evaluation.best_metric
     if best_metric in ("pointing_game", "cnr") and "regions" not in validation_pairs.features:
         raise ValueError(f"evaluation.best_metric: {best_metric} needs a data set with regions; use auroc or loss.")
@@ -187,49 +186,6 @@ def train(config: TrainConfig) -> dict:
 _LOSS_PARTS = ("loss", "contrastive_loss", "token_entropy", "patch_entropy")
 
 
-class Batches:
-    """
-    Batches of this process. The order of an epoch depends on the seed and the epoch alone, and every process takes its
-    own part of each global batch; what does not fill a step is left for another epoch's order.
-    """
-
-    def __init__(self, pairs: Dataset, processor: TierProcessor, config: TrainConfig, accelerator: Accelerator):
-        self.pairs, self.processor, self.seed = pairs.select_columns(["image", "text"]), processor, config.seed
-        self.num_workers = config.data.num_workers
-        self.batch_size, self.micro = config.training.batch_size, config.training.gradient_accumulation_steps
-        self.processes, self.process, self.device = (
-            accelerator.num_processes,
-            accelerator.process_index,
-            accelerator.device,
-        )
-        self.step_size = self.batch_size * self.micro * self.processes
-        self.steps_per_epoch = len(pairs) // self.step_size
-        if self.steps_per_epoch == 0:
-            raise ValueError(
-                f"The training set has {len(pairs)} pairs, fewer than one step needs: training.batch_size "
-                f"{self.batch_size} x gradient_accumulation_steps {self.micro} x {self.processes} processes."
-            )
-
-    def of_epoch(self, epoch: int, first_step: int = 0):
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.pairs))
-        order = order[: self.steps_per_epoch * self.step_size]
-        order = order.reshape(-1, self.processes, self.batch_size)[first_step * self.micro :, self.process]
-        loader = DataLoader(
-            self.pairs,
-            batch_sampler=order.tolist(),
-            collate_fn=self.collate,
-            num_workers=self.num_workers,
-            generator=torch.Generator(),  # the workers' seeds must not take from the model's random numbers
-        )
-        for batch in loader:
-            yield {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
-
-    def collate(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        # Truncated to data.max_text_tokens, which the tokenizer carries as its model_max_length.
-        batch = self.processor(images=[row["image"] for row in rows], text=[row["text"] for row in rows])
-        return dict(batch)
-
-
 class Log:
     """One line of JSON for every logged step, and the same to the trackers; on the main process alone."""
 
@@ -316,6 +272,8 @@ def _evaluate(
             prompts,
             batch_size=config.evaluation.batch_size,
             progress=config.training.progress,
+            uncertain=config.evaluation.uncertain,
+            blank=config.evaluation.blank,
         )
     return broadcast_object_list(result)[0]
 
@@ -331,7 +289,7 @@ def metric_value(metrics: dict, name: str) -> float:
 
 def _summary(epoch: int, metrics: dict) -> str:
     recall = metrics["retrieval"]["image_to_text"]
-    auroc = metrics["auroc"]["mean"]
+    auroc = metrics.get("auroc", {}).get("mean")
     line = (
         f"epoch {epoch}: AUROC {'undefined' if auroc is None else f'{auroc:.3f}'}, loss {metrics['loss']:.3f} "
         f"(contrastive {metrics['contrastive_loss']:.3f}), entropies {metrics['token_entropy']:.3f} of a token and "

@@ -1,0 +1,132 @@
+# Licensed under the Apache License, Version 2.0.
+"""Batches of one process: which pairs, in which order, and from pictures and texts to tensors."""
+
+import itertools
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from datasets import Dataset, IterableDataset
+from datasets.distributed import split_dataset_by_node
+from torch.utils.data import DataLoader
+
+from ..data.pictures import read_picture, undecoded
+from ..data.transforms import AUGMENTATIONS, augment, generator, input_size
+from ..processing_tier import TierProcessor
+from .configuration import TrainConfig
+
+
+class Batches:
+    """
+    Batches of this process. The order of an epoch depends on the seed and the epoch alone, and every process takes its
+    own part of each global batch; what does not fill a step is left for another epoch's order.
+
+    A stream is shuffled in a buffer, and its shards (or, if they do not divide evenly, its pairs) are dealt out to the
+    processes, so that none is seen by two. A stream that ends within an epoch begins again.
+    """
+
+    def __init__(
+        self,
+        pairs: Dataset | IterableDataset,
+        processor: TierProcessor,
+        config: TrainConfig,
+        accelerator: Accelerator,
+    ):
+        self.processor, self.seed, self.data = processor, config.seed, config.data
+        self.batch_size, self.micro = config.training.batch_size, config.training.gradient_accumulation_steps
+        self.processes, self.process, self.device = (
+            accelerator.num_processes,
+            accelerator.process_index,
+            accelerator.device,
+        )
+        self.augmentation = AUGMENTATIONS.get(config.data.augmentation)
+        self.size = input_size(processor.image_processor) if self.augmentation else None
+        self.pairs = undecoded(pairs.select_columns(["image", "text", "image_id"]))
+        self.step_size = self.batch_size * self.micro * self.processes
+        self.streaming = isinstance(pairs, IterableDataset)
+        if self.streaming:
+            if config.training.steps_per_epoch is None:
+                raise ValueError("training.steps_per_epoch is needed for a stream, whose length is not known.")
+            if config.data.one_image_per_study:
+                raise ValueError("data.one_image_per_study needs a data set that is not streamed.")
+            self.steps_per_epoch = config.training.steps_per_epoch
+            return
+        if config.training.steps_per_epoch is not None:
+            raise ValueError("training.steps_per_epoch is for streams; other data sets have a length.")
+        # Rows of the images that an epoch chooses one of: a study's, or each by itself.
+        self.choices = _by_study(pairs) if config.data.one_image_per_study else None
+        number = len(pairs) if self.choices is None else len(self.choices)
+        self.steps_per_epoch = number // self.step_size
+        if self.steps_per_epoch == 0:
+            raise ValueError(
+                f"The training set has {number} {'pairs' if self.choices is None else 'studies'}, fewer than one step "
+                f"needs: training.batch_size {self.batch_size} x gradient_accumulation_steps {self.micro} x "
+                f"{self.processes} processes."
+            )
+
+    def of_epoch(self, epoch: int, first_step: int = 0) -> Iterator[dict[str, torch.Tensor]]:
+        if self.streaming:
+            number = self.steps_per_epoch * self.micro
+            # What a resumed run has seen is read again: the only way to the same place in a shuffled stream.
+            batches = itertools.islice(self._stream(epoch), first_step * self.micro, number)
+        else:
+            batches = self._loader(self.pairs, epoch, batch_sampler=self._order(epoch, first_step).tolist())
+        for batch in batches:
+            yield {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+
+    def _order(self, epoch: int, first_step: int) -> np.ndarray:
+        """Rows of this process's batches, (batches, batch size)."""
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(len(self.pairs) if self.choices is None else len(self.choices))
+        order = order[: self.steps_per_epoch * self.step_size]
+        if self.choices is not None:
+            chance = rng.random(len(order))
+            order = np.array([self.choices[i][int(u * len(self.choices[i]))] for i, u in zip(order, chance)])
+        return order.reshape(-1, self.processes, self.batch_size)[first_step * self.micro :, self.process]
+
+    def _stream(self, epoch: int) -> Iterator[dict[str, torch.Tensor]]:
+        stream = self.pairs.shuffle(seed=self.seed, buffer_size=self.data.shuffle_buffer)
+        for repeat in itertools.count():
+            stream.set_epoch(epoch + 1_000_003 * repeat)
+            part = split_dataset_by_node(stream, self.process, self.processes)
+            batch = None
+            for batch in self._loader(part, epoch, batch_size=self.batch_size, drop_last=True):
+                yield batch
+            if batch is None:
+                raise ValueError(
+                    f"The stream gives process {self.process} of {self.processes} fewer pairs than one batch of "
+                    f"{self.batch_size}."
+                )
+
+    def _loader(self, pairs, epoch: int, **options) -> DataLoader:
+        workers = self.data.num_workers
+        return DataLoader(
+            pairs,
+            collate_fn=partial(self.collate, epoch=epoch),
+            num_workers=min(workers, pairs.num_shards) if self.streaming else workers,
+            generator=torch.Generator(),  # the workers' seeds must not take from the model's random numbers
+            **options,
+        )
+
+    def collate(self, rows: list[dict], epoch: int) -> dict[str, torch.Tensor]:
+        # Truncated to data.max_text_tokens, which the tokenizer carries as its model_max_length.
+        images = [read_picture(row["image"], row["image_id"]) for row in rows]
+        options = {}
+        if self.augmentation:
+            images = [
+                augment(image, self.augmentation, self.size, generator(self.seed, epoch, row["image_id"]))
+                for image, row in zip(images, rows)
+            ]
+            has = self.processor.image_processor
+            options = {name: False for name in ("do_resize", "do_center_crop") if getattr(has, name, False)}
+        return dict(self.processor(images=images, text=[row["text"] for row in rows], images_kwargs=options))
+
+
+def _by_study(pairs: Dataset) -> list[np.ndarray]:
+    """Rows of each study."""
+    if "study_id" not in pairs.features:
+        raise ValueError("data.one_image_per_study needs a data set with study_id.")
+    _, study = np.unique(np.asarray(pairs["study_id"][:]), return_inverse=True)
+    return np.split(np.argsort(study, kind="stable"), np.cumsum(np.bincount(study))[:-1])
