@@ -3,6 +3,7 @@
 Evaluate a model folder or Hub model zero-shot: tables on the screen, metrics.json and figures in a folder.
 
     python evaluate_zeroshot.py --model runs/tier --dataset synthetic --output_dir runs/tier/evaluation
+    python evaluate_zeroshot.py --model runs/tier --dataset chexpert --data_dir /data/CheXpert --data.options.by study
 """
 
 import argparse
@@ -14,9 +15,10 @@ from pathlib import Path
 import yaml
 
 from modeling_tier.data import SPLITS, check_options, load_pairs
-from modeling_tier.evaluation import evaluate_zero_shot, load_model, load_prompts
+from modeling_tier.evaluation import LABEL_POLICIES, evaluate_zero_shot, has_prompts, load_model, load_prompts
 from modeling_tier.evaluation.figures import plot_patch_similarity, plot_roc, plot_similarity_maps
 from modeling_tier.evaluation.tables import metrics_tables
+from modeling_tier.training.configuration import parse_options
 
 
 def main() -> None:
@@ -25,41 +27,52 @@ def main() -> None:
     parser.add_argument("--dataset", default="synthetic", help="data set, a key of modeling_tier.data.DATASETS")
     parser.add_argument("--split", choices=SPLITS, default="test")
     parser.add_argument("--data_dir", help="where the data set lies, for those that lie on a disk")
+    parser.add_argument("--data.options.NAME", metavar="VALUE", help="any option of the data set, as in train.py")
     parser.add_argument("--num_images", type=int, default=1000, help="of a data set that is drawn")
     parser.add_argument("--seed", type=int, help="of a data set that is drawn; default: that of the model's training")
     parser.add_argument("--prompts", help="YAML file with sentences; default: the data set's own")
+    parser.add_argument("--uncertain", choices=LABEL_POLICIES, default="ignore", help="what a label of -1 counts as")
+    parser.add_argument(
+        "--blank", choices=LABEL_POLICIES, default="ignore", help="what a label not mentioned counts as"
+    )
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--device", default="cpu", help="torch device, such as cuda")
     parser.add_argument("--output_dir", help="default: the folder 'evaluation' in the model's folder")
-    arguments = parser.parse_args()
+    arguments, options = parser.parse_known_args()
     try:
-        run(arguments)
+        run(arguments, data_options(arguments, options))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace, options: dict) -> None:
     if arguments.output_dir is None and not Path(arguments.model).is_dir():
         raise ValueError("--output_dir is needed for a model that is not a folder.")
     output_dir = Path(arguments.output_dir or Path(arguments.model) / "evaluation")
-    options = data_options(arguments)
-    prompts = load_prompts(arguments.prompts or arguments.dataset)
     model, processor = load_model(arguments.model)
     model.to(arguments.device)
     dataset = load_pairs(arguments.dataset, arguments.split, **options)
-    metrics, details = evaluate_zero_shot(model, processor, dataset, prompts, arguments.batch_size)
+    prompts = {}
+    if arguments.prompts or has_prompts(arguments.dataset):
+        prompts = load_prompts(arguments.prompts or arguments.dataset, dataset.features.get("labels"))
+    policies = {"uncertain": arguments.uncertain, "blank": arguments.blank}
+    metrics, details = evaluate_zero_shot(model, processor, dataset, prompts, arguments.batch_size, **policies)
 
     figures = output_dir / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     if "regions" in dataset.features:
-        plot_similarity_maps({"map": model}, processor, dataset, figures / "similarity_maps.png", list(prompts))
-    plot_patch_similarity({Path(arguments.model).name: details}, dataset, figures / "patch_similarity.png")
-    plot_roc(details, dataset, figures / "roc.png")
+        findings = list(prompts) or list(dataset.features["labels"])
+        plot_similarity_maps({"map": model}, processor, dataset, figures / "similarity_maps.png", findings)
+    if "rank_similarity" in details:
+        plot_patch_similarity({Path(arguments.model).name: details}, dataset, figures / "patch_similarity.png")
+    if prompts:
+        plot_roc(details, dataset, figures / "roc.png")
     source = {
         "model": arguments.model,
         "dataset": arguments.dataset,
         "split": arguments.split,
         "options": options,
+        "labels": policies,
         "versions": {name: version(name) for name in ("torch", "transformers", "datasets", "evaluate")},
     }
     (output_dir / "metrics.json").write_text(json.dumps({**source, "metrics": metrics}, indent=2))
@@ -67,15 +80,21 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"\nmetrics.json and figures/ are in {output_dir}")
 
 
-def data_options(arguments: argparse.Namespace) -> dict:
+def data_options(arguments: argparse.Namespace, given: list[str]) -> dict:
     """Options of the data set: those of the model's own training on it, and what the command line says."""
+    prefix = "data.options."
+    given = {name: value for name, value in parse_options(given)}
+    unknown = [name for name in given if not name.startswith(prefix)]
+    if unknown:
+        raise ValueError(f"Unknown option --{unknown[0]}; see --help.")
     options = {}
     training_config = Path(arguments.model) / "training_config.yaml"
     if training_config.is_file():
         data = yaml.safe_load(training_config.read_text())["data"]
         if data["name"] == arguments.dataset:
             options = dict(data["options"])
-    given = {"data_dir": arguments.data_dir, "seed": arguments.seed}
+    given = {name.removeprefix(prefix): value for name, value in given.items()}
+    given |= {"data_dir": arguments.data_dir, "seed": arguments.seed}
     if arguments.dataset == "synthetic":
         given["num_images"] = arguments.num_images
     options |= {name: value for name, value in given.items() if value is not None}

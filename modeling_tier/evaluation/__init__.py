@@ -1,8 +1,8 @@
 # Licensed under the Apache License, Version 2.0.
 """What a model can do: zero-shot classification, localisation, sparsity of its maps, retrieval."""
 
-from .prompts import load_prompts
-from .zero_shot import evaluate_zero_shot, load_model
+from .prompts import has_prompts, load_prompts
+from .zero_shot import LABEL_POLICIES, evaluate_zero_shot, load_model
 
 
-__all__ = ["evaluate_zero_shot", "load_model", "load_prompts"]
+__all__ = ["LABEL_POLICIES", "evaluate_zero_shot", "has_prompts", "load_model", "load_prompts"]

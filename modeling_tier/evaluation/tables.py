@@ -3,29 +3,35 @@
 
 
 def metrics_tables(metrics: dict) -> str:
-    """One row a finding, then the numbers of the whole set."""
+    """One row a finding, then the numbers of the whole set; what was not measured is not there."""
     places = metrics.get("localisation", {})
-    columns = {"AUROC": metrics["auroc"]}
+    columns = {"AUROC": metrics["auroc"]} if "auroc" in metrics else {}
     titles = {"pointing_game": "pointing", "chance": "(chance)", "cnr": "CNR", "iou": "IoU"}
     columns |= {title: places[name] for name, title in titles.items() if name in places}
     rows = [["finding", *columns]]
-    for finding in metrics["auroc"]:
+    named = dict.fromkeys(finding for column in columns.values() for finding in column if finding != "mean")
+    for finding in (*named, "mean") if columns else ():
         rows.append([finding, *(_number(column.get(finding)) for column in columns.values())])
-    lines = [aligned(rows)]
+    lines = [aligned(rows)] if columns else []
     lines += [f"{finding}: AUROC undefined ({why})" for finding, why in metrics.get("undefined", {}).items()]
-    recall = [["recall", "R@1", "R@5", "R@10"]]
-    for way, values in metrics["retrieval"].items():
-        recall.append([way.replace("_", " "), *(_number(values[f"r@{k}"]) for k in (1, 5, 10))])
-    lines.append(aligned(recall))
-    single = [
-        ["token entropy (at most)", f"{metrics['token_entropy']:.3f} ({metrics['max_token_entropy']:.3f})"],
-        ["patch entropy (at most)", f"{metrics['patch_entropy']:.3f} ({metrics['max_patch_entropy']:.3f})"],
-        ["share of similarity in the top 10% of patches", _number(metrics["top10_share"])],
-        ["share of negative token-patch cosines", _number(metrics["negative_share"])],
-        ["mean of a token's largest cosine", _number(metrics["peak"])],
-        ["spread of the peaks over images (0 to 1)", _number(metrics["peak_spread"])],
-        ["images", str(metrics["num_images"])],
-    ]
+    single = []
+    if "retrieval" in metrics:
+        recall = [["recall", "R@1", "R@5", "R@10"]]
+        for way, values in metrics["retrieval"].items():
+            recall.append([way.replace("_", " "), *(_number(values[f"r@{k}"]) for k in (1, 5, 10))])
+        lines.append(aligned(recall))
+        single += [
+            ["token entropy (at most)", f"{metrics['token_entropy']:.3f} ({metrics['max_token_entropy']:.3f})"],
+            ["patch entropy (at most)", f"{metrics['patch_entropy']:.3f} ({metrics['max_patch_entropy']:.3f})"],
+            ["share of similarity in the top 10% of patches", _number(metrics["top10_share"])],
+            ["share of negative token-patch cosines", _number(metrics["negative_share"])],
+            ["mean of a token's largest cosine", _number(metrics["peak"])],
+        ]
+    if "peak_spread" in metrics:
+        single.append(["spread of the peaks over images (0 to 1)", _number(metrics["peak_spread"])])
+    single.append(["images", str(metrics["num_images"])])
+    if "unreadable" in metrics:
+        single.append(["images that could not be read", str(len(metrics["unreadable"]))])
     return "\n\n".join([*lines, aligned(single)])
 
 

@@ -12,13 +12,18 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
+from ..data.pictures import read_picture, undecoded
 from ..entropy_tier import l2_normalize
 from ..modeling_tier import TierModel
 from ..processing_tier import TierProcessor
 from .localisation import box_mask
 
 
+# What an uncertain or a blank label counts as.
+LABEL_POLICIES = {"ignore": math.nan, "zeros": 0.0, "ones": 1.0}
+
 _METRICS = Path(__file__).parent / "metrics"
+_MOST_UNREADABLE = 0.01
 
 
 def load_model(name_or_path: str) -> tuple[TierModel, TierProcessor]:
@@ -40,9 +45,11 @@ def evaluate_zero_shot(
     batch_size: int = 64,
     localisation: bool = True,
     progress: bool = True,
+    uncertain: str = "ignore",
+    blank: str = "ignore",
 ) -> tuple[dict, dict]:
     """
-    Evaluate a model on pairs with labels.
+    Evaluate a model on pairs, on pictures with labels, or both.
 
     The score of a finding is cos(image, positive) - cos(image, negative), with the embeddings of a list of sentences
     normalised, averaged and normalised again.
@@ -50,61 +57,80 @@ def evaluate_zero_shot(
     Args:
         model: the model; its training mode is restored afterwards.
         processor: its processor.
-        dataset: rows as [`~data.load_pairs`] gives them.
-        prompts: sentences by finding, as [`load_prompts`] gives them; each finding must be among the labels.
+        dataset: rows as [`~data.load_pairs`] gives them. Without texts, what needs a text is left out.
+        prompts: sentences by finding, as [`load_prompts`] gives them; each finding must be among the labels. Empty:
+            no classification.
         batch_size: pairs a step.
         localisation: whether to compare maps with the places in `regions`, where the data set has them.
         progress: whether to show a bar.
+        uncertain: what a label of -1 counts as: "ignore" (as the authors of arXiv 2212.06710 do), "zeros" or "ones".
+        blank: likewise for a finding that is not mentioned.
 
     Returns:
         `metrics`, ready for JSON, all means unweighted over findings:
-            `num_images`; `auroc` by finding and `mean` (None where a class is missing, with the reason in
-            `undefined`); `loss` and `contrastive_loss` in batches of `batch_size`; `token_entropy`
-            and `patch_entropy` of the matched pairs in nats, and their largest possible values
-            `max_token_entropy` and `max_patch_entropy`; `negative_share`: share of the cosines of counted tokens and
+            `num_images`, and `unreadable`: the reasons why images could not be read and were left out, if any were;
+            `auroc` by finding and `mean` (None where a class is missing, with the reason in `undefined`); `loss` and
+            `contrastive_loss` in batches of `batch_size`; `token_entropy` and `patch_entropy` of the matched pairs in
+            nats, and their largest possible values `max_token_entropy` and `max_patch_entropy`; `negative_share`: share of the cosines of counted tokens and
             patches below 0; `peak`: mean over tokens of the largest cosine; `top10_share`: share held by
             the 10% largest (rounded up) of a pair's text-to-patch similarities, shifted so that the smallest is 0;
             `peak_spread`: for each finding the entropy of the place of the peak over all images, divided by log P,
             averaged: 0 if every image points at one fixed place; `retrieval`: recall at 1, 5, 10 both ways;
             `localisation`: `pointing_game`, `chance`, `cnr` and `iou` by finding and `mean` (definitions in
             `metrics/phrase_grounding`), and `num_outside`, regions that the crop leaves out.
-        `details`, numpy arrays: `scores` and `labels` (N, F), `findings`, `rank_similarity` (N, P), each pair's
-            text-to-patch similarities from the largest to the smallest.
+        `details`, numpy arrays: `rows` (N,), the rows that were read, `scores` and `labels` (N, F), `findings`,
+            `rank_similarity` (N, P), each pair's text-to-patch similarities from the largest to the smallest.
 
     Raises:
-        ValueError: if the data set is empty, a finding has no label, or a score is NaN (with the image's id).
+        ValueError: if the data set is empty, a finding has no label, more than 1% of the images cannot be read, or a
+            score is NaN (with the image's id).
     """
     if len(dataset) == 0:
         raise ValueError("The data set is empty.")
-    findings = list(prompts)
-    missing = [finding for finding in findings if finding not in dataset.features["labels"]]
+    for name, policy in (("uncertain", uncertain), ("blank", blank)):
+        if policy not in LABEL_POLICIES:
+            raise ValueError(f"{name} must be one of {list(LABEL_POLICIES)}; got {policy!r}.")
+    findings, known = list(prompts), list(dataset.features.get("labels", {}))
+    missing = [finding for finding in findings if finding not in known]
     if missing:
-        known = list(dataset.features["labels"])
         raise ValueError(f"The prompts name {missing[0]!r}, which is not among the labels {known}.")
+    with_text = all(isinstance(text, str) and text for text in dataset["text"])
     training, device = model.training, model.device
     model.eval()
     localisation = localisation and "regions" in dataset.features
     embed = lambda sentences: embed_sentences(model, processor, sentences)  # noqa: E731
-    positive = torch.stack([embed(prompts[finding]["positive"]) for finding in findings])  # (F, D)
-    negative = torch.stack([embed(prompts[finding]["negative"]) for finding in findings])
+    if findings:
+        positive = torch.stack([embed(prompts[finding]["positive"]) for finding in findings])  # (F, D)
+        negative = torch.stack([embed(prompts[finding]["negative"]) for finding in findings])
 
     sums, parts = defaultdict(float), defaultdict(list)
     grounding = _Grounding(embed, processor.image_processor)
+    stored, read, unreadable = undecoded(dataset), [], []
     for start in tqdm(range(0, len(dataset), batch_size), desc="evaluating", disable=not progress, leave=False):
-        rows = dataset[start : start + batch_size]
-        inputs = processor(images=rows["image"], text=rows["text"]).to(device)
-        out = model(**inputs, return_loss=True, output_entropy=True)
+        rows, good = _read(stored[start : start + batch_size], unreadable)
+        if len(unreadable) > _MOST_UNREADABLE * len(dataset):
+            raise ValueError(f"{unreadable[0]} ({len(unreadable)} of the first {start + batch_size} images).")
+        if not good:
+            continue
+        read += [start + i for i in good]
+        texts = rows["text"] if with_text else [""] * len(good)
+        inputs = processor(images=rows["image"], text=texts).to(device)
+        out = model(**inputs, return_loss=with_text, output_entropy=with_text)
         image_embeds, patch_embeds = out.image_embeds.float(), out.patch_embeds.float()
         number = len(image_embeds)
-        scores = image_embeds @ (positive - negative).T
-        bad = torch.isnan(scores).any(dim=1)
+        bad = torch.isnan(image_embeds).any(dim=1)
         if bad.any():
             raise ValueError(f"The model gives NaN for the image {rows['image_id'][int(bad.nonzero()[0])]}.")
-        parts["scores"].append(scores)
+        if findings:
+            parts["scores"].append(image_embeds @ (positive - negative).T)
+            parts["peaks"].append((patch_embeds @ positive.T).argmax(dim=1))  # (N, F)
+        if localisation:
+            grounding.add(rows, patch_embeds, _grid(inputs["pixel_values"], patch_embeds))
+        if not with_text:
+            continue
+
         parts["image_embeds"].append(image_embeds)
         parts["text_embeds"].append(out.text_embeds.float())
-        parts["peaks"].append((patch_embeds @ positive.T).argmax(dim=1))  # (N, F)
-
         mask = model.entropy_mask(inputs["input_ids"], inputs["attention_mask"])
         cosines = (out.token_embeds.float() @ patch_embeds.transpose(1, 2))[mask]  # (tokens, P)
         for name in ("loss", "contrastive_loss", "token_entropy", "patch_entropy"):
@@ -115,30 +141,46 @@ def evaluate_zero_shot(
         sums["peak"] += cosines.max(dim=1).values.sum().item()
         own = (patch_embeds @ out.text_embeds.float().unsqueeze(2)).squeeze(2)  # (N, P)
         parts["rank_similarity"].append(own.sort(dim=1, descending=True).values)
-        if localisation:
-            grounding.add(rows, patch_embeds, _grid(inputs["pixel_values"], patch_embeds))
     model.train(training)
 
     stacked = {name: torch.cat(values).cpu().numpy() for name, values in parts.items()}
-    scores, peaks, rank_similarity = (stacked[name] for name in ("scores", "peaks", "rank_similarity"))
-    label_rows = dataset["labels"][:]
-    labels = np.array([[_label(row[finding]) for finding in findings] for row in label_rows])
-    number, num_patches = rank_similarity.shape
-    metrics = {
-        "num_images": number,
-        **_auroc(findings, scores, labels),
-        **{name: sums[name] / number for name in ("loss", "contrastive_loss", "token_entropy", "patch_entropy")},
-        "max_token_entropy": math.log(num_patches),
-        "max_patch_entropy": sums["max_patch_entropy"] / number,
-        "negative_share": sums["negative"] / sums["tokens"],
-        "peak": sums["peak"] / sums["tokens"],
-        "top10_share": top_share(rank_similarity),
-        "peak_spread": peak_spread(peaks, num_patches),
-        "retrieval": _retrieval(stacked["image_embeds"], stacked["text_embeds"], dataset["text"][:]),
-    }
+    number, num_patches = len(read), patch_embeds.shape[1]
+    metrics: dict = {"num_images": number} | ({"unreadable": unreadable} if unreadable else {})
+    details = {"findings": findings, "rows": np.array(read)}
+    if findings:
+        values = {-1.0: LABEL_POLICIES[uncertain], None: LABEL_POLICIES[blank], 0.0: 0.0, 1.0: 1.0}
+        label_rows = dataset.select_columns("labels").select(read)["labels"]
+        labels = np.array([[values[row[finding]] for finding in findings] for row in label_rows])
+        metrics |= _auroc(findings, stacked["scores"], labels)
+        metrics["peak_spread"] = peak_spread(stacked["peaks"], num_patches)
+        details |= {"scores": stacked["scores"], "labels": labels}
+    if with_text:
+        texts = dataset.select_columns("text").select(read)["text"][:]
+        metrics |= {
+            **{name: sums[name] / number for name in ("loss", "contrastive_loss", "token_entropy", "patch_entropy")},
+            "max_token_entropy": math.log(num_patches),
+            "max_patch_entropy": sums["max_patch_entropy"] / number,
+            "negative_share": sums["negative"] / sums["tokens"],
+            "peak": sums["peak"] / sums["tokens"],
+            "top10_share": top_share(stacked["rank_similarity"]),
+            "retrieval": _retrieval(stacked["image_embeds"], stacked["text_embeds"], texts),
+        }
+        details["rank_similarity"] = stacked["rank_similarity"]
     if localisation:
         metrics["localisation"] = grounding.result(findings)
-    return metrics, {"scores": scores, "labels": labels, "findings": findings, "rank_similarity": rank_similarity}
+    return metrics, details
+
+
+def _read(rows: dict, unreadable: list[str]) -> tuple[dict, list[int]]:
+    """The rows whose picture can be read, with it, and their places; the reasons of the others are appended."""
+    pictures = {}
+    for i, (cell, image_id) in enumerate(zip(rows["image"], rows["image_id"])):
+        try:
+            pictures[i] = read_picture(cell, image_id)
+        except ValueError as error:
+            unreadable.append(str(error))
+    rows = {name: [values[i] for i in pictures] for name, values in rows.items()}
+    return rows | {"image": list(pictures.values())}, list(pictures)
 
 
 @torch.inference_mode()
@@ -193,10 +235,11 @@ class _Grounding:
                 self.masks[finding].append(mask.ravel())
 
     def result(self, findings: list[str]) -> dict:
+        """Results by finding, those of the prompts first."""
         metric = _load_metric("phrase_grounding")
         by_finding = {}
-        for finding in findings:
-            if self.maps[finding]:
+        for finding in dict.fromkeys((*findings, *self.maps)):
+            if finding in self.maps:
                 maps, masks = np.stack(self.maps[finding]), np.stack(self.masks[finding]).astype(np.int8)
                 by_finding[finding] = metric.compute(predictions=maps, references=masks)
         names = ("pointing_game", "chance", "cnr", "iou")
@@ -233,11 +276,6 @@ def _retrieval(image_embeds: np.ndarray, text_embeds: np.ndarray, texts: list[st
 def _load_metric(name: str) -> evaluate.Metric:
     # In memory: several evaluations at a time must not share a cache file.
     return evaluate.load(str(_METRICS / name), keep_in_memory=True)
-
-
-def _label(value: float | None) -> float:
-    """1.0 or 0.0; NaN where the label is uncertain (-1) or not mentioned."""
-    return value if value in (0.0, 1.0) else math.nan
 
 
 def _mean(values) -> float | None:
