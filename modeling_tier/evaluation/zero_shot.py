@@ -71,13 +71,13 @@ def evaluate_zero_shot(
             `num_images`, and `unreadable`: the reasons why images could not be read and were left out, if any were;
             `auroc` by finding and `mean` (None where a class is missing, with the reason in `undefined`); `loss` and
             `contrastive_loss` in batches of `batch_size`; `token_entropy` and `patch_entropy` of the matched pairs in
-            nats, and their largest possible values `max_token_entropy` and `max_patch_entropy`; `negative_share`: share of the cosines of counted tokens and
-            patches below 0; `peak`: mean over tokens of the largest cosine; `top10_share`: share held by
-            the 10% largest (rounded up) of a pair's text-to-patch similarities, shifted so that the smallest is 0;
-            `peak_spread`: for each finding the entropy of the place of the peak over all images, divided by log P,
-            averaged: 0 if every image points at one fixed place; `retrieval`: recall at 1, 5, 10 both ways;
-            `localisation`: `pointing_game`, `chance`, `cnr` and `iou` by finding and `mean` (definitions in
-            `metrics/phrase_grounding`), and `num_outside`, regions that the crop leaves out.
+            nats, and their largest possible values `max_token_entropy` and `max_patch_entropy`; `negative_share`:
+            share of the cosines of counted tokens and patches below 0; `peak`: mean over tokens of the largest
+            cosine; `top10_share`: share held by the 10% largest (rounded up) of a pair's text-to-patch similarities,
+            shifted so that the smallest is 0; `peak_spread`: for each finding the entropy of the place of the peak
+            over all images, divided by log P, averaged: 0 if every image points at one fixed place; `retrieval`:
+            recall at 1, 5, 10 both ways; `localisation`: `pointing_game`, `chance`, `cnr` and `iou` by finding and
+            `mean` (definitions in `metrics/phrase_grounding`), and `num_outside`, regions that the crop leaves out.
         `details`, numpy arrays: `rows` (N,), the rows that were read, `scores` and `labels` (N, F), `findings`,
             `rank_similarity` (N, P), each pair's text-to-patch similarities from the largest to the smallest.
 
