@@ -11,8 +11,13 @@ import inspect
 
 from datasets import Dataset
 
+from .chestxray14 import chestxray14
+from .chexpert import chexpert
 from .columns import SPLITS, check_split
 from .mimic_cxr import mimic_cxr
+from .ms_cxr import ms_cxr
+from .openi import openi
+from .padchest import padchest
 from .pairs import pairs
 from .synthetic import synthetic_pairs
 
@@ -20,7 +25,16 @@ from .synthetic import synthetic_pairs
 __all__ = ["DATASETS", "SPLITS", "check_options", "load_pairs"]
 
 # A new data set is one file beside this one, and one line here.
-DATASETS = {"synthetic": synthetic_pairs, "mimic_cxr": mimic_cxr, "pairs": pairs}
+DATASETS = {
+    "synthetic": synthetic_pairs,
+    "mimic_cxr": mimic_cxr,
+    "pairs": pairs,
+    "chexpert": chexpert,
+    "padchest": padchest,
+    "chestxray14": chestxray14,
+    "ms_cxr": ms_cxr,
+    "openi": openi,
+}
 
 
 def load_pairs(name: str, split: str, **options) -> Dataset:

@@ -3,7 +3,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from datasets import Features, Image, List, Value
+from datasets import Dataset, Features, Image, List, Value
 
 
 SPLITS = ("train", "validation", "test")
@@ -53,6 +53,18 @@ def pair_features(
         region = {"finding": Value("string"), "phrase": Value("string"), "box": List(Value("float32"), length=4)}
         features["regions"] = List(region | ({"mask": Image()} if mask else {}))
     return Features(features)
+
+
+def make_pairs(columns: dict[str, list], features: Features) -> Dataset:
+    """A data set of these columns; those of `features` that are not given are null."""
+    number = len(columns["image"])
+    return Dataset.from_dict({name: columns.get(name, [None] * number) for name in features}, features=features)
+
+
+def check_choice(name: str, option: str, value, known: Iterable[str]) -> None:
+    """Raise ValueError for a value that an option of a data set does not have."""
+    if value not in (known := list(known)):
+        raise ValueError(f"{name}: {option} must be one of {known}; got {value!r}.")
 
 
 def check_split(name: str, split: str, known: Iterable[str] = SPLITS) -> None:

@@ -9,6 +9,7 @@ import os
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -46,6 +47,7 @@ def mimic_cxr(
     split_by: str | None = None,
     views: str | None = None,
     labeler: str | None = None,
+    exclude_subjects: str | os.PathLike | None = None,
 ) -> Dataset:
     """
     Radiographs of MIMIC-CXR-JPG with the text of their report. Rows without text are left out, with a warning that
@@ -65,6 +67,9 @@ def mimic_cxr(
         views: "all" (the default), or "frontal" (AP and PA).
         labeler: whose labels: "chexpert" (the default), "negbio", or "radiologist" (2.1.0, part of the test set
             alone; studies that no radiologist labelled are left out).
+        exclude_subjects: csv file of an evaluation set whose patients must not be trained on, such as MS-CXR's; they
+            are left out of "train" and "validation". It names them in a column `subject_id`, or in `path`, as
+            files/p10/p10000032/...
 
     Raises:
         ValueError: for an unknown option, a missing file (what was looked for, and where), a bad table (file, line,
@@ -75,16 +80,18 @@ def mimic_cxr(
     chosen = {name: value for name, value in chosen.items() if value is not None}
     _check(data_dir, **DEFAULTS | chosen)
     folder = Path(data_dir)
+    excluded = _subjects_of(Path(exclude_subjects)) if exclude_subjects and split != "test" else set()
     if is_prepared(folder):
-        return _prepared(folder, split, chosen, reports_dir or reports)
+        pairs = _prepared(folder, split, chosen, reports_dir or reports)
+        return pairs.select(np.flatnonzero(~np.isin(pairs["subject_id"][:], list(excluded)))) if excluded else pairs
     section, split_by, views, labeler = (DEFAULTS | chosen).values()
+    table, _ = image_table(folder, split_by, views, labeler)
     warnings.warn(
         f"{folder} is read as it lies on the disk: every image is decoded at full size in each epoch. For more than a "
         "try, prepare it once: python -m modeling_tier.data prepare mimic_cxr --help",
         stacklevel=2,
     )
-    table, _ = image_table(folder, split_by, views, labeler)
-    table = table[table["split"] == split]
+    table = table[(table["split"] == split) & ~table["subject_id"].isin(excluded)]
     if table.empty:
         raise ValueError(f"mimic_cxr: no image of {folder} is in the split {split!r} by split_by {split_by!r}.")
     source = find_reports(folder, reports_dir, reports, table)
@@ -131,18 +138,7 @@ def image_table(folder: Path, split_by: str, views: str, labeler: str) -> tuple[
     Raises:
         ValueError: as [`mimic_cxr`].
     """
-    split_path = find_table(folder, [f"mimic-cxr-{version}-split.csv" for version in _VERSIONS])
-    table = read_table(split_path, ("dicom_id", "study_id", "subject_id", "split"))
-    for column in ("subject_id", "study_id"):
-        table[column] = to_integers(table, column, split_path)
-    table["line"] = table.index + 2
-    unknown = ~table["split"].isin(list(_OFFICIAL))
-    if unknown.any():
-        row = table[unknown].iloc[0]
-        raise ValueError(
-            f"{split_path}, line {row['line']}: split must be one of {list(_OFFICIAL)}; got {row['split']!r}."
-        )
-    table["split"] = table["split"].map(_OFFICIAL)
+    table, split_path = _split_table(folder)
     table, rejected = _reject(table, split_path)
 
     metadata_path = find_table(folder, [f"mimic-cxr-{version}-metadata.csv" for version in _VERSIONS])
@@ -173,8 +169,31 @@ def image_table(folder: Path, split_by: str, views: str, labeler: str) -> tuple[
     return table.drop(columns="line"), rejected
 
 
+def _split_table(folder: Path) -> tuple[pd.DataFrame, Path]:
+    """The official split as it stands in its file, with the number of the line."""
+    split_path = find_table(folder, [f"mimic-cxr-{version}-split.csv" for version in _VERSIONS])
+    table = read_table(split_path, ("dicom_id", "study_id", "subject_id", "split"))
+    for column in ("subject_id", "study_id"):
+        table[column] = to_integers(table, column, split_path)
+    table["line"] = table.index + 2
+    unknown = ~table["split"].isin(list(_OFFICIAL))
+    if unknown.any():
+        row = table[unknown].iloc[0]
+        raise ValueError(
+            f"{split_path}, line {row['line']}: split must be one of {list(_OFFICIAL)}; got {row['split']!r}."
+        )
+    table["split"] = table["split"].map(_OFFICIAL)
+    return table, split_path
+
+
+def official_splits(folder: Path) -> dict[str, str]:
+    """Our name of the official split by dicom_id; raises as [`mimic_cxr`]."""
+    table, _ = _split_table(folder)
+    return dict(zip(table["dicom_id"], table["split"]))
+
+
 def _reject(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, list[dict]]:
-    """Rows that stand twice, and image names that could lead out of the folder."""
+    """Rows that stand twice, and image names that could lead out of the folder. Contradictions are errors."""
     same = table.duplicated(["dicom_id", "study_id", "subject_id", "split"])
     twice = table[~same & table.duplicated("dicom_id")]
     if len(twice):
@@ -182,6 +201,12 @@ def _reject(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, list[dict]]:
         raise ValueError(
             f"{path}, line {row['line']}: the dicom_id {row['dicom_id']} stands on an earlier line with another "
             "study, subject or split."
+        )
+    moved = table.groupby("study_id")["subject_id"].transform("first") != table["subject_id"]
+    if moved.any():
+        row = table[moved].iloc[0]
+        raise ValueError(
+            f"{path}, line {row['line']}: the study {row['study_id']} stands on an earlier line with another subject."
         )
     outside = ~table["dicom_id"].str.fullmatch(_DICOM_ID.pattern)
     rejected = [
@@ -218,29 +243,45 @@ def _labels(folder: Path, labeler: str) -> pd.DataFrame:
     return values.assign(study_id=labels["study_id"])
 
 
+def _subjects_of(path: Path) -> set[int]:
+    """The patients that a csv file of an evaluation set names."""
+    if not path.is_file():
+        raise ValueError(f"There is no file {path} (exclude_subjects).")
+    table = read_table(path, (), ("subject_id", "path"))
+    if "subject_id" in table:
+        return set(to_integers(table, "subject_id", path))
+    if "path" not in table:
+        raise ValueError(f"{path} (exclude_subjects) has no column 'subject_id' or 'path'.")
+    found = table["path"].str.extract(r"(?:^|/)p(\d{8})(?:/|$)")[0]
+    if found.isna().any():
+        row = int(found.isna().to_numpy().argmax())
+        raise ValueError(f"{path}, line {row + 2}: no patient, as p10000032, in the path {table['path'].iloc[row]!r}.")
+    return set(found.astype("int64"))
+
+
 class Reports:
     """The reports of the studies, from a folder or a zip file."""
 
     def __init__(self, root: Path, prefix: str, archive: zipfile.ZipFile | None = None):
         self.root, self.prefix, self.archive = root, prefix, archive
-        self.not_utf8 = 0
+        self.not_utf8: set[int] = set()
 
     def where(self, subject_id: int, study_id: int) -> str:
         return str(self.root / self._name(subject_id, study_id))
 
     def read(self, subject_id: int, study_id: int) -> str | None:
-        """The report, or None if there is none. One that is not UTF-8 is read as Windows-1252, and counted."""
+        """The report, or None if there is none. One that is not UTF-8 is read as Windows-1252, and remembered."""
         name = self._name(subject_id, study_id)
         try:
             content = self.archive.read(name) if self.archive else (self.root / name).read_bytes()
         except (FileNotFoundError, NotADirectoryError, KeyError):
             return None
-        except (zipfile.BadZipFile, OSError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
             raise ValueError(f"The report {self.where(subject_id, study_id)} cannot be read: {error}") from error
         try:
             return content.decode("utf-8-sig")
         except UnicodeDecodeError:
-            self.not_utf8 += 1
+            self.not_utf8.add(study_id)
             return content.decode("cp1252", errors="replace")
 
     def _name(self, subject_id: int, study_id: int) -> str:
@@ -252,7 +293,7 @@ def find_reports(folder: Path, reports_dir, reports, table: pd.DataFrame) -> Rep
     Where the reports of the table's studies are.
 
     Raises:
-        ValueError: if none of the first 200 studies has one in any place that was looked at.
+        ValueError: if no study has one in any place that was looked at.
     """
     if reports_dir and reports:
         raise ValueError("Give either reports_dir (a folder) or reports (a zip file).")
@@ -262,16 +303,16 @@ def find_reports(folder: Path, reports_dir, reports, table: pd.DataFrame) -> Rep
         raise ValueError(
             f"{reports} (reports) is not a zip file." if Path(reports).exists() else f"No file {reports}."
         )
-    studies = table[["subject_id", "study_id"]].drop_duplicates().head(200).to_numpy().tolist()
-    looked = []
-    for source in _places(folder, reports_dir, reports):
-        if any(source.read(*study) is not None for study in studies):
-            source.not_utf8 = 0
-            return source
-        looked.append(source.where(*studies[0]))
+    studies = table[["subject_id", "study_id"]].drop_duplicates().to_numpy().tolist()
+    places = list(_places(folder, reports_dir, reports))
+    for some in (studies[:: -(-len(studies) // 200)], studies):  # all of them only if there is need
+        for source in places:
+            if any(source.read(*study) is not None for study in some):
+                source.not_utf8.clear()
+                return source
     raise ValueError(
         "No reports were found. Looked for "
-        + ", ".join(looked)
+        + ", ".join(source.where(*studies[0]) for source in places)
         + ". Say where they are with reports_dir (a folder) or "
         "reports (mimic-cxr-reports.zip)."
     )
@@ -291,7 +332,10 @@ def _places(folder: Path, reports_dir, reports) -> Iterator[Reports]:
 
 
 def _in_zip(path: Path) -> Iterator[Reports]:
-    archive = zipfile.ZipFile(path)
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise ValueError(f"The reports {path} cannot be read: {error}") from error
     first = next((name for name in archive.namelist() if re.search(r"p\d+/p\d+/s\d+\.txt$", name)), "files/")
     prefix = str(PurePosixPath(first).parents[2]) + "/" if first.endswith(".txt") else first
     yield Reports(path, "" if prefix == "./" else prefix, archive)
@@ -331,4 +375,6 @@ def plan(data_dir, reports_dir, reports, **choices: str) -> tuple[pd.DataFrame, 
     _check(data_dir, **choices)
     folder = Path(data_dir)
     table, rejected = image_table(folder, choices["split_by"], choices["views"], choices["labeler"])
+    if table.empty:
+        raise ValueError(f"mimic_cxr: no image of {folder} is left by {choices}.")
     return table, rejected, find_reports(folder, reports_dir, reports, table)

@@ -41,3 +41,12 @@ def read_picture(cell: dict, image_id: str) -> PIL.Image.Image:
         raise ValueError(f"The image {image_id} cannot be read: it is of no known format.") from None
     except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         raise ValueError(f"The image {image_id} cannot be read: {error}") from error
+
+
+def picture_size(cell: dict) -> tuple[int, int] | None:
+    """Width and height of a stored picture, of which only the head is read; None if it is none."""
+    try:
+        with PIL.Image.open(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"])) as image:
+            return image.size
+    except OSError:
+        return None

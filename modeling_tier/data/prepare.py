@@ -8,19 +8,21 @@ signal, and the same command goes on behind the last whole shard.
 """
 
 import csv
+import fcntl
 import hashlib
 import io
 import json
 import multiprocessing
 import os
+import signal
 import threading
-import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,7 +36,7 @@ from tqdm.auto import tqdm
 from ..processing_tier import load_radiograph
 from .columns import CHEXPERT_LABELS, SPLITS, check_subjects
 from .mimic_cxr import FEATURES, image_path, plan
-from .prepared import PREPARATION, REJECTED, SUMMARY, is_prepared, preparation, shard_path
+from .prepared import FORMAT, PREPARATION, REJECTED, SUMMARY, is_prepared, preparation, shard_path
 from .sections import report_text
 from .tables import label_dicts
 
@@ -92,24 +94,20 @@ def prepare(
     choices = {"section": section, "split_by": split_by, "views": views, "labeler": labeler}
     table, rejected, source = plan(data_dir, reports_dir, reports, **choices)
     folder = Path(output_dir)
-    _claim(folder, {"dataset": "mimic_cxr", **choices, "size": size, "planned": _fingerprint(table)})
-    if retry_failed:
-        (folder / SUMMARY).unlink(missing_ok=True)
-    if (folder / SUMMARY).is_file():
-        return json.loads((folder / SUMMARY).read_text())
-
-    shards = list(_shards(folder, table))
-    for leftover in folder.glob("*/*.tmp"):
-        leftover.unlink()
-    if retry_failed:
-        for path, _ in shards:
-            if path.is_file() and _notes(path)["failed"]:
-                path.unlink()
-    done = [(path, rows) for path, rows in shards if path.is_file()]
-    failed = sum(len(_notes(path)["failed"]) for path, _ in done)
-    written = sum(len(rows) for _, rows in done)
-    bar = tqdm(total=len(table), initial=written, desc="preparing", unit="img", disable=not progress)
-    with bar, _pool(num_proc) as submit:
+    options = {"format": FORMAT, "dataset": "mimic_cxr", **choices, "size": size, "rows_per_shard": ROWS_PER_SHARD}
+    with _alone(folder):
+        _claim(folder, options | {"planned": _fingerprint(table)})
+        shards = list(_shards(folder, table))
+        if retry_failed:
+            (folder / SUMMARY).unlink(missing_ok=True)
+            for path, _ in shards:
+                if path.is_file() and _notes(path)["failed"]:
+                    path.unlink()
+        if (folder / SUMMARY).is_file() and all(path.is_file() for path, _ in shards):
+            return json.loads((folder / SUMMARY).read_text())
+        for leftover in (*folder.glob("*.tmp"), *folder.glob("*/*.tmp")):
+            leftover.unlink()
+        source.data_dir = None
         opened: deque = deque()
         todo = [shard for shard in shards if not shard[0].is_file()]
         for i in range(len(todo) + 2):  # two shards ahead, so that no process waits for the writing

@@ -10,6 +10,7 @@ from .columns import check_split
 
 
 PREPARATION, SUMMARY, REJECTED = "preparation.json", "summary.json", "rejected.csv"
+FORMAT = 1  # to be raised with every change of what stands in a shard, the rules of texts and labels among it
 
 
 def is_prepared(folder: Path) -> bool:
@@ -17,12 +18,35 @@ def is_prepared(folder: Path) -> bool:
 
 
 def preparation(folder: Path) -> dict:
-    """The options that a folder was prepared with."""
-    return json.loads((folder / PREPARATION).read_text())
+    """
+    The options that a folder was prepared with.
+
+    Raises:
+        ValueError: if it was written in another format.
+    """
+    options = json.loads((folder / PREPARATION).read_text())
+    if options.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder} was prepared by another version of this code (format {options.get('format')}, now {FORMAT}): "
+            "prepare it again, in another folder."
+        )
+    return options
 
 
 def shard_path(folder: Path, split: str, number: int, total: int) -> Path:
     return folder / split / f"data-{number:05d}-of-{total:05d}.arrow"
+
+
+def prepared_splits(folder: Path) -> list[str]:
+    """
+    The splits of a folder.
+
+    Raises:
+        ValueError: if the preparation was not finished.
+    """
+    if not (folder / SUMMARY).is_file():
+        raise ValueError(f"The preparation of {folder} is not finished: run the same command again, it goes on.")
+    return list(json.loads((folder / SUMMARY).read_text())["shards"])
 
 
 def load_prepared(folder: Path, split: str) -> Dataset:
@@ -39,5 +63,8 @@ def load_prepared(folder: Path, split: str) -> Dataset:
     paths = [shard_path(folder, split, number, shards[split]) for number in range(shards[split])]
     missing = [path for path in paths if not path.is_file()]
     if missing:
-        raise ValueError(f"{folder} is not whole: {missing[0].name} and {len(missing) - 1} more are missing.")
+        raise ValueError(
+            f"{folder} is not whole: {len(missing)} of {len(paths)} shards of {split} are missing, such as "
+            f"{missing[0].name}. The command that prepared it writes them again."
+        )
     return concatenate_datasets([Dataset.from_file(str(path)) for path in paths])

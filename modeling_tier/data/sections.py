@@ -100,7 +100,8 @@ def clean(text: str) -> str:
     text = re.sub(r"\(\s*\)|\[\s*\]", " ", text)
     text = re.sub(r"\s+", " ", text).strip()
     text = re.sub(r" (?=[.,;:])", "", text)
-    text = re.sub(r"([.,;:])(?:[.,;:])+(?=\s|$)", r"\1", text)
+    # A sign that lost its word to de-identification goes; the end of the sentence stays.
+    text = re.sub(r"[.,;:]{2,}(?=\s|$)", lambda run: "." if "." in run[0] else run[0][0], text)
     text = text.lstrip(".,;:) ")
     return text if re.search(r"[A-Za-z]", text) else ""
 

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 import pandas as pd
 
 
@@ -44,6 +45,7 @@ def read_table(path: Path, columns: Iterable[str], optional: Iterable[str] = ())
             encoding="utf-8-sig",
             usecols=lambda name: name.strip() in optional or name.strip() in columns,
             skipinitialspace=True,
+            index_col=False,  # else a comma at the end of each line moves all columns by one
         )
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError, EOFError, zlib.error, OSError) as e:
         raise ValueError(f"{path} cannot be read as a csv file: {e}") from e
@@ -65,11 +67,28 @@ def to_integers(table: pd.DataFrame, column: str, path: Path) -> pd.Series:
         ValueError: with file, line and column of the first text that is none.
     """
     numbers = pd.to_numeric(table[column], errors="coerce")
-    bad = numbers.isna() | (numbers % 1 != 0)
+    bad = numbers.isna() | (numbers % 1 != 0) | (numbers.abs() > 2**53)
     if bad.any():
         row = int(bad.to_numpy().argmax())
         raise ValueError(f"{path}, line {row + 2}: {column} must be a whole number; got {table[column].iloc[row]!r}.")
     return numbers.astype("int64")
+
+
+def to_numbers(table: pd.DataFrame, columns: Iterable[str], path: Path) -> pd.DataFrame:
+    """
+    Columns of texts as finite numbers.
+
+    Raises:
+        ValueError: with file, line and column of the first text that is none.
+    """
+    columns = list(columns)
+    numbers = table[columns].apply(pd.to_numeric, errors="coerce")
+    for column in columns:
+        bad = ~np.isfinite(numbers[column])
+        if bad.any():
+            row = int(bad.to_numpy().argmax())
+            raise ValueError(f"{path}, line {row + 2}: {column} must be a number; got {table[column].iloc[row]!r}.")
+    return numbers.astype("float64")
 
 
 def to_labels(table: pd.DataFrame, columns: Iterable[str], path: Path) -> pd.DataFrame:
@@ -118,3 +137,24 @@ def warn_left_out(name: str, number: int, total: int, reason: str, example: str)
     """Say that rows were left out; nothing is lost without a word."""
     if number:
         warnings.warn(f"{name}: {number} of {total} rows left out: {reason}, such as {example}.", stacklevel=3)
+
+
+def leave_out(table: pd.DataFrame, bad: pd.Series, name: str, reason: str, column: str) -> pd.DataFrame:
+    """The other rows of a table, with a warning that counts those left out and gives the column of the first."""
+    if bad.any():
+        warn_left_out(name, int(bad.sum()), len(table), reason, f"{column} {table.loc[bad, column].iloc[0]}")
+    return table[~bad]
+
+
+def need_folder(name: str, data_dir, what: str) -> Path:
+    """
+    The folder of a data set.
+
+    Raises:
+        ValueError: if none is given, or it is not there, with what it should be.
+    """
+    if not data_dir:
+        raise ValueError(f"{name} needs data_dir: {what}.")
+    if not Path(data_dir).is_dir():
+        raise ValueError(f"There is no folder {data_dir} (data_dir of {name}: {what}).")
+    return Path(data_dir)

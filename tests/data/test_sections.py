@@ -129,6 +129,14 @@ def test_sections_in_order():
     assert names == ["body", "examination", "indication", "technique", "comparison", "findings", "impression"]
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("Clear, ___.", "Clear."), ("Worse; ___, as before.", "Worse; as before."), ("1. ___, edema", "1. edema")],
+)
+def test_the_signs_around_a_lost_word(text, expected):
+    assert clean(text) == expected
+
+
 @pytest.mark.parametrize("text", ["___", "1. ___.", "", " . ", "____ ____"])
 def test_nothing_left(text):
     assert clean(text) == ""

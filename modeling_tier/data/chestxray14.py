@@ -1,0 +1,144 @@
+# Licensed under the Apache License, Version 2.0.
+"""ChestX-ray14 (NIH) with the boxes of its findings."""
+
+import os
+from collections import defaultdict
+from pathlib import Path
+
+from datasets import Dataset
+
+from .columns import check_choice, check_subjects, make_pairs, pair_features
+from .pictures import picture_size
+from .tables import find_table, leave_out, need_folder, read_table, to_numbers
+
+
+LABELS = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Effusion",
+    "Emphysema",
+    "Fibrosis",
+    "Hernia",
+    "Infiltration",
+    "Mass",
+    "No Finding",
+    "Nodule",
+    "Pleural_Thickening",
+    "Pneumonia",
+    "Pneumothorax",
+)
+
+_TABLES = ["Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv"]
+_BOXES = "BBox_List_2017.csv"
+_BOX_COLUMNS = ("Bbox [x", "y", "w", "h]")
+_BOX_NAMES = {"Infiltrate": "Infiltration"}
+_SIDE = 1024  # pixels of the published pictures, in which boxes are given
+_LISTS = {"train": "train_val_list.txt", "test": "test_list.txt"}
+
+
+def chestxray14(split: str = "test", data_dir: str | os.PathLike | None = None, with_boxes: bool = False) -> Dataset:
+    """
+    Radiographs of ChestX-ray14 with its 14 labels and "No Finding", 1 or 0, and `regions` where boxes were drawn;
+    there are no texts. The phrase of a box is the finding's name. Images that are not there are left out with a
+    warning that counts them.
+
+    Args:
+        split: "train" (`train_val_list.txt`) or "test" (`test_list.txt`).
+        data_dir: folder with `Data_Entry_2017.csv`, `BBox_List_2017.csv`, the lists, and the images beside them, in
+            `images`, or in `images_001/images` and so on.
+        with_boxes: whether to take the images with boxes alone.
+
+    Raises:
+        ValueError: for an unknown option, a missing file or column, an unknown finding or a bad box (file, line), or
+            subjects in two splits.
+    """
+    check_choice("chestxray14", "split", split, _LISTS)
+    check_choice("chestxray14", "with_boxes", with_boxes, (True, False))
+    folder = need_folder("chestxray14", data_dir, f"the folder with {_TABLES[0]} and the images")
+    path = find_table(folder, _TABLES)
+    table = read_table(path, ("Image Index", "Finding Labels", "Patient ID", "View Position"), ("Follow-up #",))
+    table["line"] = table.index + 2
+    named = table["Finding Labels"].map(lambda text: frozenset(name.strip() for name in text.split("|")))
+    wrong = named.map(lambda names: not names <= set(LABELS))
+    if wrong.any():
+        row = table[wrong].iloc[0]
+        raise ValueError(
+            f"{path}, line {row['line']}: Finding Labels must be of {list(LABELS)}, joined by |; got "
+            f"{row['Finding Labels']!r}."
+        )
+    table["names"] = named
+    lists = {name: _names(folder, file) for name, file in _LISTS.items() if name == split or (folder / file).is_file()}
+    subject = table.set_index("Image Index")["Patient ID"]
+    check_subjects(str(folder), {name: subject.reindex(list(images)).dropna() for name, images in lists.items()})
+    table = table[table["Image Index"].isin(lists[split])]
+    boxes = _boxes(folder)
+    if with_boxes:
+        table = table[table["Image Index"].isin(boxes)]
+    if table.empty:
+        raise ValueError(f"chestxray14: no image of {path} is of the split {split!r} with with_boxes {with_boxes}.")
+    places = _pictures(folder)
+    lost = ~table["Image Index"].isin(places)
+    if lost.all():
+        raise ValueError(
+            f"none of {len(table)} images is there; looked for {table['Image Index'].iloc[0]} in {folder} "
+            "and its folders images and images_*/images."
+        )
+    table = leave_out(table, lost, "chestxray14", "the file is missing", "Image Index")
+    columns = {
+        "image": [places[name] for name in table["Image Index"]],
+        "subject_id": table["Patient ID"].tolist(),
+        "study_id": [name.rsplit(".", 1)[0] for name in table["Image Index"]],
+        "image_id": table["Image Index"].tolist(),
+        "view": table["View Position"].tolist(),
+        "labels": [{label: float(label in names) for label in LABELS} for names in table["names"]],
+        "regions": [_regions(places[name], boxes.get(name, ())) for name in table["Image Index"]],
+    }
+    return make_pairs(columns, pair_features(LABELS, ids="string", regions=True))
+
+
+def _names(folder: Path, file: str) -> set[str]:
+    if not (folder / file).is_file():
+        raise ValueError(f"In the folder {folder} there is no {file}.")
+    return set((folder / file).read_text().split())
+
+
+def _boxes(folder: Path) -> dict[str, list[tuple[str, list[float]]]]:
+    """Of each image: finding, and x_min, y_min, x_max, y_max in published pixels."""
+    path = find_table(folder, [_BOXES])
+    table = read_table(path, ("Image Index", "Finding Label", *_BOX_COLUMNS))
+    names = table["Finding Label"].replace(_BOX_NAMES)
+    unknown = ~names.isin(LABELS)
+    if unknown.any():
+        row = int(unknown.to_numpy().argmax())
+        raise ValueError(
+            f"{path}, line {row + 2}: unknown Finding Label {names.iloc[row]!r}; known are {list(LABELS)}."
+        )
+    boxes = defaultdict(list)
+    numbers = to_numbers(table, _BOX_COLUMNS, path)
+    for image, name, (x, y, width, height) in zip(table["Image Index"], names, numbers.to_numpy().tolist()):
+        boxes[image].append((name, [x, y, x + width, y + height]))
+    return dict(boxes)
+
+
+def _pictures(folder: Path) -> dict[str, str]:
+    """Paths of all pictures by name."""
+    folders = [folder, folder / "images", *sorted(folder.glob("images_*/images"))]
+    return {path.name: str(path) for place in folders if place.is_dir() for path in place.glob("*.png")}
+
+
+def _regions(path: str, boxes) -> list[dict]:
+    """In pixels of the picture as it is, which may have been made smaller."""
+    if not boxes:
+        return []
+    width, height = picture_size({"bytes": None, "path": path}) or (_SIDE, _SIDE)
+    scale = (width / _SIDE, height / _SIDE) * 2
+    return [
+        {
+            "finding": name,
+            "phrase": name.replace("_", " "),
+            "box": [value * factor for value, factor in zip(box, scale)],
+        }
+        for name, box in boxes
+    ]

@@ -1,0 +1,155 @@
+# Licensed under the Apache License, Version 2.0.
+"""MS-CXR: phrases with the boxes that they describe, on images of MIMIC-CXR."""
+
+import os
+import re
+import warnings
+from collections import defaultdict
+from pathlib import Path
+
+import pandas as pd
+from datasets import Dataset, concatenate_datasets
+
+from .columns import SPLITS, check_choice, make_pairs, pair_features
+from .mimic_cxr import official_splits
+from .pictures import picture_size, undecoded
+from .prepared import is_prepared, load_prepared, prepared_splits
+from .tables import find_table, inside, leave_out, need_folder, read_table, to_numbers
+
+
+MIMIC_SPLITS = ("all", *SPLITS)
+
+_NAMES = ["MS_CXR_Local_Alignment_v1.1.0.csv", "MS_CXR_Local_Alignment_v1.0.0.csv", "ms_cxr.csv"]
+_NUMBERS = ("x", "y", "w", "h", "image_width", "image_height")
+_IDS = re.compile(r"p(\d+)/s(\d+)/[^/]+$")
+
+
+def ms_cxr(
+    split: str = "test",
+    data_dir: str | os.PathLike | None = None,
+    boxes: str | os.PathLike | None = None,
+    mimic_split: str = "all",
+) -> Dataset:
+    """
+    Images of MIMIC-CXR with `regions`: a phrase, its finding, and a box; several boxes may belong to one phrase. The
+    labels of the findings are 1 where a phrase is about them and null elsewhere; there are no texts. Images that are
+    not there are left out with a warning that counts them.
+
+    Most of these patients are in MIMIC-CXR's training split. A model that was trained on them must not be judged by
+    them: train it with `exclude_subjects` of [`mimic_cxr`], or choose a `mimic_split` that it has not seen.
+
+    Args:
+        split: "test": all of MS-CXR is for testing.
+        data_dir: folder of MIMIC-CXR-JPG, or one that `prepare` has written; boxes are brought to the size that the
+            pictures have there.
+        boxes: the csv file of MS-CXR; by default `MS_CXR_Local_Alignment_v1.1.0.csv` (or v1.0.0, or `ms_cxr.csv`) in
+            `data_dir`.
+        mimic_split: "all", or the images of that part of MIMIC-CXR alone: of the official split, or of the prepared
+            folder's.
+
+    Raises:
+        ValueError: for an unknown option, a missing file or column, a bad box or path (file, line), or if no image is
+            there.
+    """
+    check_choice("ms_cxr", "split", split, ("test",))
+    check_choice("ms_cxr", "mimic_split", mimic_split, MIMIC_SPLITS)
+    folder = need_folder("ms_cxr", data_dir, "the folder of MIMIC-CXR-JPG, or one that prepare has written")
+    if boxes and not Path(boxes).is_file():
+        raise ValueError(f"There is no file {boxes} (boxes of ms_cxr).")
+    path = Path(boxes) if boxes else find_table(folder, _NAMES)
+    table = read_table(path, ("category_name", "label_text", "dicom_id", "path", *_NUMBERS))
+    numbers = to_numbers(table, _NUMBERS, path)
+    bad = (numbers[["w", "h", "image_width", "image_height"]] <= 0).any(axis=1)
+    if bad.any():
+        row = int(bad.to_numpy().argmax())
+        raise ValueError(f"{path}, line {row + 2}: a box and its image must have a width and a height.")
+    marked = defaultdict(list)
+    for row, (x, y, width, height, *size) in zip(table.itertuples(), numbers.to_numpy().tolist()):
+        marked[row.dicom_id].append((row.category_name, row.label_text, (x, y, x + width, y + height), size))
+    findings = sorted(set(table["category_name"]))
+
+    read = _prepared if is_prepared(folder) else _raw
+    images = read(folder, table.assign(line=table.index + 2).drop_duplicates("dicom_id"), mimic_split, path)
+    rest = {
+        "image": images["image"],  # for the number of rows; its column is taken from `images`
+        "view": images["view"],
+        "labels": [_labels(findings, marked[name]) for name in images["image_id"]],
+        "regions": [_regions(cell, marked[name]) for cell, name in zip(images["image"], images["image_id"])],
+    }
+    features = pair_features(findings, ids="string", regions=True)
+    ids = ["subject_id", "study_id", "image_id"]
+    rest |= {name: [str(value) for value in images[name]] for name in ids}
+    others = make_pairs(rest, features).remove_columns("image")
+    return concatenate_datasets(
+        [images.select_columns("image").cast_column("image", features["image"]), others], axis=1
+    )
+
+
+def _raw(folder: Path, table: pd.DataFrame, mimic_split: str, source: Path) -> Dataset:
+    splits = official_splits(folder)
+    part = table["dicom_id"].map(splits)
+    _warn_of_training(part)
+    if mimic_split != "all":
+        table = table[part == mimic_split]
+    rows, found = [], []
+    for row in table.itertuples():
+        ids = _IDS.search(row.path.replace("\\", "/"))
+        if not ids:
+            raise ValueError(
+                f"{source}, line {row.line}: path must be like files/p10/p10000032/s50414267/{row.dicom_id}.jpg; got "
+                f"{row.path!r}."
+            )
+        place = inside(folder, row.path, f"{source}, line {row.line}")
+        found.append(picture_size({"bytes": None, "path": str(place)}) is not None)
+        rows.append({"image": str(place), "subject_id": ids[1], "study_id": ids[2], "image_id": row.dicom_id})
+    if not any(found):
+        where = f"; looked for {rows[0]['image']}" if rows else f" with mimic_split {mimic_split!r}"
+        raise ValueError(f"ms_cxr: none of {len(rows)} images of {source} is there or can be read{where}.")
+    there = leave_out(pd.DataFrame(rows), ~pd.Series(found), "ms_cxr", "the file is missing or no picture", "image")
+    columns = {name: there[name].tolist() for name in there.columns}
+    return undecoded(make_pairs(columns, pair_features(ids="string")))
+
+
+def _prepared(folder: Path, table: pd.DataFrame, mimic_split: str, source: Path) -> Dataset:
+    wanted = set(table["dicom_id"])
+    parts, where = [], {}
+    for name in prepared_splits(folder):
+        pairs = load_prepared(folder, name)
+        rows = [i for i, image_id in enumerate(pairs["image_id"][:]) if image_id in wanted]
+        chosen = undecoded(pairs.select(rows))
+        where |= dict.fromkeys(chosen["image_id"][:], name)
+        if rows and mimic_split in ("all", name):
+            parts.append(chosen)
+    _warn_of_training(table["dicom_id"].map(where))
+    if not parts:
+        raise ValueError(
+            f"ms_cxr: none of {len(wanted)} images of {source} is in the prepared folder {folder} with mimic_split "
+            f"{mimic_split!r}."
+        )
+    leave_out(table, ~table["dicom_id"].isin(where), "ms_cxr", f"not in the prepared folder {folder}", "dicom_id")
+    return concatenate_datasets(parts)
+
+
+def _warn_of_training(split: pd.Series) -> None:
+    number = int((split == "train").sum())
+    if number:
+        warnings.warn(
+            f"ms_cxr: {number} of {len(split)} images are in MIMIC-CXR's training split. They say nothing about a "
+            "model that was trained on it: train with exclude_subjects, or use another mimic_split.",
+            stacklevel=3,
+        )
+
+
+def _labels(findings: list[str], boxes: list) -> dict:
+    named = {finding for finding, *_ in boxes}
+    return {finding: 1.0 if finding in named else None for finding in findings}
+
+
+def _regions(cell: dict, boxes: list) -> list[dict]:
+    """In pixels of the picture as it is stored."""
+    width, height = picture_size(cell)
+    regions = []
+    for finding, phrase, box, (whole_width, whole_height) in boxes:
+        scale = (width / whole_width, height / whole_height) * 2
+        regions.append({"finding": finding, "phrase": phrase, "box": [v * s for v, s in zip(box, scale)]})
+    return regions

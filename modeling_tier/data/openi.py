@@ -1,0 +1,110 @@
+# Licensed under the Apache License, Version 2.0.
+"""Open-I (Indiana University): radiographs with reports under an open licence."""
+
+import os
+import re
+import zlib
+from pathlib import Path
+
+from datasets import Dataset
+
+from .columns import SPLITS, check_choice, make_pairs, pair_features
+from .padchest import chosen_names
+from .sections import SECTIONS, clean
+from .tables import find_table, leave_out, need_folder, read_table
+
+
+SPLIT_RULES = ("none", "subject")
+VIEWS = ("all", "frontal")
+
+_FOLDERS = ("images/images_normalized", "images_normalized", "images", "")
+# What the data set puts in the place of a de-identified word.
+_MASKED = re.compile(r"\bX{3,}\b")
+_UNKNOWN = "No Indexing"
+
+
+def openi(
+    split: str = "test",
+    data_dir: str | os.PathLike | None = None,
+    section: str = "impression",
+    split_by: str = "none",
+    views: str = "all",
+    min_count: int = 10,
+) -> Dataset:
+    """
+    Radiographs of Open-I with their reports, and the `Problems` of the reports as labels, 1 or 0 (null where nobody
+    has indexed the report). Rows without text, and images that are not there, are left out with a warning that counts
+    them.
+
+    Args:
+        split: "test"; with split_by "subject" also "train" and "validation".
+        data_dir: folder with `indiana_reports.csv`, `indiana_projections.csv` and the images, in
+            `images/images_normalized`, `images_normalized`, `images`, or beside the tables.
+        section: "impression", "findings", "impression_or_findings" or "both" (findings, then impression).
+        split_by: "none": all of it is the test set; or "subject": about 80, 10 and 10% of the subjects, chosen by a
+            hash of their number, the same in every version of the data set.
+        views: "all", or "frontal".
+        min_count: problems of fewer images are left out of the labels.
+
+    Raises:
+        ValueError: for an unknown option, a missing file or column, or if no image is left.
+    """
+    check_choice("openi", "section", section, SECTIONS)
+    check_choice("openi", "split_by", split_by, SPLIT_RULES)
+    check_choice("openi", "split", split, SPLITS if split_by == "subject" else ("test",))
+    check_choice("openi", "views", views, VIEWS)
+    folder = need_folder("openi", data_dir, "the folder with indiana_reports.csv and the images")
+    reports = read_table(
+        find_table(folder, ["indiana_reports.csv"]), ("uid", "Problems", "findings", "impression")
+    ).drop_duplicates("uid")
+    table = read_table(find_table(folder, ["indiana_projections.csv"]), ("uid", "filename", "projection"))
+    table = table.merge(reports, on="uid", how="left").fillna("")
+    if views == "frontal":
+        table = table[table["projection"] == "Frontal"]
+    if split_by == "subject":
+        table = table[table["uid"].map(_split) == split]
+    table["text"] = [_text(section, *row) for row in zip(table["findings"], table["impression"])]
+    table = leave_out(table, table["text"] == "", "openi", f"no {section} in the report", "filename")
+    table = table.assign(path=[_find(folder, name) for name in table["filename"]])
+    if table["path"].isna().all():
+        looked = ", ".join(str(folder / place) for place in _FOLDERS)
+        raise ValueError(f"openi: none of {len(table)} images is there; looked in {looked}.")
+    table = leave_out(table, table["path"].isna(), "openi", "the file is missing", "filename")
+    problems = table["Problems"].map(lambda text: {name.strip() for name in text.split(";")} - {""})
+    indexed = problems.map(lambda names: bool(names - {_UNKNOWN}))
+    names = chosen_names(problems[indexed], min_count)
+    columns = {
+        "image": table["path"].tolist(),
+        "text": table["text"].tolist(),
+        "subject_id": table["uid"].tolist(),
+        "study_id": table["uid"].tolist(),
+        "image_id": table["filename"].tolist(),
+        "view": table["projection"].tolist(),
+    }
+    if names:
+        columns["labels"] = [
+            {name: float(name in there) if known else None for name in names}
+            for there, known in zip(problems, indexed)
+        ]
+    return make_pairs(columns, pair_features(names, ids="string"))
+
+
+def _split(uid: str) -> str:
+    tenth = zlib.crc32(uid.encode()) % 10
+    return {8: "validation", 9: "test"}.get(tenth, "train")
+
+
+def _text(section: str, findings: str, impression: str) -> str:
+    findings, impression = (clean(_MASKED.sub("___", text)) for text in (findings, impression))
+    return {
+        "findings": findings,
+        "impression": impression,
+        "impression_or_findings": impression or findings,
+        "both": f"{findings} {impression}".strip(),
+    }[section]
+
+
+def _find(folder: Path, name: str) -> str | None:
+    if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
+        return None
+    return next((str(folder / place / name) for place in _FOLDERS if (folder / place / name).is_file()), None)

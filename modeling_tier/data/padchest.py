@@ -1,0 +1,124 @@
+# Licensed under the Apache License, Version 2.0.
+"""PadChest: 16-bit radiographs with 174 finding names, a quarter of them read by physicians."""
+
+import ast
+import os
+import re
+from collections import Counter
+from pathlib import Path
+
+from datasets import Dataset
+
+from .columns import check_choice, make_pairs, pair_features
+from .tables import find_table, leave_out, need_folder, read_table
+
+
+READERS = ("physician", "all")
+FINDINGS = ("paper", "all")
+VIEWS = ("all", "frontal")
+
+_TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
+_COLUMNS = ("ImageID", "ImageDir", "StudyID", "PatientID", "Projection", "MethodLabel", "Labels")
+_FRONTAL = ("PA", "AP", "AP_horizontal")
+# The 57 names that arXiv 2212.06710 reports.
+_PAPER = (
+    "COPD signs, adenopathy, air trapping, alveolar pattern, atelectasis, bronchiectasis, bullas, calcified "
+    "adenopathy, calcified pleural thickening, cardiomegaly, cavitation, central vascular redistribution, "
+    "clavicle fracture, consolidation, costophrenic angle blunting, emphysema, end on vessel, endotracheal tube, "
+    "ground glass pattern, heart insufficiency, hilar congestion, hilar enlargement, humeral fracture, "
+    "hyperinflated lung, hypoexpansion, hypoexpansion basal, infiltrates, interstitial pattern, laminar "
+    "atelectasis, lobar atelectasis, lung metastasis, mediastinal enlargement, mediastinal mass, minor fissure "
+    "thickening, multiple nodules, nodule, normal, pleural effusion, pleural thickening, pneumonia, pneumothorax,"
+    " pseudonodule, pulmonary edema, pulmonary fibrosis, pulmonary mass, reticular interstitial pattern, "
+    "reticulonodular interstitial pattern, rib fracture, superior mediastinal enlargement, tracheal shift, "
+    "tuberculosis, tuberculosis sequelae, unchanged, vascular hilar enlargement, vascular redistribution, "
+    "vertebral compression, vertebral fracture"
+).split(", ")
+
+
+def padchest(
+    split: str = "test",
+    data_dir: str | os.PathLike | None = None,
+    readers: str = "physician",
+    findings: str = "paper",
+    min_count: int = 1,
+    views: str = "all",
+) -> Dataset:
+    """
+    Radiographs of PadChest with its own names of findings, 1 or 0; there are no texts. Rows whose labels are empty or
+    cannot be read, and images that are not there, are left out with a warning that counts them. Pictures have 16 bits
+    and are scaled by their own range when they are read.
+
+    Args:
+        split: "test": the data set has no parts.
+        data_dir: folder with the table, and images in folders by `ImageDir`, in `images`, or beside the table.
+        readers: "physician": what physicians have labelled, as arXiv 2212.06710; or "all", a network's labels too.
+        findings: "paper", the 57 of arXiv 2212.06710; or "all" names that occur.
+        min_count: names with fewer positive images are left out.
+        views: "all", or "frontal".
+
+    Raises:
+        ValueError: for an unknown option, a missing file or column, or if no image or no finding is left.
+    """
+    check_choice("padchest", "split", split, ("test",))
+    check_choice("padchest", "readers", readers, READERS)
+    check_choice("padchest", "findings", findings, FINDINGS)
+    check_choice("padchest", "views", views, VIEWS)
+    folder = need_folder("padchest", data_dir, f"the folder with {_TABLE} and the images")
+    path = find_table(folder, [_TABLE])
+    table = read_table(path, _COLUMNS)
+    if readers == "physician":
+        table = table[table["MethodLabel"] == "Physician"]
+    if views == "frontal":
+        table = table[table["Projection"].isin(_FRONTAL)]
+    table = table.assign(names=table["Labels"].map(label_names), line=table.index + 2)
+    table = leave_out(table, table["names"].isna(), "padchest", f"no list of labels in {path.name}", "line")
+    table = leave_out(table, table.duplicated("ImageID"), "padchest", f"an image twice in {path.name}", "line")
+    if table.empty:
+        raise ValueError(f"padchest: no row of {path} is left with readers {readers!r} and views {views!r}.")
+    table = table.assign(path=[_find(folder, *row) for row in zip(table["ImageDir"], table["ImageID"])])
+    lost = table["path"].isna()
+    if lost.all():
+        looked = ", ".join(map(str, _places(folder, *table[["ImageDir", "ImageID"]].iloc[0])))
+        raise ValueError(f"padchest: none of {len(table)} images is there; looked for {looked}.")
+    table = leave_out(table, lost, "padchest", "the file is missing", "ImageID")
+
+    names = chosen_names(table["names"], min_count, _PAPER if findings == "paper" else None)
+    if not names:
+        raise ValueError(f"padchest: no finding has min_count {min_count} positive images among {len(table)}.")
+    columns = {
+        "image": table["path"].tolist(),
+        "subject_id": table["PatientID"].tolist(),
+        "study_id": table["StudyID"].tolist(),
+        "image_id": table["ImageID"].tolist(),
+        "view": table["Projection"].tolist(),
+        "labels": [{name: float(name in there) for name in names} for there in table["names"]],
+    }
+    return make_pairs(columns, pair_features(names, ids="string"))
+
+
+def label_names(text: str) -> frozenset[str] | None:
+    """The names of a list as the table writes it, without stray spaces; None if there is no list."""
+    try:
+        names = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    return frozenset(re.sub(r"\s+", " ", name.strip()) for name in names if name.strip())
+
+
+def chosen_names(rows, min_count: int, among=None) -> list[str]:
+    """Names that stand in at least so many rows, in alphabetical order."""
+    count = Counter(name for names in rows for name in names)
+    return sorted(name for name in (count if among is None else among) if count[name] >= max(1, min_count))
+
+
+def _places(folder: Path, image_dir: str, image_id: str) -> list[Path]:
+    return [folder / image_dir / image_id, folder / "images" / image_id, folder / image_id]
+
+
+def _find(folder: Path, image_dir: str, image_id: str) -> str | None:
+    if not re.fullmatch(r"[\w.-]+", image_id) or image_id.startswith("."):
+        return None
+    return next((str(path) for path in _places(folder, image_dir, image_id) if path.is_file()), None)

@@ -1,0 +1,526 @@
+# Licensed under the Apache License, Version 2.0.
+"""Evaluation sets, read from trees in the form in which they are published."""
+
+import csv
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from modeling_tier.data import DATASETS, load_pairs
+from modeling_tier.data.columns import CHEXPERT_LABELS
+from modeling_tier.data.padchest import _PAPER, label_names
+from modeling_tier.data.prepare import prepare
+from modeling_tier.data.synthetic import write_mimic_tree
+from modeling_tier.evaluation.localisation import box_mask
+
+
+ROOT = Path(__file__).parents[2]
+# CheXpert's own order, which is not MIMIC-CXR's.
+CHEXPERT_ORDER = (
+    "No Finding,Enlarged Cardiomediastinum,Cardiomegaly,Lung Opacity,Lung Lesion,Edema,Consolidation,Pneumonia,"
+    "Atelectasis,Pneumothorax,Pleural Effusion,Pleural Other,Fracture,Support Devices"
+).split(",")
+
+
+def write_csv(path: Path, columns, rows, newline="\n") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    opened = gzip.open(path, "wt", newline="") if path.suffix == ".gz" else open(path, "w", newline="")
+    with opened as file:
+        writer = csv.writer(file, lineterminator=newline)
+        writer.writerows([columns, *rows])
+
+
+def picture(path: Path, size=(40, 50), value=90, bits=8) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dtype = np.uint16 if bits == 16 else np.uint8
+    pixels = np.linspace(0, value, size[0] * size[1]).reshape(size[::-1]).astype(dtype)
+    Image.fromarray(pixels).save(path)
+
+
+# CheXpert
+
+
+@pytest.fixture(params=["CheXpert-v1.0-small", "CheXpert-v1.0"])
+def chexpert(request, tmp_path):
+    """Three patients of the validation set, three of the test set (the second with two views), two of training."""
+    archive, root = request.param, tmp_path / "my-data"
+    labels = ["0.0"] * 12 + ["1.0", "0.0"]
+    image = ["Female", "60"]
+
+    def table(name, paths, values):
+        rows = []
+        for path, value in zip(paths, values):
+            lateral = "lateral" in path
+            rows.append([f"{archive}/{path}", *image, *(("Lateral", "") if lateral else ("Frontal", "AP")), *value])
+        write_csv(root / name, ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *CHEXPERT_ORDER), rows)
+
+    train = [f"train/patient0000{i}/study1/view1_frontal.jpg" for i in (1, 2)]
+    kept_apart = ["", "-1.0", "0.0", "1.0", *[""] * 10]
+    table("train.csv", train, [kept_apart, labels])
+    valid = [f"valid/patient6454{i}/study1/view1_frontal.jpg" for i in (1, 2)]
+    valid += ["valid/patient64542/study1/view2_lateral.jpg"]
+    table("valid.csv", valid, [labels] * 3)
+    test = ["test/patient64741/study1/view1_frontal.jpg", "test/patient64742/study1/view1_frontal.jpg"]
+    test += ["test/patient64742/study1/view2_lateral.jpg", "test/patient64743/study1/view1_frontal.jpg"]
+    values = [[str(int(i == j)) for j in range(14)] for i in (2, 5, 5, 8)]  # cardiomegaly, edema, edema, atelectasis
+    write_csv(root / "test_labels.csv", ("Path", *CHEXPERT_ORDER), [[p, *v] for p, v in zip(test, values)])
+    by_study = [[f"CheXpert-v1.0/{Path(p).parent.as_posix()}", *v] for p, v in zip(test, values) if "lateral" not in p]
+    write_csv(root / "groundtruth.csv", ("Study", *CHEXPERT_ORDER), by_study)
+    for name, shift in (("bc4", 0), ("bc6", 1), ("bc8", 2)):
+        shifted = [[row[0], *row[1 + shift :], *row[1 : 1 + shift]] for row in by_study]
+        write_csv(root / "radiologists/benchmark_radiologists" / f"{name}.csv", ("Study", *CHEXPERT_ORDER), shifted)
+    for path in (*train, *valid, *test):
+        picture(root / path)
+    return root
+
+
+def positive(row) -> list[str]:
+    return [name for name, value in row["labels"].items() if value == 1.0]
+
+
+def test_chexpert_by_image(chexpert):
+    valid, test = (
+        load_pairs("chexpert", "validation", data_dir=chexpert),
+        load_pairs("chexpert", "test", data_dir=chexpert),
+    )
+    assert [row["study_id"] for row in valid] == ["patient64541/study1", *["patient64542/study1"] * 2]
+    assert [row["view"] for row in valid] == ["AP", "AP", "LATERAL"]
+    assert all(positive(row) == ["Fracture"] for row in valid)
+    assert [positive(row)[0] for row in test] == ["Cardiomegaly", "Edema", "Edema", "Atelectasis"]
+    assert [row["view"] for row in test] == ["FRONTAL", "FRONTAL", "LATERAL", "FRONTAL"]
+    assert list(test.features["labels"]) == list(CHEXPERT_LABELS) and test[0]["text"] is None
+    assert test[0]["image"].size == (40, 50)
+    frontal = load_pairs("chexpert", "test", data_dir=chexpert, views="frontal")
+    assert [row["subject_id"] for row in frontal] == ["patient64741", "patient64742", "patient64743"]
+
+
+def test_chexpert_minus_one_blank_and_zero_are_kept_apart(chexpert):
+    labels = load_pairs("chexpert", "train", data_dir=chexpert)[0]["labels"]
+    assert (labels["No Finding"], labels["Enlarged Cardiomediastinum"], labels["Cardiomegaly"]) == (None, -1.0, 0.0)
+    assert labels["Lung Opacity"] == 1.0 and labels["Support Devices"] is None
+
+
+@pytest.mark.parametrize("source", ["test_labels.csv", "groundtruth.csv"])
+def test_chexpert_by_study_from_either_table_with_the_reads(chexpert, source):
+    for name in {"test_labels.csv", "groundtruth.csv"} - {source}:
+        (chexpert / name).unlink()
+    test = load_pairs("chexpert", "test", data_dir=chexpert, by="study")
+    assert [row["study_id"] for row in test] == [f"patient6474{i}/study1" for i in (1, 2, 3)]
+    assert all("view1_frontal" in row["image_id"] for row in test)
+    assert [positive(row)[0] for row in test] == ["Cardiomegaly", "Edema", "Atelectasis"]
+    reads = test[1]["reads"]
+    assert [read["reader"] for read in reads] == ["bc4", "bc6", "bc8"]
+    order = [CHEXPERT_ORDER.index(positive(read)[0]) for read in reads]
+    assert order == [5, 4, 3], "each reader's own answers"
+    assert len(load_pairs("chexpert", "test", data_dir=chexpert)) == 4, "and by image from either table"
+
+
+def test_chexpert_in_the_folder_of_the_archive(chexpert, tmp_path):
+    (tmp_path / "around").mkdir()
+    chexpert.rename(tmp_path / "around" / "CheXpert-v1.0")
+    assert len(load_pairs("chexpert", "validation", data_dir=tmp_path / "around")) == 3
+
+
+def test_chexpert_says_what_is_wrong(chexpert):
+    load = lambda split="test", **options: load_pairs("chexpert", split, data_dir=chexpert, **options)  # noqa: E731
+    for options, message in (({"by": "patient"}, "study"), ({"views": "lateral"}, "frontal")):
+        with pytest.raises(ValueError, match=message):
+            load(**options)
+    with pytest.raises(ValueError, match=r"no csv file in .*nowhere \(reads_dir\)"):
+        load(reads_dir=chexpert / "nowhere")
+    reads = chexpert / "radiologists/benchmark_radiologists/bc6.csv"
+    reads.write_text("\n".join(reads.read_text().splitlines()[:-1]))
+    with pytest.raises(ValueError, match=r"bc6\.csv lacks 1 .*patient64743/study1"):
+        load()
+    (chexpert / "valid/patient64541/study1/view1_frontal.jpg").unlink()
+    with pytest.warns(UserWarning, match=r"1 of 3 rows left out.*missing.*patient64541"):
+        assert len(load("validation")) == 2
+    content = (chexpert / "valid.csv").read_text()
+    (chexpert / "valid.csv").write_text(content.replace(",1.0,", ",2.0,", 1))
+    with pytest.raises(ValueError, match=r"valid\.csv, line \d: Fracture .*'2\.0'"):
+        load("validation")
+    (chexpert / "valid.csv").write_text(content.replace("Edema", "Oedema"))
+    with pytest.raises(ValueError, match=r"valid\.csv has no column 'Edema'.*Oedema"):
+        load("validation")
+    (chexpert / "valid.csv").write_text(content.replace("valid/patient64541", "valid/../../patient64541"))
+    with pytest.raises(ValueError, match=r"valid\.csv, line 2: Path must be like"):
+        load("validation")
+    (chexpert / "valid.csv").write_text(content.replace("patient64541", "patient00001"))
+    with pytest.raises(ValueError, match="1 subjects stand in both train and validation, such as patient00001"):
+        load("validation")
+    (chexpert / "valid.csv").unlink()
+    with pytest.raises(ValueError, match=r"none of \['valid\.csv'"):
+        load("validation")
+
+
+# PadChest
+
+
+PADCHEST = ("ImageID", "ImageDir", "StudyID", "PatientID", "Projection", "MethodLabel", "Labels", "Localizations")
+
+
+@pytest.fixture(params=["by folder", "flat"])
+def padchest(request, tmp_path):
+    rows = [
+        ("a.png", "0", "s1", "p1", "PA", "Physician", "['cardiomegaly', ' pleural effusion', '']", "[]"),
+        ("b.png", "0", "s2", "p2", "L", "Physician", "['normal']", "[]"),
+        ("c.png", "54", "s3", "p2", "AP_horizontal", "Physician", "['pleural  effusion']", "[]"),
+        ("d.png", "54", "s4", "p3", "PA", "RNN_model", "['cardiomegaly']", "[]"),
+        ("e.png", "54", "s5", "p4", "PA", "Physician", "", "[]"),
+        ("f.png", "54", "s6", "p5", "PA", "Physician", "['nodule'", "[]"),
+        ("g.png", "54", "s7", "p6", "PA", "Physician", "['a rare name']", "[]"),
+        ("gone.png", "54", "s8", "p6", "PA", "Physician", "['normal']", "[]"),
+    ]
+    write_csv(tmp_path / "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv.gz", PADCHEST, rows)
+    for name, folder, *_ in rows[:-1]:
+        picture(tmp_path / (folder if request.param == "by folder" else "") / name, value=3000, bits=16)
+    return tmp_path
+
+
+def test_padchest(padchest):
+    with pytest.warns(UserWarning) as warned:
+        test = load_pairs("padchest", "test", data_dir=padchest)
+    said = " ".join(str(w.message) for w in warned)
+    assert "2 of 7 rows left out: no list of labels" in said and "line 6" in said
+    assert "1 of 5 rows left out: the file is missing, such as ImageID gone.png" in said
+    assert [row["image_id"] for row in test] == ["a.png", "b.png", "c.png", "g.png"]
+    assert list(test.features["labels"]) == ["cardiomegaly", "normal", "pleural effusion"]
+    assert [list(row["labels"].values()) for row in test] == [[1, 0, 1], [0, 1, 0], [0, 0, 1], [0, 0, 0]]
+    assert test[2]["subject_id"] == "p2" and test[0]["text"] is None
+
+
+@pytest.mark.filterwarnings("ignore:padchest")
+def test_padchest_options(padchest):
+    load = lambda **options: load_pairs("padchest", "test", data_dir=padchest, **options)  # noqa: E731
+    assert "a rare name" in load(findings="all").features["labels"]
+    assert list(load(findings="all", min_count=2).features["labels"]) == ["pleural effusion"]
+    assert [row["image_id"] for row in load(views="frontal")] == ["a.png", "c.png", "g.png"]
+    assert "d.png" in load(readers="all")["image_id"]
+    for options, message in (
+        ({"readers": "robots"}, "physician"),
+        ({"findings": "some"}, "paper"),
+        ({"min_count": 99}, "min_count 99"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load(**options)
+    for path in padchest.rglob("*.png"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"none of 5 images is there; looked for .*a\.png"):
+        load()
+
+
+def test_padchest_pictures_of_16_bits_are_not_white(padchest):
+    from modeling_tier.data.pictures import read_picture, undecoded
+
+    with pytest.warns(UserWarning):
+        rows = undecoded(load_pairs("padchest", "test", data_dir=padchest))
+    pixels = np.asarray(read_picture(rows[0]["image"], "a.png"))
+    assert pixels.min() == 0 and pixels.max() == 255 and 100 < pixels.mean() < 155
+
+
+def test_padchest_labels():
+    assert len(_PAPER) == 57
+    assert label_names("['a', ' b  c ', '']") == {"a", "b c"} and label_names("[]") == frozenset()
+    for text in ("", "nan", "['a'", "'a'", "[1]", "__import__('os')"):
+        assert label_names(text) is None
+
+
+# ChestX-ray14
+
+
+@pytest.fixture(params=["images", "images_001/images", ""])
+def chestxray14(request, tmp_path):
+    columns = ("Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patient Age", "Patient Gender")
+    columns += ("View Position", "OriginalImage[Width", "Height]", "")
+    rows = [
+        ("00000001_000.png", "Cardiomegaly|Effusion", "0", "1", "58", "M", "PA", "2682", "2749", ""),
+        ("00000002_000.png", "No Finding", "0", "2", "58", "M", "AP", "2682", "2749", ""),
+        ("00000003_000.png", "Infiltration", "0", "3", "58", "M", "AP", "2682", "2749", ""),
+        ("00000003_001.png", "Pleural_Thickening", "1", "3", "58", "M", "AP", "2682", "2749", ""),
+    ]
+    write_csv(tmp_path / "Data_Entry_2017.csv", columns, rows)
+    boxes = [
+        ("00000001_000.png", "Cardiomegaly", "100.5", "200", "300", "400", "", "", ""),
+        ("00000003_000.png", "Infiltrate", "0", "0", "512", "1024", "", "", ""),
+        ("00000003_000.png", "Infiltrate", "600", "0", "100", "100", "", "", ""),
+    ]
+    boxes_header = ("Image Index", "Finding Label", "Bbox [x", "y", "w", "h]", "", "", "")
+    write_csv(tmp_path / "BBox_List_2017.csv", boxes_header, boxes)
+    (tmp_path / "train_val_list.txt").write_text("00000002_000.png\n")
+    (tmp_path / "test_list.txt").write_text("00000001_000.png\n00000003_000.png\n00000003_001.png\n")
+    for i, row in enumerate(rows):
+        # The third is a smaller copy, as many keep them.
+        picture(tmp_path / request.param / row[0], size=(256, 256) if i == 2 else (1024, 1024))
+    return tmp_path
+
+
+def test_chestxray14(chestxray14):
+    test = load_pairs("chestxray14", "test", data_dir=chestxray14)
+    assert [row["image_id"] for row in test] == ["00000001_000.png", "00000003_000.png", "00000003_001.png"]
+    assert [positive(row) for row in test] == [["Cardiomegaly", "Effusion"], ["Infiltration"], ["Pleural_Thickening"]]
+    assert all(value == 0.0 for name, value in test[1]["labels"].items() if name != "Infiltration")
+    assert test[0]["regions"] == [
+        {"finding": "Cardiomegaly", "phrase": "Cardiomegaly", "box": [100.5, 200, 400.5, 600]}
+    ]
+    assert [r["box"] for r in test[1]["regions"]] == [[0, 0, 128, 256], [150, 0, 175, 25]], "in the copy's pixels"
+    assert test[1]["regions"][0]["finding"] == "Infiltration" and test[2]["regions"] == []
+    assert len(load_pairs("chestxray14", "test", data_dir=chestxray14, with_boxes=True)) == 2
+    assert load_pairs("chestxray14", "train", data_dir=chestxray14)["image_id"] == ["00000002_000.png"]
+
+
+def test_chestxray14_says_what_is_wrong(chestxray14):
+    load = lambda split="test", **options: load_pairs("chestxray14", split, data_dir=chestxray14, **options)  # noqa: E731
+    with pytest.raises(ValueError, match="split must be one of"):
+        load("validation")
+    with pytest.raises(ValueError, match="with_boxes"):
+        load("train", with_boxes=True)
+    boxes = (chestxray14 / "BBox_List_2017.csv").read_text()
+    (chestxray14 / "BBox_List_2017.csv").write_text(boxes.replace("100.5", "left"))
+    with pytest.raises(ValueError, match=r"BBox_List_2017\.csv, line 2: Bbox \[x must be a number; got 'left'"):
+        load()
+    (chestxray14 / "BBox_List_2017.csv").write_text(boxes)
+    (chestxray14 / "train_val_list.txt").write_text("00000002_000.png\n00000003_001.png\n")
+    with pytest.raises(ValueError, match="1 subjects stand in both train and test, such as 3"):
+        load()
+    (chestxray14 / "test_list.txt").unlink()
+    with pytest.raises(ValueError, match=r"there is no test_list\.txt"):
+        load()
+    entries = (chestxray14 / "Data_Entry_2017.csv").read_text()
+    (chestxray14 / "Data_Entry_2017.csv").write_text(entries.replace("Effusion", "Effusions"))
+    with pytest.raises(ValueError, match=r"line 2: Finding Labels .*'Cardiomegaly\|Effusions'"):
+        load("train")
+
+
+# MS-CXR
+
+
+@pytest.fixture(scope="module")
+def mimic(tmp_path_factory):
+    root = tmp_path_factory.mktemp("mimic") / "tree"
+    write_mimic_tree(root, {"train": 40, "validation": 8, "test": 12}, image_size=96, seed=5)
+    prepare(root, root.parent / "prepared", size=48, progress=False)
+    return root
+
+
+def boxes_of(root) -> list[dict]:
+    return list(csv.DictReader(open(root / "ms_cxr.csv")))
+
+
+@pytest.mark.filterwarnings("ignore:ms_cxr")
+def test_ms_cxr_on_the_tree(mimic):
+    pairs, table = load_pairs("ms_cxr", "test", data_dir=mimic), boxes_of(mimic)
+    assert sorted(pairs["image_id"]) == sorted({box["dicom_id"] for box in table})
+    for row in pairs:
+        own = [box for box in table if box["dicom_id"] == row["image_id"]]
+        assert [r["phrase"] for r in row["regions"]] == [box["label_text"] for box in own]
+        for region, box in zip(row["regions"], own):
+            x, y, w, h = (float(box[name]) for name in "xywh")
+            assert region["box"] == [x, y, x + w, y + h]
+            assert row["labels"][region["finding"]] == 1.0 and region["finding"] == box["category_name"]
+        assert all(v is None for k, v in row["labels"].items() if k not in {box["category_name"] for box in own})
+        assert f"p{row['subject_id']}/s{row['study_id']}/" in own[0]["path"] and row["text"] is None
+
+
+@pytest.mark.filterwarnings("ignore:ms_cxr")
+def test_ms_cxr_boxes_follow_a_prepared_picture_through_resize_and_crop(mimic, processor):
+    raw, small = (
+        load_pairs("ms_cxr", "test", data_dir=folder, boxes=mimic / "ms_cxr.csv")
+        for folder in (mimic, mimic.parent / "prepared")
+    )
+    by_id = {row["image_id"]: row for row in small}
+    assert len(by_id) == len(raw) > 20 and raw[0]["image"].size == (96, 96) and small[0]["image"].size == (48, 48)
+    for row in raw:
+        other = by_id[row["image_id"]]
+        for a, b in zip(row["regions"], other["regions"], strict=True):
+            np.testing.assert_allclose(np.array(b["box"]) * 2, a["box"])
+            masks = [
+                box_mask([r["box"]], x["image"].size, processor.image_processor) for r, x in ((a, row), (b, other))
+            ]
+            assert masks[0].shape == (32, 32) and (masks[0] == masks[1]).all()
+        assert (row["subject_id"], row["study_id"], row["view"] or "x") == (
+            other["subject_id"],
+            other["study_id"],
+            "x",
+        ) or other["view"]
+
+
+def test_ms_cxr_warns_of_the_training_split_and_can_leave_it(mimic):
+    prepared = mimic.parent / "prepared"
+    for folder in (mimic, prepared):
+        options = {"data_dir": folder, "boxes": mimic / "ms_cxr.csv"}
+        with pytest.warns(UserWarning, match="training split"):
+            whole = load_pairs("ms_cxr", "test", **options)
+        parts = [
+            set(load_pairs("ms_cxr", "test", mimic_split=part, **options)["image_id"])
+            for part in ("train", "validation", "test")
+        ]
+        assert set().union(*parts) == set(whole["image_id"]) and sum(map(len, parts)) == len(whole)
+        official = {
+            row["dicom_id"]: row["split"]
+            for row in csv.DictReader(gzip.open(mimic / "mimic-cxr-2.0.0-split.csv.gz", "rt"))
+        }
+        assert {official[name] for name in parts[2]} == {"test"}
+
+
+@pytest.mark.filterwarnings("ignore:mimic_cxr", "ignore:.*read as it lies", "ignore:ms_cxr")
+def test_its_patients_can_be_kept_out_of_training(mimic):
+    patients = {int(box["path"].split("/p")[2].split("/")[0]) for box in boxes_of(mimic)}
+    for folder in (mimic, mimic.parent / "prepared"):
+        load = lambda split, f=folder, **options: load_pairs("mimic_cxr", split, data_dir=f, **options)  # noqa: E731
+        whole, train = load("train"), load("train", exclude_subjects=mimic / "ms_cxr.csv")
+        assert set(whole["subject_id"]) & patients
+        assert set(train["subject_id"]) == set(whole["subject_id"]) - patients
+        test = load("test", exclude_subjects=mimic / "ms_cxr.csv")
+        assert test["image_id"][:] == load("test")["image_id"][:], "they may be tested on"
+
+
+def test_ms_cxr_says_what_is_wrong(mimic, tmp_path):
+    content = (mimic / "ms_cxr.csv").read_text()
+
+    def bad(old, new):
+        assert old in content
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.csv"
+        path.write_text(content.replace(old, new, 1))
+        return {"data_dir": mimic, "boxes": path}
+
+    first = boxes_of(mimic)[0]
+    cases = [
+        (bad("category_name", "category"), r"0\.csv has no column 'category_name'"),
+        (bad(f",{first['x']},", ",nan,"), "line 2: x must be a number"),
+        (bad(first["path"], "../" + first["path"]), "line 2: the path .* leaves the data folder"),
+        (bad(first["path"], "files/picture.jpg"), "line 2: path must be like files/p10"),
+        ({"data_dir": mimic, "boxes": tmp_path / "none.csv"}, r"no file .*none\.csv"),
+        ({"data_dir": mimic, "mimic_split": "dev"}, "mimic_split must be one of"),
+        ({"data_dir": tmp_path}, r"MS_CXR_Local_Alignment_v1\.1\.0\.csv"),
+        ({"data_dir": None}, "ms_cxr needs data_dir"),
+    ]
+    for options, message in cases:
+        with pytest.raises(ValueError, match=message):
+            load_pairs("ms_cxr", "test", **options)
+
+
+# Open-I
+
+
+@pytest.fixture
+def openi(tmp_path):
+    columns = ("uid", "MeSH", "Problems", "image", "indication", "comparison", "findings", "impression")
+    reports = [
+        (str(i), "normal", problems, "Xray Chest PA and Lateral", "", "", findings, impression)
+        for i, (problems, findings, impression) in enumerate(
+            [
+                ("normal", "The heart is XXXX.  Lungs\nare clear.", "No acute disease, XXXX."),
+                ("Cardiomegaly;Pulmonary Atelectasis", "Large heart.", "Cardiomegaly."),
+                ("Cardiomegaly", "Large heart.", ""),
+                ("No Indexing", "", "Clear."),
+                ("normal", "XXXX", "XXXX"),
+            ]
+            + [("normal", "Clear.", "Clear.")] * 60
+        )
+    ]
+    write_csv(tmp_path / "indiana_reports.csv", columns, reports, newline="\r\n")
+    rows = [
+        (str(i), f"{i}_IM-0001-{k}.dcm.png", name)
+        for i in range(65)
+        for k, name in ((3001, "Frontal"), (4001, "Lateral"))
+    ]
+    write_csv(tmp_path / "indiana_projections.csv", ("uid", "filename", "projection"), rows)
+    for _, name, _ in rows:
+        picture(tmp_path / "images/images_normalized" / name)
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore:openi")
+def test_openi(openi):
+    with pytest.warns(UserWarning, match=r"openi: 4 of 130 rows left out: no impression.*2_IM-0001-3001"):
+        pairs = load_pairs("openi", "test", data_dir=openi, min_count=1)
+    texts = dict(zip(pairs["study_id"], pairs["text"]))
+    assert texts["0"] == "No acute disease." and texts["3"] == "Clear." and "2" not in texts and "4" not in texts
+    assert list(pairs.features["labels"]) == ["Cardiomegaly", "Pulmonary Atelectasis", "normal"]
+    rows = {row["study_id"]: row["labels"] for row in pairs.remove_columns("image")}
+    assert list(rows["1"].values()) == [1, 1, 0] and list(rows["3"].values()) == [None] * 3
+    both = load_pairs("openi", "test", data_dir=openi, section="both", views="frontal")
+    assert both[0]["text"] == "The heart is. Lungs are clear. No acute disease."
+    assert set(both["view"]) == {"Frontal"} and list(both.features["labels"]) == ["normal"], "the others are rare"
+    assert "2" in load_pairs("openi", "test", data_dir=openi, section="impression_or_findings")["study_id"]
+
+
+@pytest.mark.filterwarnings("ignore:openi")
+def test_openi_in_parts(openi):
+    load = lambda split: load_pairs("openi", split, data_dir=openi, split_by="subject")  # noqa: E731
+    parts = {split: set(load(split)["subject_id"]) for split in ("train", "validation", "test")}
+    assert len(parts["train"]) > 40 and parts["validation"] and parts["test"]
+    assert sum(map(len, parts.values())) == len(set().union(*parts.values())) == 63
+    with pytest.raises(ValueError, match="split must be one of"):
+        load_pairs("openi", "train", data_dir=openi)
+
+
+@pytest.mark.filterwarnings("ignore:openi")
+def test_openi_says_what_is_wrong(openi):
+    name = "1_IM-0001-3001.dcm.png"
+    (openi / "images/images_normalized" / name).unlink()
+    with pytest.warns(UserWarning, match=f"missing, such as filename {name}"):
+        load_pairs("openi", "test", data_dir=openi)
+    for path in (openi / "images").rglob("*.png"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"none of 126 images is there; looked in .*images_normalized"):
+        load_pairs("openi", "test", data_dir=openi)
+    (openi / "indiana_projections.csv").unlink()
+    with pytest.raises(ValueError, match=r"none of \['indiana_projections\.csv'\]"):
+        load_pairs("openi", "test", data_dir=openi)
+
+
+# All of them
+
+
+@pytest.mark.parametrize("name", sorted(set(DATASETS) - {"synthetic"}))
+def test_a_folder_is_needed_and_a_wrong_one_named(name, tmp_path):
+    with pytest.raises(ValueError, match=f"{name}.*data_dir"):
+        load_pairs(name, "test")
+    with pytest.raises(ValueError, match="nowhere"):
+        load_pairs(name, "test", data_dir=tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        load_pairs(name, "test", data_dir=tmp_path)
+
+
+def test_evaluated_from_the_command_line(mimic, chexpert, processor, tmp_path):
+    """CheXpert without texts or places, MS-CXR with places and without classes, MIMIC-CXR with its reports."""
+    import torch
+    from conftest import tier_config
+
+    from modeling_tier import TierModel
+
+    torch.manual_seed(0)
+    model = TierModel(tier_config(text="bert", vision="resnet", image_pooling="mean"))
+    model.save_pretrained(tmp_path / "model"), processor.save_pretrained(tmp_path / "model")
+    command = [sys.executable, "evaluate_zeroshot.py", "--model", str(tmp_path / "model")]
+
+    def run(*options, out="out"):
+        done = subprocess.run(
+            [*command, "--output_dir", str(tmp_path / out), *map(str, options)],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return json.loads((tmp_path / out / "metrics.json").read_text())
+
+    written = run("--dataset", "chexpert", "--data_dir", chexpert, "--data.options.by", "study")
+    assert written["metrics"]["num_images"] == 3 and "retrieval" not in written["metrics"]
+    assert written["metrics"]["undefined"]["Consolidation"] == "n+ = 0, n- = 3"
+    assert written["metrics"]["auroc"]["Edema"] in (0, 0.5, 1) and written["options"]["by"] == "study"
+    written = run("--dataset", "ms_cxr", "--data_dir", mimic, "--data.options.mimic_split", "test")
+    assert (
+        "auroc" not in written["metrics"] and written["metrics"]["localisation"]["pointing_game"]["mean"] is not None
+    )
+    written = run("--dataset", "mimic_cxr", "--data_dir", mimic.parent / "prepared", "--blank", "zeros")
+    assert written["metrics"]["num_images"] == 12 and written["metrics"]["retrieval"]
+    assert written["labels"] == {"uncertain": "ignore", "blank": "zeros"}
+    ignored = run("--dataset", "mimic_cxr", "--data_dir", mimic.parent / "prepared")
+    assert len(ignored["metrics"]["undefined"]) > len(written["metrics"].get("undefined", {}))
