@@ -18,11 +18,11 @@ import signal
 import threading
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing import forkserver
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -83,8 +83,8 @@ def prepare(
         reason.
 
     Raises:
-        ValueError: for bad options or tables, an output folder with something else in it, too many bad pictures, a
-            full disk, or a killed worker; whole shards are kept.
+        ValueError: for bad options or tables, an output folder with something else in it or that another process is
+            writing, too many bad pictures, a full disk, or a killed worker; whole shards are kept.
     """
     for name, value, least in (("size", size, SMALLEST_SIDE), ("num_proc", num_proc, 1)):
         if type(value) is not int or value < least:
@@ -103,27 +103,36 @@ def prepare(
             for path, _ in shards:
                 if path.is_file() and _notes(path)["failed"]:
                     path.unlink()
-        if (folder / SUMMARY).is_file() and all(path.is_file() for path, _ in shards):
-            return json.loads((folder / SUMMARY).read_text())
-        for leftover in (*folder.glob("*.tmp"), *folder.glob("*/*.tmp")):
-            leftover.unlink()
-        source.data_dir = None
+        if not (folder / SUMMARY).is_file() or not all(path.is_file() for path, _ in shards):
+            make = partial(_open, data_dir=Path(data_dir), source=source, section=section, size=size)
+            _write(folder, shards, rejected, make, num_proc, max_failed, progress)
+            _complete(folder, table, shards, rejected)
+        return json.loads((folder / SUMMARY).read_text())
+
+
+def _write(folder: Path, shards: list, rejected: list[dict], make, num_proc: int, max_failed: float, progress: bool):
+    """Write the shards that are not there yet, each opened by `make`."""
+    total = sum(len(rows) for _, rows in shards)
+    done = [(path, rows) for path, rows in shards if path.is_file()]
+    failed = sum(len(_notes(path)["failed"]) for path, _ in done)
+    written = sum(len(rows) for _, rows in done)
+    bar = tqdm(total=total, initial=written, desc="preparing", unit="img", disable=not progress)
+    with bar, _pool(num_proc) as submit:
         opened: deque = deque()
         todo = [shard for shard in shards if not shard[0].is_file()]
         for i in range(len(todo) + 2):  # two shards ahead, so that no process waits for the writing
             if i < len(todo):
-                opened.append(_open(*todo[i], Path(data_dir), source, section, size, submit))
+                opened.append(make(*todo[i], submit))
             if i >= 2 or i >= len(todo):
                 if opened:
                     failed += _finish(*opened.popleft(), bar)
-            if failed > max_failed * len(table):
+            if failed > max_failed * total:
                 worst = _write_rejected(folder, shards, rejected)
                 raise ValueError(
-                    f"{failed} of {len(table)} pictures are missing or unreadable, more than max_failed "
+                    f"{failed} of {total} pictures are missing or unreadable, more than max_failed "
                     f"{max_failed:g}; {worst}. All of them are in {folder / REJECTED}. Mend the data and run the same "
                     "command with retry_failed, or go on with a larger max_failed."
                 )
-    return _complete(folder, table, shards, rejected)
 
 
 def shrink(path: str, size: int) -> bytes:
@@ -146,20 +155,24 @@ def shrink(path: str, size: int) -> bytes:
         if min(image.size) < SMALLEST_SIDE:
             raise ValueError(f"fewer than {SMALLEST_SIDE} pixels a side")
         target = image.size if scale >= 1 else (round(image.width * scale), round(image.height * scale))
+        box = None  # of the picture within its last, perhaps incomplete, pixels
         if image.mode in ("L", "RGB"):
-            image.draft("L", target)
+            _, box = image.draft("L", target) or (None, None)
             image = image.convert("L")
         else:  # 16 bits, palettes, CMYK
             image = load_radiograph(image).convert("L")
+        buffer = io.BytesIO()
+        image.resize(target, Image.Resampling.BICUBIC, box).save(buffer, "JPEG", quality=95)
+        return buffer.getvalue()
     except FileNotFoundError:
         raise ValueError("the file is missing") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # PIL's own errors among them
+    except ValueError:
+        raise
+    except Exception as error:  # decoders raise many kinds, and one picture must not stop the others
         known = {"truncated": "the file is truncated", "cannot identify": "not a picture"}
-        reason = next((known[word] for word in known if word in str(error)), str(error).replace(path, ""))
+        words = str(error).replace(path, "") or type(error).__name__
+        reason = next((known[word] for word in known if word in words), words)
         raise ValueError(reason) from error
-    buffer = io.BytesIO()
-    image.resize(target, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95)
-    return buffer.getvalue()
 
 
 def _shrink_all(paths: list[str], size: int) -> list[bytes | str]:
@@ -181,20 +194,32 @@ def _pool(num_proc: int):
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    pool = ProcessPoolExecutor(num_proc, mp_context=context, initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(num_proc, mp_context=context, initializer=_follow_parent)
     try:
+        with ThreadPoolExecutor(1) as starter:  # out of reach of Ctrl-C: half-started processes would complain
+            starter.submit(_start, pool).result()
         yield pool.submit
+    except BrokenProcessPool as error:
+        raise ValueError(
+            "A process that decodes pictures was killed, perhaps for want of memory. Whole shards are kept: run the "
+            "same command again, with a smaller num_proc."
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _end_with_parent() -> None:
+def _start(pool: ProcessPoolExecutor) -> None:
+    """Start the server of processes without Ctrl-C, which reaches all processes of a terminal: one answers it."""
+    resource_tracker.ensure_running()  # else it is started with the server, and lets the signal through again
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    pool.submit(int).result()
+
+
+def _follow_parent() -> None:
     """A worker whose parent was killed would wait for work forever."""
-    parent = os.getppid()
 
     def watch():
-        while os.getppid() == parent:
-            time.sleep(1)
+        multiprocessing.parent_process().join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -211,25 +236,26 @@ def _shards(folder: Path, table: pd.DataFrame) -> Iterator[tuple[Path, pd.DataFr
             )
 
 
-def _open(path: Path, rows: pd.DataFrame, data_dir: Path, source, section: str, size: int, submit) -> tuple:
+def _open(path: Path, rows: pd.DataFrame, submit, data_dir: Path, source, section: str, size: int) -> tuple:
     """Read the texts of a shard, and have its pictures decoded."""
-    source.not_utf8 = 0
-    texts, without = [], []
+    source.not_utf8.clear()
+    studies = rows[["subject_id", "study_id"]].drop_duplicates().itertuples(index=False)
+    reports = {study: source.read(subject, study) for subject, study in studies}
+    texts = {study: report_text(report, section) if report else "" for study, report in reports.items()}
+    without = []
     for row in rows.itertuples():
-        report = source.read(row.subject_id, row.study_id)
-        text = report_text(report, section) if report else ""
-        texts.append(text)
-        if not text:
+        if not texts[row.study_id]:
+            report = reports[row.study_id]
             reason = "the report is missing" if report is None else f"no text for section {section}"
             without.append({"path": source.where(row.subject_id, row.study_id), "reason": reason})
-    rows = rows.assign(text=texts)
+    rows = rows.assign(text=rows["study_id"].map(texts))
     with_text = rows[rows["text"] != ""]
     paths = list(map(image_path, with_text["subject_id"], with_text["study_id"], with_text["dicom_id"]))
     work = []
     for start in range(0, len(paths), ROWS_PER_TASK):
         part = [str(data_dir / p) for p in paths[start : start + ROWS_PER_TASK]]
         work.append((len(part), submit(_shrink_all, part, size)))
-    return path, with_text, paths, work, {"without_text": without, "not_utf8": source.not_utf8}
+    return path, with_text, paths, work, {"without_text": without, "not_utf8": sorted(source.not_utf8)}
 
 
 def _finish(path: Path, rows: pd.DataFrame, paths: list[str], work: list, notes: dict, bar) -> int:
@@ -237,13 +263,7 @@ def _finish(path: Path, rows: pd.DataFrame, paths: list[str], work: list, notes:
     results = []
     bar.update(len(notes["without_text"]))
     for number, future in work:
-        try:
-            results += future.result()
-        except BrokenProcessPool as error:
-            raise ValueError(
-                "A process that decodes pictures was killed, perhaps for want of memory. Whole shards are kept: run "
-                "the same command again, with a smaller num_proc."
-            ) from error
+        results += future.result()
         bar.update(number)
     good = np.array([isinstance(result, bytes) for result in results], dtype=bool)
     notes["failed"] = [{"path": p, "reason": r} for p, r in zip(paths, results) if isinstance(r, str)]
@@ -264,40 +284,30 @@ def _finish(path: Path, rows: pd.DataFrame, paths: list[str], work: list, notes:
     }
     arrays = [pa.array(columns[field.name], type=field.type) for field in schema]
     shard = pa.Table.from_arrays(arrays, schema=schema)
+    with _replacing(_notes_path(path)) as file:  # before the shard: where there is a shard, there are its notes
+        file.write(json.dumps(notes).encode())
+    with _replacing(path) as file, pa.ipc.new_stream(file, schema) as writer:
+        writer.write_table(shard, max_chunksize=100)
+    return len(notes["failed"])
+
+
+@contextmanager
+def _replacing(path: Path):
+    """A file that appears under its name when it is whole and on the disk, and not at all after an error."""
+    temporary = path.with_name(path.name + ".tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _replacing(_notes_path(path)) as file:  # before the shard: where there is a shard, there are its notes
-            file.write(json.dumps(notes).encode())
-        with _replacing(path) as file, pa.ipc.new_stream(file, schema) as writer:
-            writer.write_table(shard, max_chunksize=100)
+        path.parent.mkdir(exist_ok=True)
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
     except OSError as error:
         raise ValueError(
             f"{path} cannot be written: {error}. Whole shards are kept: make room and run the same command again."
         ) from error
-    return len(notes["failed"])
-
-
-class _replacing:
-    """A file that appears under its name when it is whole and on the disk, and not at all after an error."""
-
-    def __init__(self, path: Path):
-        self.path, self.temporary = path, path.with_name(path.name + ".tmp")
-
-    def __enter__(self):
-        self.file = open(self.temporary, "wb")
-        return self.file
-
-    def __exit__(self, kind, *_):
-        try:
-            if kind is None:
-                self.file.flush()
-                os.fsync(self.file.fileno())
-        finally:
-            self.file.close()
-            if kind is not None:
-                self.temporary.unlink(missing_ok=True)
-        if kind is None:
-            self.temporary.rename(self.path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _notes_path(shard: Path) -> Path:
@@ -314,6 +324,27 @@ def _fingerprint(table: pd.DataFrame) -> str:
     return hashlib.sha256(hashes.tobytes()).hexdigest()[:16]
 
 
+@contextmanager
+def _alone(folder: Path):
+    """Make the folder, and keep other processes out: two would write over each other's shards."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written: {error}") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise ValueError(f"Another process is writing {folder}.") from None
+    except OSError:
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
 def _claim(folder: Path, options: dict) -> None:
     """Take an empty folder, or one that the same preparation has begun."""
     if is_prepared(folder):
@@ -324,14 +355,10 @@ def _claim(folder: Path, options: dict) -> None:
             what = "the tables have changed" if name == "planned" else f"{name} was {before.get(name)!r}"
             raise ValueError(f"{folder} holds another preparation ({what}): choose another output_dir or empty it.")
         return
-    if folder.exists() and any(folder.iterdir()):
+    if any(path.name != f"{PREPARATION}.tmp" for path in folder.iterdir()):
         raise ValueError(f"{folder} is not empty and holds no preparation: choose another output_dir.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _replacing(folder / PREPARATION) as file:
-            file.write(json.dumps(options, indent=2).encode())
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be written: {error}") from error
+    with _replacing(folder / PREPARATION) as file:
+        file.write(json.dumps(options, indent=2).encode())
 
 
 def _all_rejected(shards: list, rejected: list[dict]) -> list[dict]:
@@ -356,8 +383,8 @@ def _write_rejected(folder: Path, shards: list, rejected: list[dict]) -> str:
     return f"the first is {failed[0]['path']}: {failed[0]['reason']}" if failed else ""
 
 
-def _complete(folder: Path, table: pd.DataFrame, shards: list, rejected: list[dict]) -> dict:
-    """Check the finished data set, and describe it. A shard is read at a time."""
+def _complete(folder: Path, table: pd.DataFrame, shards: list, rejected: list[dict]) -> None:
+    """Check the finished data set, and write its summary. A shard is read at a time."""
     _write_rejected(folder, shards, rejected)
     subjects, studies = defaultdict(set), defaultdict(set)
     pairs, views, words = Counter(), Counter(), Counter()
@@ -387,11 +414,10 @@ def _complete(folder: Path, table: pd.DataFrame, shards: list, rejected: list[di
         "labels": labels,
         "words": {name: int(q) for name, q in zip(("least", "median", "95%", "most"), quantiles)},
         "rejected": dict(reasons.most_common()),
-        "not_utf8_reports": sum(_notes(path)["not_utf8"] for path, _ in shards),
+        "not_utf8_reports": len({study for path, _ in shards for study in _notes(path)["not_utf8"]}),
     }
     with _replacing(folder / SUMMARY) as file:
         file.write(json.dumps(summary, indent=2).encode())
-    return json.loads((folder / SUMMARY).read_text())
 
 
 _LABEL_NAMES = {1.0: "positive", 0.0: "negative", -1.0: "uncertain", None: "not mentioned"}
