@@ -85,7 +85,14 @@ def mimic_cxr(
         pairs = _prepared(folder, split, chosen, reports_dir or reports)
         return pairs.select(np.flatnonzero(~np.isin(pairs["subject_id"][:], list(excluded)))) if excluded else pairs
     section, split_by, views, labeler = (DEFAULTS | chosen).values()
-    table, _ = image_table(folder, split_by, views, labeler)
+    table, rejected = image_table(folder, split_by, views, labeler)
+    rejected = [row for row in rejected if row["split"] == split]
+    if rejected:
+        warnings.warn(
+            f"mimic_cxr: {len(rejected)} rows of {split} left out, such as {rejected[0]['path']}: "
+            f"{rejected[0]['reason']}.",
+            stacklevel=2,
+        )
     warnings.warn(
         f"{folder} is read as it lies on the disk: every image is decoded at full size in each epoch. For more than a "
         "try, prepare it once: python -m modeling_tier.data prepare mimic_cxr --help",
@@ -143,7 +150,15 @@ def image_table(folder: Path, split_by: str, views: str, labeler: str) -> tuple[
 
     metadata_path = find_table(folder, [f"mimic-cxr-{version}-metadata.csv" for version in _VERSIONS])
     metadata = read_table(metadata_path, ("dicom_id", "ViewPosition")).drop_duplicates("dicom_id")
-    table["view"] = table["dicom_id"].map(metadata.set_index("dicom_id")["ViewPosition"]).fillna("")
+    table["view"] = table["dicom_id"].map(metadata.set_index("dicom_id")["ViewPosition"])
+    unknown = table["view"].isna()
+    if unknown.any():
+        warnings.warn(
+            f"{metadata_path} lacks {unknown.sum()} of {len(table)} images, such as "
+            f"{table['dicom_id'][unknown].iloc[0]}: their view is unknown.",
+            stacklevel=2,
+        )
+    table["view"] = table["view"].fillna("")
     if views == "frontal":
         frontal = table["view"].isin(("AP", "PA"))
         if not frontal.any():
@@ -269,6 +284,10 @@ class Reports:
     def where(self, subject_id: int, study_id: int) -> str:
         return str(self.root / self._name(subject_id, study_id))
 
+    def has(self, subject_id: int, study_id: int) -> bool:
+        name = self._name(subject_id, study_id)
+        return name in self.archive.NameToInfo if self.archive else (self.root / name).is_file()
+
     def read(self, subject_id: int, study_id: int) -> str | None:
         """The report, or None if there is none. One that is not UTF-8 is read as Windows-1252, and remembered."""
         name = self._name(subject_id, study_id)
@@ -307,8 +326,7 @@ def find_reports(folder: Path, reports_dir, reports, table: pd.DataFrame) -> Rep
     places = list(_places(folder, reports_dir, reports))
     for some in (studies[:: -(-len(studies) // 200)], studies):  # all of them only if there is need
         for source in places:
-            if any(source.read(*study) is not None for study in some):
-                source.not_utf8.clear()
+            if any(source.has(*study) for study in some):
                 return source
     raise ValueError(
         "No reports were found. Looked for "

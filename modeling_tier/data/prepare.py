@@ -44,6 +44,7 @@ from .tables import label_dicts
 ROWS_PER_SHARD = 1000
 ROWS_PER_TASK = 16
 SMALLEST_SIDE = 32  # a picture of fewer pixels a side shows nothing
+NO_REPORT, UNREADABLE = "the report is missing", "the report cannot be read"
 
 
 def prepare(
@@ -74,8 +75,10 @@ def prepare(
         size: pixels of the shorter side; the aspect is kept, and a smaller picture stays as it is. Leave room for
             augmentation: a third more than the model's input.
         num_proc: processes that decode pictures.
-        max_failed: largest share of pictures that may be missing or unreadable before the work stops.
-        retry_failed: whether to write those shards again in which pictures failed, after the data were mended.
+        max_failed: largest share of pictures that may be missing or unreadable, or have an unreadable report, before
+            the work stops.
+        retry_failed: whether to write those shards again in which pictures or reports failed or were missing, after
+            the data were mended.
         progress: whether to show a bar with pictures per second and the time left.
 
     Returns:
@@ -101,7 +104,8 @@ def prepare(
         if retry_failed:
             (folder / SUMMARY).unlink(missing_ok=True)
             for path, _ in shards:
-                if path.is_file() and _notes(path)["failed"]:
+                notes = _notes(path) if path.is_file() else {"failed": [], "without_text": []}
+                if notes["failed"] or any(row["reason"] == NO_REPORT for row in notes["without_text"]):
                     path.unlink()
         if not (folder / SUMMARY).is_file() or not all(path.is_file() for path, _ in shards):
             make = partial(_open, data_dir=Path(data_dir), source=source, section=section, size=size)
@@ -240,14 +244,25 @@ def _open(path: Path, rows: pd.DataFrame, submit, data_dir: Path, source, sectio
     """Read the texts of a shard, and have its pictures decoded."""
     source.not_utf8.clear()
     studies = rows[["subject_id", "study_id"]].drop_duplicates().itertuples(index=False)
-    reports = {study: source.read(subject, study) for subject, study in studies}
-    texts = {study: report_text(report, section) if report else "" for study, report in reports.items()}
-    without = []
-    for row in rows.itertuples():
-        if not texts[row.study_id]:
-            report = reports[row.study_id]
-            reason = "the report is missing" if report is None else f"no text for section {section}"
-            without.append({"path": source.where(row.subject_id, row.study_id), "reason": reason})
+    texts, reasons = {}, {}
+    for subject, study in studies:
+        try:
+            report = source.read(subject, study)
+        except ValueError:
+            report, reasons[study] = "", UNREADABLE
+        texts[study] = report_text(report, section) if report else ""
+        if not texts[study]:
+            reasons.setdefault(study, NO_REPORT if report is None else f"no text for section {section}")
+    lost = [
+        {"path": source.where(row.subject_id, row.study_id), "reason": reasons[row.study_id]}
+        for row in rows.itertuples()
+        if row.study_id in reasons
+    ]
+    notes = {
+        "without_text": [row for row in lost if row["reason"] != UNREADABLE],
+        "failed": [row for row in lost if row["reason"] == UNREADABLE],
+        "not_utf8": sorted(source.not_utf8),
+    }
     rows = rows.assign(text=rows["study_id"].map(texts))
     with_text = rows[rows["text"] != ""]
     paths = list(map(image_path, with_text["subject_id"], with_text["study_id"], with_text["dicom_id"]))
@@ -255,18 +270,18 @@ def _open(path: Path, rows: pd.DataFrame, submit, data_dir: Path, source, sectio
     for start in range(0, len(paths), ROWS_PER_TASK):
         part = [str(data_dir / p) for p in paths[start : start + ROWS_PER_TASK]]
         work.append((len(part), submit(_shrink_all, part, size)))
-    return path, with_text, paths, work, {"without_text": without, "not_utf8": sorted(source.not_utf8)}
+    return path, with_text, paths, work, notes
 
 
 def _finish(path: Path, rows: pd.DataFrame, paths: list[str], work: list, notes: dict, bar) -> int:
     """Write a shard; returns how many pictures failed."""
     results = []
-    bar.update(len(notes["without_text"]))
+    bar.update(len(notes["without_text"]) + len(notes["failed"]))
     for number, future in work:
         results += future.result()
         bar.update(number)
     good = np.array([isinstance(result, bytes) for result in results], dtype=bool)
-    notes["failed"] = [{"path": p, "reason": r} for p, r in zip(paths, results) if isinstance(r, str)]
+    notes["failed"] += [{"path": p, "reason": r} for p, r in zip(paths, results) if isinstance(r, str)]
     kept = rows[good]
     pictures = [
         {"bytes": result, "path": f"{name}.jpg"}

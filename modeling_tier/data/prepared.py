@@ -37,16 +37,16 @@ def shard_path(folder: Path, split: str, number: int, total: int) -> Path:
     return folder / split / f"data-{number:05d}-of-{total:05d}.arrow"
 
 
-def prepared_splits(folder: Path) -> list[str]:
+def prepared_splits(folder: Path) -> dict[str, int]:
     """
-    The splits of a folder.
+    The splits of a folder with the number of their shards.
 
     Raises:
         ValueError: if the preparation was not finished.
     """
     if not (folder / SUMMARY).is_file():
         raise ValueError(f"The preparation of {folder} is not finished: run the same command again, it goes on.")
-    return list(json.loads((folder / SUMMARY).read_text())["shards"])
+    return json.loads((folder / SUMMARY).read_text())["shards"]
 
 
 def load_prepared(folder: Path, split: str) -> Dataset:
@@ -56,9 +56,7 @@ def load_prepared(folder: Path, split: str) -> Dataset:
     Raises:
         ValueError: if the preparation was not finished, or a shard is missing.
     """
-    if not (folder / SUMMARY).is_file():
-        raise ValueError(f"The preparation of {folder} is not finished: run the same command again, it goes on.")
-    shards = json.loads((folder / SUMMARY).read_text())["shards"]
+    shards = prepared_splits(folder)
     check_split(str(folder), split, shards)
     paths = [shard_path(folder, split, number, shards[split]) for number in range(shards[split])]
     missing = [path for path in paths if not path.is_file()]

@@ -331,7 +331,8 @@ def test_an_unknown_split_is_named_with_its_line(tmp_path):
 def test_a_row_that_stands_twice_counts_once(tmp_path):
     root = write_tree(tmp_path, [study(1), study(2), study(1)])
     table, rejected = image_table(root, "official", "all", "chexpert")
-    assert table["dicom_id"].tolist() == load(root)["image_id"][:] == ["00000001-0", "00000002-0"]
+    with pytest.warns(UserWarning, match=r"1 rows of train left out, such as .*00000001-0\.jpg: stands twice"):
+        assert table["dicom_id"].tolist() == load(root)["image_id"][:] == ["00000001-0", "00000002-0"]
     assert rejected == [
         {
             "split": "train",
@@ -358,7 +359,8 @@ def test_a_study_of_two_subjects_is_an_error(tmp_path):
 def test_an_image_outside_of_the_folder_is_rejected_and_counted(tmp_path, dicom_id):
     root = write_tree(tmp_path / "mimic", [study(1), study(2, picture=None)._replace(dicom_id=dicom_id)])
     table, rejected = image_table(root, "official", "all", "chexpert")
-    assert table["dicom_id"].tolist() == load(root)["image_id"][:] == ["00000001-0"]
+    with pytest.warns(UserWarning, match="1 rows of train left out.*leaves the data folder"):
+        assert table["dicom_id"].tolist() == load(root)["image_id"][:] == ["00000001-0"]
     assert [row["reason"] for row in rejected] == ["path leaves the data folder"]
 
 
@@ -406,6 +408,14 @@ def test_the_papers_split_is_scikit_learns(tmp_path, views):
 def test_the_papers_split_needs_two_labelled_subjects(tmp_path):
     with pytest.raises(ValueError, match="at least two subjects with labels"):
         load(write_tree(tmp_path, [study(1), study(2, labels=None)]), split_by="paper")
+
+
+def test_an_image_that_the_metadata_lack_is_told(tmp_path):
+    root = write_tree(tmp_path, [study(1), study(2)])
+    path = root / "mimic-cxr-2.0.0-metadata.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    with pytest.warns(UserWarning, match=r"metadata\.csv lacks 1 of 2 images, such as 00000002-0"):
+        assert load(root)["view"][:] == ["PA", ""]
 
 
 def test_frontal_views(tmp_path):

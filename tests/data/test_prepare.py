@@ -251,6 +251,28 @@ def test_too_many_bad_pictures_stop_the_work_and_can_be_mended(tmp_path, small_s
     assert contents(out) == contents(tmp_path / "expected")
 
 
+def test_reports_that_are_missing_or_cannot_be_read_are_counted_and_can_be_mended(tmp_path, small_shards):
+    rows = [study(i, report=f"IMPRESSION: Edema {i}.\n") for i in range(10)]
+    root, out = write_tree(tmp_path / "mimic", rows), tmp_path / "out"
+    reports = [root / "files" / row.patient / f"s{row.study_id}.txt" for row in rows]
+    prepare(root, tmp_path / "expected")
+    kept = [path.read_bytes() for path in reports]
+    reports[1].unlink()
+    reports[5].unlink()
+    reports[5].mkdir()  # what cannot be opened, for root too
+    with pytest.raises(ValueError, match=r"1 of 10 pictures .*s50000005\.txt: the report cannot be read"):
+        prepare(root, out, max_failed=0.05)
+    shutil.rmtree(out)
+    summary = prepare(root, out, max_failed=0.1)
+    assert summary["rejected"] == {"the report is missing": 1, "the report cannot be read": 1}
+    assert summary["pairs"] == {"train": 8}
+    reports[5].rmdir()
+    for path, content in zip(reports, kept):
+        path.write_bytes(content)
+    assert prepare(root, out, retry_failed=True)["pairs"] == {"train": 10}
+    assert contents(out) == contents(tmp_path / "expected")
+
+
 def test_a_finished_folder_can_be_mended_too(tmp_path, small_shards):
     rows = [study(i, picture=drawing(50, 40, seed=i)) for i in range(10)]
     root, out = write_tree(tmp_path / "mimic", rows), tmp_path / "out"
