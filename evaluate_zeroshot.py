@@ -9,6 +9,7 @@ Evaluate a model folder or Hub model zero-shot: tables on the screen, metrics.js
 import argparse
 import json
 import sys
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from modeling_tier.training.configuration import parse_options
 
 
 def main() -> None:
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or Hub id of a TIER model or a CLIPModel")
     parser.add_argument("--dataset", default="synthetic", help="data set, a key of modeling_tier.data.DATASETS")

@@ -8,12 +8,14 @@ Train a TIER model:
 
 import argparse
 import sys
+import warnings
 
 from modeling_tier.training import load_config, train
 from modeling_tier.training.configuration import describe_options
 
 
 def main() -> None:
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog="options (default): what they are\n" + describe_options(),

@@ -1,27 +1,32 @@
 # Licensed under the Apache License, Version 2.0.
 """Any other pairs: a csv or jsonl file beside pictures, a data set of `datasets`, local or on the Hub, WebDataset."""
 
+import csv
+import gzip
+import hashlib
 import json
 import os
 import re
+import warnings
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
-import pandas as pd
 from datasets import (
     Dataset,
     DatasetDict,
     Features,
     Image,
     IterableDataset,
+    Value,
     concatenate_datasets,
     load_dataset,
     load_from_disk,
 )
 
 from .columns import SPLITS, check_split, check_subjects, pair_features
-from .tables import inside, read_table, warn_left_out
+from .tables import inside, warn_left_out
 
 
 _SPLIT_NAMES = {"validate": "validation", "valid": "validation", "val": "validation", "dev": "validation"}
@@ -30,6 +35,9 @@ _BUILDERS = {".tar": "webdataset", ".parquet": "parquet", ".arrow": "arrow"}
 # Where no column is named: the usual names, those of WebDataset's files among them.
 _IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "image_path", "path", "filename")
 _TEXT_COLUMNS = ("text", "txt", "caption", "report")
+_IDS = ("subject_id", "study_id", "image_id")
+# A stream is read by up to so many workers.
+_SHARDS = 64
 
 
 def pairs(
@@ -50,33 +58,36 @@ def pairs(
     `data_dir` is one of
         - a csv, csv.gz or jsonl file, or a folder with one (or with one a split: `train.csv`, `validation.csv`, ...);
           the image column holds paths from the file's folder
-        - a folder that `save_to_disk` has written, or with Parquet or Arrow files
+        - a folder that `save_to_disk` has written, or with Parquet or Arrow files; pictures, or paths from the folder
         - a folder with WebDataset shards (`*.tar`)
         - the name of a data set on the Hub
 
     Files are of the split that their name begins with, or that their folder is called. Where there is no validation
     split, a share of the training set becomes it, chosen by a hash of the subject (else the id, else the text): the
-    same rows each time, whatever the order, and no subject in both.
+    same rows each time, whatever the order, and no subject in both. Parquet, Arrow and WebDataset are copied into the
+    cache of `datasets`, unless they are streamed.
 
     Args:
         split: "train", "validation" or "test".
         data_dir: see above.
-        image_column, text_column: default: the usual names, such as "image" and "text", or "jpg" and "txt".
+        image_column, text_column: default: the usual names, such as "image" and "text", or "jpg" and "txt". What lies
+            within a column is named with a dot: "json.caption".
         subject_column, study_column, id_column: if there are any. With subjects, no one may stand in two splits (not
-            checked in a stream).
+            checked in a stream). Without ids, a row is called by its number, and in a stream by a hash of the picture.
         label_columns: columns of 1, 0, -1 and blank, one a finding.
         validation_share: of the subjects (ids, texts), where there is no validation split.
         streaming: whether to read from front to back instead of at random places; for what does not fit on a disk.
 
     Raises:
         ValueError: for a missing column (with those that are there), a missing picture or a bad line (with file and
-            line), or subjects in two splits.
+            line), subjects in two splits, or a split without rows.
     """
     check_split("pairs", split)
     if not data_dir:
         raise ValueError("pairs needs data_dir: a csv or jsonl file, a folder, or the name of a data set on the Hub.")
     if not 0 < validation_share < 1:
         raise ValueError(f"validation_share must lie between 0 and 1; got {validation_share!r}.")
+    source, folder = str(data_dir), Path(data_dir) if os.path.isdir(data_dir) else None
     named = {
         "image": image_column,
         "text": text_column,
@@ -85,54 +96,72 @@ def pairs(
         "image_id": id_column,
     }
     label_columns = list(label_columns)
-    parts = _parts(str(data_dir), named, label_columns, streaming)
-    made = "validation" not in parts and split in ("train", "validation")
-    check_split(f"{data_dir}", split, [*parts, "validation"] if made else parts)
-    wanted = [name for name in ("train" if made else split, *parts) if name in parts]
-    chosen = parts[wanted[0]]
-    columns = _columns(str(data_dir), list(chosen.features or next(iter(chosen))), named, label_columns)
-    if "subject_id" in columns and isinstance(chosen, Dataset):
-        check_subjects(str(data_dir), {name: part[columns["subject_id"]] for name, part in parts.items()})
-    common = _stream if isinstance(chosen, IterableDataset) else _common
-    result = common(chosen, columns, label_columns, f"{data_dir} ({split})")
+    parts, columns = _parts(source, named, label_columns, streaming)
+    made = "train" in parts and "validation" not in parts and split in ("train", "validation")
+    check_split(source, split, [*parts, "validation"] if made else parts)
+    part, where = parts["train" if made else split], f"{source} ({split})"
+    columns = columns or _columns(where, _there(part, where), named, label_columns)
+    if "subject_id" in columns and isinstance(part, Dataset):
+        check_subjects(source, {n: _subjects(p, columns["subject_id"], f"{source} ({n})") for n, p in parts.items()})
+    common = _stream if isinstance(part, IterableDataset) else _common
+    result = common(part, columns, label_columns, where, folder)
     if made:
-        key = next(name for name in ("subject_id", "image_id", "text") if name in columns)
-        keep = lambda row: _held_out(row[key], validation_share) == (split == "validation")  # noqa: E731
+        keys = [name for name in ("subject_id", "image_id", "text") if name in columns]
+        keep = partial(_is_of, split=split, keys=keys, share=validation_share)
         if isinstance(result, IterableDataset):
             result = result.filter(keep)
         else:
-            result = result.select([i for i, row in enumerate(result.select_columns(key)) if keep(row)])
-    return result.to_iterable_dataset() if streaming and isinstance(result, Dataset) else result
+            result = result.select([i for i, row in enumerate(result.select_columns(keys)) if keep(row)])
+    if isinstance(result, IterableDataset):
+        return result.cast(_features(label_columns))  # last, as a filter after it would open every picture
+    if len(result) == 0:
+        why = f": the validation set is {validation_share} of the training set; set validation_share" if made else ""
+        raise ValueError(f"{where} has no rows{why}.")
+    return result.to_iterable_dataset(num_shards=min(_SHARDS, len(result))) if streaming else result
 
 
-def _held_out(key: str, share: float) -> bool:
-    return zlib.crc32(str(key).encode()) / 2**32 < share
+def _subjects(part: Dataset, column: str, where: str) -> set[str]:
+    _columns(where, _there(part, where), {"subject_id": column}, [])
+    return {_id(value) for value in _values(part, column)} - {None}
 
 
-def _parts(source: str, named: dict, label_columns: list[str], streaming: bool) -> dict:
-    """The splits that are there, each as it is stored."""
+def _is_of(row: dict, split: str, keys: list[str], share: float) -> bool:
+    """Whether a row belongs to this one of the training set and the validation set that is made of it."""
+    key = next(row[name] for name in keys if row[name])
+    held_out = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64 < share
+    return held_out == (split == "validation")
+
+
+def _parts(source: str, named: dict, label_columns: list[str], streaming: bool) -> tuple[dict, dict]:
+    """The splits that are there, each as it is stored; for tables, which are read here, the names of their columns."""
     path = Path(source)
     if path.is_file() and path.name.endswith(_TABLES):
-        return {"train": _read_table(path, named, label_columns)}
+        return {"train": _read_table(path, named, label_columns)}, _table_columns(named, label_columns)
     if path.is_dir():
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             loaded = load_from_disk(source)
-            return _renamed(loaded) if isinstance(loaded, DatasetDict) else {"train": loaded}
+            return (_renamed(loaded) if isinstance(loaded, DatasetDict) else {"train": loaded}), {}
         for suffix, builder in _BUILDERS.items():
             files = _by_split(path, (suffix,))
             if files:
-                return dict(load_dataset(builder, data_files=files, streaming=streaming))
+                try:
+                    return dict(load_dataset(builder, data_files=files, streaming=streaming)), {}
+                except Exception as error:  # datasets hides what is wrong with a file behind one of its own
+                    raise ValueError(
+                        f"The {suffix} files of {path} cannot be read: {error.__cause__ or error}"
+                    ) from error
         files = _by_split(path, _TABLES)
         if files:
             read = {s: [_read_table(Path(f), named, label_columns) for f in names] for s, names in files.items()}
-            return {s: concatenate_datasets(tables) for s, tables in read.items()}
+            parts = {split: concatenate_datasets(tables) for split, tables in read.items()}
+            return parts, _table_columns(named, label_columns)
         raise ValueError(
             f"The folder {path} holds no csv, jsonl, tar, parquet or arrow file, and no data set of save_to_disk."
         )
     if path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
         raise ValueError(f"{source} is no csv or jsonl file, no folder, and no name of a data set on the Hub.")
     try:
-        return _renamed(load_dataset(source, streaming=streaming))
+        return _renamed(load_dataset(source, streaming=streaming)), {}
     except Exception as error:  # whatever goes wrong between here and the Hub
         raise ValueError(
             f"There is no file or folder {source}, and as a data set on the Hub it cannot be loaded: {error}"
@@ -147,62 +176,147 @@ def _renamed(loaded) -> dict:
 
 def _by_split(folder: Path, suffixes: tuple[str, ...]) -> dict[str, list[str]]:
     """Files of the folder, and one folder below, by split; all are of "train" where no name says more."""
-    files = sorted(p for p in (*folder.glob("*"), *folder.glob("*/*")) if p.name.endswith(suffixes) and p.is_file())
+    files = sorted(
+        file
+        for file in (*folder.glob("*"), *folder.glob("*/*"))
+        if file.name.endswith(suffixes) and file.is_file() and not file.name.startswith(".")
+    )
     by_split: dict[str, list[str]] = {}
+    unknown = []
     for file in files:
         names = (file.name, file.parent.name) if file.parent != folder else (file.name,)
-        for name in names:
-            match = re.match(r"(train|validation|validate|valid|val|dev|test)(?![a-z])", name.lower())
-            if match:
-                split = _SPLIT_NAMES.get(match[1], match[1])
-                by_split.setdefault(split, []).append(str(file))
-                break
-    if files and not by_split:
-        return {"train": [str(file) for file in files]}
-    return by_split
+        matches = [re.match(r"(train|validation|validate|valid|val|dev|test)(?![a-z])", n.lower()) for n in names]
+        match = next(filter(None, matches), None)
+        if match:
+            by_split.setdefault(_SPLIT_NAMES.get(match[1], match[1]), []).append(str(file))
+        else:
+            unknown.append(str(file))
+    if by_split and unknown:
+        warnings.warn(
+            f"{folder}: {len(unknown)} of {len(files)} files left out: their names begin with no split, such as "
+            f"{unknown[0]}.",
+            stacklevel=3,
+        )
+    return by_split or ({"train": unknown} if unknown else {})
 
 
 def _read_table(path: Path, named: dict, label_columns: list[str]) -> Dataset:
-    """A csv or jsonl file, its paths made whole; every picture must be there."""
-    if path.name.endswith(".jsonl"):
-        table = _read_jsonl(path)
-    else:
-        wanted = [name for name in named.values() if name] + label_columns
-        table = read_table(path, wanted, {*_IMAGE_COLUMNS, *_TEXT_COLUMNS, "__key__"})
-    image = _columns(str(path), list(table.columns), named, label_columns)["image"]
-    folder, missing = path.parent, []
-    whole = []
-    for i, relative in enumerate(table[image]):
-        line = i + (1 if path.name.endswith(".jsonl") else 2)
-        whole.append(str(inside(folder, str(relative), f"{path}, line {line}")))
-        if not os.path.isfile(whole[-1]):
-            missing.append((line, relative))
+    """A csv or jsonl file under our names, its paths made whole; every picture must be there."""
+    wanted = {*_IMAGE_COLUMNS, *_TEXT_COLUMNS, *filter(None, named.values()), *label_columns}
+    read = _read_jsonl if path.name.endswith(".jsonl") else _read_csv
+    there, rows = read(path, wanted | {name.partition(".")[0] for name in wanted})
+    if not rows:
+        raise ValueError(f"{path} has no rows.")
+    columns = _columns(str(path), _names(there), named, label_columns)
+    cells: dict[str, list] = {ours: [] for ours in ("image", "text", *_IDS)}
+    labels, missing = [], []
+    for line, row in rows:
+        where = f"{path}, line {line}"
+        image = _id(_cell(row, columns["image"]))
+        whole = inside(path.parent, image, where) if image else None
+        if whole is None or not whole.is_file():
+            missing.append(f"{where}: there is no picture {whole or '(the cell is blank)'}")
+        cells["image"].append(str(whole))
+        cells["text"].append(_text(_cell(row, columns["text"])))
+        for ours in _IDS:
+            cells[ours].append(_id(_cell(row, columns[ours])) if ours in columns else None)
+        labels.append({name: _label(where, name, _cell(row, columns[f"labels.{name}"])) for name in label_columns})
     if missing:
-        line, relative = missing[0]
         raise ValueError(
-            f"{path}, line {line}: there is no picture {folder / relative} ({len(missing)} of {len(table)} are "
-            "missing). Paths are read from the folder of the file."
+            f"{missing[0]} ({len(missing)} of {len(rows)} are missing). Paths are read from the folder of the file."
         )
-    table[image] = whole
-    return Dataset.from_pandas(table, preserve_index=False).cast_column(image, Image())
+    if label_columns:
+        cells["labels"] = labels
+    features = {name: kind for name, kind in _features(label_columns).items() if name in cells}
+    table = Dataset.from_dict(cells, features=Features(features | {"image": Value("string")}))
+    return table.cast_column("image", Image())
 
 
-def _read_jsonl(path: Path) -> pd.DataFrame:
-    rows = []
-    with path.open(encoding="utf-8") as file:
-        for line, content in enumerate(file, 1):
-            try:
-                row = json.loads(content)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise ValueError(f"{path}, line {line}: not JSON ({error}).") from error
-            if not isinstance(row, dict):
-                raise ValueError(f'{path}, line {line}: must be an object, such as {{"image": ..., "text": ...}}.')
-            rows.append(row)
-    return pd.DataFrame(rows)
+def _table_columns(named: dict, label_columns: list[str]) -> dict[str, str]:
+    ours = [name for name, given in named.items() if given or name in ("image", "text")]
+    return {name: name for name in (*ours, *(f"labels.{name}" for name in label_columns))}
+
+
+def _lines(path: Path) -> Iterator[str]:
+    line = 1
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            for line, content in enumerate(file, 1):
+                yield content.decode("utf-8-sig" if line == 1 else "utf-8")
+    except (UnicodeError, EOFError, zlib.error, OSError) as error:
+        raise ValueError(f"{path}, line {line}: cannot be read as text in UTF-8 ({error}).") from error
+
+
+def _read_csv(path: Path, wanted: set[str]) -> tuple[dict, list[tuple[int, dict]]]:
+    """All columns; and of each row, the line that it begins in and the wanted columns."""
+    reader = csv.reader(_lines(path), skipinitialspace=True, strict=True)
+    rows, line = [], 1
+    try:
+        columns = [name.strip() for name in next(reader, [])]
+        if len(columns) == 1 and any(separator in columns[0] for separator in ";\t|"):
+            raise ValueError(f"{path} must be separated by commas; its first line is {columns[0]!r}.")
+        line = reader.line_num + 1
+        for fields in reader:
+            if any(fields) and len(fields) != len(columns):
+                raise ValueError(
+                    f"{path}, line {line}: {len(fields)} fields, but there are {len(columns)} columns. A text with "
+                    "commas must stand in quotation marks."
+                )
+            if any(fields):
+                rows.append((line, {name: field for name, field in zip(columns, fields) if name in wanted}))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {line}: not csv ({error}).") from error
+    return dict.fromkeys(columns), rows
+
+
+def _read_jsonl(path: Path, wanted: set[str]) -> tuple[dict, list[tuple[int, dict]]]:
+    """As [`_read_csv`]."""
+    columns, rows = {}, []
+    for line, content in enumerate(_lines(path), 1):
+        if not content.strip():
+            continue
+        try:
+            row = json.loads(content)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {line}: not JSON ({error}).") from error
+        if not isinstance(row, dict):
+            raise ValueError(f'{path}, line {line}: must be an object, such as {{"image": ..., "text": ...}}.')
+        columns |= row
+        rows.append((line, {name: value for name, value in row.items() if name in wanted}))
+    return columns, rows
+
+
+def _there(part: Dataset | IterableDataset, where: str) -> list[str]:
+    columns = part.features or next(iter(part), None)
+    if columns is None:
+        raise ValueError(f"{where} has no rows.")
+    return _names(columns)
+
+
+def _names(columns: dict) -> list[str]:
+    """Names of columns, and "outer.inner" for those within one."""
+    names = []
+    for name, content in columns.items():
+        names += [name, *(f"{name}.{inner}" for inner in content)] if isinstance(content, dict) else [name]
+    return names
+
+
+def _cell(row: dict, name: str):
+    if name in row:
+        return row[name]
+    outer, _, inner = name.partition(".")
+    return (row.get(outer) or {}).get(inner)
+
+
+def _values(part: Dataset, name: str) -> list:
+    if name in part.column_names:
+        return part[name][:]
+    return [_cell(row, name) for row in part.select_columns(name.partition(".")[0])]
 
 
 def _columns(where: str, there: list[str], named: dict, label_columns: list[str]) -> dict[str, str]:
-    """The data set's name for each of our columns."""
+    """The data set's name for each of our columns; a label's is called "labels." and its name."""
     columns = {}
     usual = {"image": _IMAGE_COLUMNS, "text": _TEXT_COLUMNS, "image_id": ("__key__",)}
     for ours, name in named.items():
@@ -212,65 +326,95 @@ def _columns(where: str, there: list[str], named: dict, label_columns: list[str]
             columns[ours] = found[0]
         elif name or ours in ("image", "text"):
             raise ValueError(
-                f"{where} has no column {name or ' or '.join(map(repr, candidates))!s}; its columns are {there}. Set "
+                f"{where} has no column {' or '.join(map(repr, candidates))}; its columns are {there}. Set "
                 f"{'id_column' if ours == 'image_id' else ours.removesuffix('_id') + '_column'}."
             )
     missing = [name for name in label_columns if name not in there]
     if missing:
         raise ValueError(f"{where} has no column {missing[0]!r} (label_columns); its columns are {there}.")
-    return columns
+    return columns | {f"labels.{name}": name for name in label_columns}
 
 
 def _features(label_columns: list[str]) -> Features:
     return pair_features(label_columns, ids="string")
 
 
-def _common(part: Dataset, columns: dict, label_columns: list[str], name: str) -> Dataset:
+def _common(part: Dataset, columns: dict, label_columns: list[str], where: str, folder: Path | None) -> Dataset:
     """Our columns; pictures are not copied."""
-    texts = part[columns["text"]]
-    with_text = [i for i, text in enumerate(texts) if isinstance(text, str) and text.strip()]
-    if len(with_text) < len(part):
-        first = next(i for i, text in enumerate(texts) if not (isinstance(text, str) and text.strip()))
-        warn_left_out(name, len(part) - len(with_text), len(part), "no text", f"row {first + 1}")
-        part = part.select(with_text)
-    features = _features(label_columns)
-    images = part.select_columns([columns["image"]]).rename_column(columns["image"], "image")
+    texts = [_text(text) for text in _values(part, columns["text"])]
+    rows = [i for i, text in enumerate(texts) if text is not None]
+    if len(rows) < len(texts):
+        warn_left_out(where, len(texts) - len(rows), len(texts), "no text", f"row {texts.index(None) + 1}")
+        part = part.select(rows)
+    images = part.select_columns(columns["image"])
+    images = images if columns["image"] == "image" else images.rename_column(columns["image"], "image")
+    if folder and getattr(images.features["image"], "dtype", None) in ("string", "large_string"):
+        paths = [_path(folder, path, f"{where}, row {i + 1}") for path, i in zip(images["image"], rows)]
+        images = Dataset.from_dict({"image": paths}, features=Features({"image": Value("string")}))
     if not isinstance(images.features["image"], Image):
         images = images.cast_column("image", Image())
-    others = {}
-    for ours in ("text", "subject_id", "study_id", "image_id"):
-        given = columns.get(ours)
-        others[ours] = [None if v is None else str(v) for v in part[given]] if given else [None] * len(part)
-    if "image_id" not in columns:
-        others["image_id"] = [f"row {i + 1}" for i in range(len(part))]
-    others["view"] = [""] * len(part)
+    others = {"text": [texts[i] for i in rows], "view": [""] * len(rows)}
+    for ours in _IDS:
+        given = _values(part, columns[ours]) if ours in columns else [None] * len(rows)
+        others[ours] = [_id(value) for value in given]
+    others["image_id"] = [given or f"row {i + 1}" for given, i in zip(others["image_id"], rows)]
     if label_columns:
-        values = part.select_columns(label_columns)
-        others["labels"] = [{n: _label(name, n, row[n]) for n in label_columns} for row in values]
-    rest = Dataset.from_dict(others, features=Features({k: v for k, v in features.items() if k != "image"}))
+        values = [_values(part, columns[f"labels.{name}"]) for name in label_columns]
+        others["labels"] = [
+            {name: _label(f"{where}, row {i + 1}", name, value) for name, value in zip(label_columns, row)}
+            for i, row in zip(rows, zip(*values))
+        ]
+    features = Features({name: kind for name, kind in _features(label_columns).items() if name != "image"})
+    rest = Dataset.from_dict({name: others[name] for name in features}, features=features)
     return concatenate_datasets([images, rest], axis=1)
 
 
-def _stream(part: IterableDataset, columns: dict, label_columns: list[str], name: str) -> IterableDataset:
-    """Our columns; rows without text are passed over."""
-
-    def convert(row: dict) -> dict:
-        out = {ours: row[theirs] for ours, theirs in columns.items()}
-        for ours in ("text", "subject_id", "study_id", "image_id"):
-            out[ours] = None if out.get(ours) is None else str(out[ours])
-        out["image_id"] = out["image_id"] or f"text {zlib.crc32((out['text'] or '').encode()):08x}"
-        out["view"] = ""
-        if label_columns:
-            out["labels"] = {n: _label(name, n, row[n]) for n in label_columns}
-        return out
-
+def _stream(
+    part: IterableDataset, columns: dict, label_columns: list[str], where: str, folder: Path | None
+) -> IterableDataset:
+    """Our columns, not yet with their types; rows without text are passed over."""
     source = list(part.features or next(iter(part)))
     if part.features is not None and isinstance(part.features[columns["image"]], Image):
         part = part.cast_column(columns["image"], Image(decode=False))
-    features = _features(label_columns)
-    ours = set(features)
-    converted = part.map(convert, remove_columns=[c for c in source if c not in ours], features=features)
-    return converted.filter(lambda row: bool(row["text"] and row["text"].strip()))
+    ours = set(_features(label_columns))
+    convert = partial(_converted, columns=columns, label_columns=label_columns, where=where, folder=folder)
+    return part.map(convert, remove_columns=[name for name in source if name not in ours]).filter(_has_text)
+
+
+def _converted(row: dict, columns: dict, label_columns: list[str], where: str, folder: Path | None) -> dict:
+    image = row[columns["image"]]
+    image = _path(folder, image, where) if isinstance(image, str) and folder else image
+    out = {"image": image, "text": _text(_cell(row, columns["text"])), "view": ""}
+    out |= {ours: _id(_cell(row, columns[ours])) if ours in columns else None for ours in _IDS}
+    out["image_id"] = out["image_id"] or f"image {_checksum(image):08x}"
+    if label_columns:
+        cells = {name: _cell(row, columns[f"labels.{name}"]) for name in label_columns}
+        out["labels"] = {name: _label(f"{where}, {out['image_id']}", name, cells[name]) for name in cells}
+    return out
+
+
+def _has_text(row: dict) -> bool:
+    return row["text"] is not None
+
+
+def _path(folder: Path, path: str | None, where: str) -> str | None:
+    return path if path is None or "://" in path else str(inside(folder, path, where))
+
+
+def _checksum(image) -> int:
+    content = (image["bytes"] or image["path"]) if isinstance(image, dict) else image
+    return zlib.crc32(content if isinstance(content, bytes) else str(content).encode())
+
+
+def _text(value) -> str | None:
+    return value if isinstance(value, str) and value.strip() else None
+
+
+def _id(value) -> str | None:
+    if value is None or value != value:
+        return None
+    whole = isinstance(value, float) and value.is_integer()  # a column of whole numbers with gaps
+    return str(int(value) if whole else value).strip() or None
 
 
 def _label(where: str, column: str, value) -> float | None:

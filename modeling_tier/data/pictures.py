@@ -26,20 +26,24 @@ def read_picture(cell: dict, image_id: str) -> PIL.Image.Image:
     Raises:
         ValueError: if it cannot be read.
     """
+    if cell is None or not (cell["bytes"] or cell["path"]):
+        raise ValueError(f"The image {image_id} cannot be read: there is none in its row.")
+    path, content = cell["path"], cell["bytes"]
     try:
-        if cell["bytes"] is None and not os.path.exists(cell["path"] or ""):
-            if "://" not in (cell["path"] or ""):
-                raise FileNotFoundError(f"there is no file {cell['path']}")
+        if content is None and "://" in path and not os.path.exists(path):
             image = Image().decode_example(cell)
         else:
-            image = PIL.Image.open(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"]))
+            image = PIL.Image.open(path if content is None else io.BytesIO(content))
             image.load()
         return image if image.mode == "L" else load_radiograph(image)
     except PIL.UnidentifiedImageError:
-        if cell["bytes"] is None:
-            return load_radiograph(cell["path"])  # perhaps DICOM
-        raise ValueError(f"The image {image_id} cannot be read: it is of no known format.") from None
-    except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        if content is not None:
+            raise ValueError(f"The image {image_id} cannot be read: it is of no known format.") from None
+    except (OSError, SyntaxError, ValueError, EOFError, PIL.Image.DecompressionBombError) as error:
+        raise ValueError(f"The image {image_id} cannot be read: {error}") from error
+    try:
+        return load_radiograph(path)  # perhaps DICOM
+    except ValueError as error:
         raise ValueError(f"The image {image_id} cannot be read: {error}") from error
 
 

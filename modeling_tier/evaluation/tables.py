@@ -13,7 +13,8 @@ def metrics_tables(metrics: dict) -> str:
     for finding in (*named, "mean") if columns else ():
         rows.append([finding, *(_number(column.get(finding)) for column in columns.values())])
     lines = [aligned(rows)] if columns else []
-    lines += [f"{finding}: AUROC undefined ({why})" for finding, why in metrics.get("undefined", {}).items()]
+    if "undefined" in metrics:
+        lines.append("\n".join(f"{name}: AUROC undefined ({why})" for name, why in metrics["undefined"].items()))
     single = []
     if "retrieval" in metrics:
         recall = [["recall", "R@1", "R@5", "R@10"]]

@@ -235,10 +235,10 @@ class _Grounding:
                 self.masks[finding].append(mask.ravel())
 
     def result(self, findings: list[str]) -> dict:
-        """Results by finding, those of the prompts first."""
+        """Results by finding, those of the prompts first, the others in alphabetical order."""
         metric = _load_metric("phrase_grounding")
         by_finding = {}
-        for finding in dict.fromkeys((*findings, *self.maps)):
+        for finding in dict.fromkeys((*findings, *sorted(self.maps))):
             if finding in self.maps:
                 maps, masks = np.stack(self.maps[finding]), np.stack(self.masks[finding]).astype(np.int8)
                 by_finding[finding] = metric.compute(predictions=maps, references=masks)

@@ -2,7 +2,7 @@
 """Batches of one process: which pairs, in which order, and from pictures and texts to tensors."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -24,7 +24,8 @@ class Batches:
     own part of each global batch; what does not fill a step is left for another epoch's order.
 
     A stream is shuffled in a buffer, and its shards (or, if they do not divide evenly, its pairs) are dealt out to the
-    processes, so that none is seen by two. A stream that ends within an epoch begins again.
+    processes, so that in one pass none is seen by two. Every epoch begins a new pass, its shards in another order, and
+    a stream that ends within an epoch begins again. Of a single shard, what lies behind an epoch's length is not read.
     """
 
     def __init__(
@@ -67,12 +68,15 @@ class Batches:
             )
 
     def of_epoch(self, epoch: int, first_step: int = 0) -> Iterator[dict[str, torch.Tensor]]:
+        if first_step == self.steps_per_epoch:
+            return
         if self.streaming:
             number = self.steps_per_epoch * self.micro
             # What a resumed run has seen is read again: the only way to the same place in a shuffled stream.
             batches = itertools.islice(self._stream(epoch), first_step * self.micro, number)
         else:
-            batches = self._loader(self.pairs, epoch, batch_sampler=self._order(epoch, first_step).tolist())
+            order = self._order(epoch, first_step).tolist()
+            batches = self._loader(self.pairs, partial(self.collate, epoch=epoch), batch_sampler=order)
         for batch in batches:
             yield {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
@@ -88,27 +92,35 @@ class Batches:
 
     def _stream(self, epoch: int) -> Iterator[dict[str, torch.Tensor]]:
         stream = self.pairs.shuffle(seed=self.seed, buffer_size=self.data.shuffle_buffer)
-        for repeat in itertools.count():
-            stream.set_epoch(epoch + 1_000_003 * repeat)
-            part = split_dataset_by_node(stream, self.process, self.processes)
-            batch = None
-            for batch in self._loader(part, epoch, batch_size=self.batch_size, drop_last=True):
-                yield batch
+        part = split_dataset_by_node(stream, self.process, self.processes)
+        for number in itertools.count(epoch, 1_000_003):  # of the pass: no other epoch has the same ones
+            part.set_epoch(number)  # after the split, which begins at 0
+            rest, batch = [], None
+            for rows in self._loader(part, partial(self._collate_full, epoch=number), batch_size=self.batch_size):
+                if isinstance(rows, list):  # the last ones of a worker; together they may fill a batch
+                    rest += rows
+                    if len(rest) < self.batch_size:
+                        continue
+                    rows, rest = self.collate(rest[: self.batch_size], number), rest[self.batch_size :]
+                yield (batch := rows)
             if batch is None:
                 raise ValueError(
-                    f"The stream gives process {self.process} of {self.processes} fewer pairs than one batch of "
-                    f"{self.batch_size}."
+                    f"The stream gives process {self.process} of {self.processes} {len(rest)} pairs, fewer than one "
+                    f"batch of {self.batch_size}."
                 )
 
-    def _loader(self, pairs, epoch: int, **options) -> DataLoader:
+    def _loader(self, pairs: Dataset | IterableDataset, collate: Callable, **options) -> DataLoader:
         workers = self.data.num_workers
         return DataLoader(
             pairs,
-            collate_fn=partial(self.collate, epoch=epoch),
+            collate_fn=collate,
             num_workers=min(workers, pairs.num_shards) if self.streaming else workers,
             generator=torch.Generator(),  # the workers' seeds must not take from the model's random numbers
             **options,
         )
+
+    def _collate_full(self, rows: list[dict], epoch: int) -> dict[str, torch.Tensor] | list[dict]:
+        return self.collate(rows, epoch) if len(rows) == self.batch_size else rows
 
     def collate(self, rows: list[dict], epoch: int) -> dict[str, torch.Tensor]:
         # Truncated to data.max_text_tokens, which the tokenizer carries as its model_max_length.
@@ -125,8 +137,10 @@ class Batches:
 
 
 def _by_study(pairs: Dataset) -> list[np.ndarray]:
-    """Rows of each study."""
-    if "study_id" not in pairs.features:
-        raise ValueError("data.one_image_per_study needs a data set with study_id.")
-    _, study = np.unique(np.asarray(pairs["study_id"][:]), return_inverse=True)
-    return np.split(np.argsort(study, kind="stable"), np.cumsum(np.bincount(study))[:-1])
+    """Rows of each study of a subject; a row without a study stands for itself."""
+    studies: dict = {}
+    for i, (subject, study) in enumerate(zip(pairs["subject_id"][:], pairs["study_id"][:])):
+        studies.setdefault(i if study is None else (subject, study), []).append(i)
+    if all(isinstance(key, int) for key in studies):
+        raise ValueError("data.one_image_per_study: no row has a study (with data.name pairs, set study_column).")
+    return [np.array(rows) for rows in studies.values()]

@@ -87,7 +87,7 @@ class RegulariserOptions:
 @dataclass
 class TrainingOptions:
     epochs: int = option(10, "passes over the training set")
-    steps_per_epoch: int | None = option(None, "optimiser steps of an epoch; for streams, which need it")
+    steps_per_epoch: int | None = option(None, "optimiser steps of an epoch; a stream needs it, best to read it all")
     batch_size: int = option(64, "pairs per process and step; negatives come from all processes")
     gradient_accumulation_steps: int = option(1, "batches per optimiser step; negatives stay within one batch")
     mixed_precision: str = option("no", "no | bf16 | fp16")

@@ -7,13 +7,14 @@ import os
 import platform
 import shutil
 import time
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
@@ -68,9 +69,15 @@ def train(config: TrainConfig) -> dict:
 
     # Data
     data = config.data
-    with accelerator.main_process_first():
+    with accelerator.main_process_first(), warnings.catch_warnings():
+        if not accelerator.is_main_process:
+            warnings.simplefilter("ignore")  # the first process says it
         train_pairs = load_pairs(data.name, "train", **data.options | data.train)
         validation_pairs = load_pairs(data.name, "validation", **data.options | data.validation)
+    if isinstance(validation_pairs, IterableDataset):
+        raise ValueError("The validation set cannot be a stream: say so in data.train, not in data.options.")
+    if isinstance(train_pairs, Dataset) and train_pairs.select_columns("text")[0]["text"] is None:
+        raise ValueError(f"data.name: {data.name} has no texts to train on.")
     if accelerator.is_main_process and not checkpoint:
         build_processor(config, train_pairs).save_pretrained(output_dir)
     accelerator.wait_for_everyone()
@@ -289,9 +296,12 @@ def metric_value(metrics: dict, name: str) -> float:
 
 def _summary(epoch: int, metrics: dict) -> str:
     recall = metrics["retrieval"]["image_to_text"]
-    auroc = metrics.get("auroc", {}).get("mean")
+    auroc = ""
+    if "auroc" in metrics:  # not without sentences
+        mean = metrics["auroc"]["mean"]
+        auroc = f"AUROC {'undefined' if mean is None else f'{mean:.3f}'}, "
     line = (
-        f"epoch {epoch}: AUROC {'undefined' if auroc is None else f'{auroc:.3f}'}, loss {metrics['loss']:.3f} "
+        f"epoch {epoch}: {auroc}loss {metrics['loss']:.3f} "
         f"(contrastive {metrics['contrastive_loss']:.3f}), entropies {metrics['token_entropy']:.3f} of a token and "
         f"{metrics['patch_entropy']:.3f} of a patch, R@1/5/10 {recall['r@1']:.3f}/{recall['r@5']:.3f}/"
         f"{recall['r@10']:.3f}"

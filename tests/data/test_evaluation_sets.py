@@ -10,14 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from conftest import tier_config
 from PIL import Image
 
+from modeling_tier import TierModel
 from modeling_tier.data import DATASETS, load_pairs
 from modeling_tier.data.columns import CHEXPERT_LABELS
 from modeling_tier.data.padchest import _PAPER, label_names
+from modeling_tier.data.pictures import read_picture, undecoded
 from modeling_tier.data.prepare import prepare
 from modeling_tier.data.synthetic import write_mimic_tree
 from modeling_tier.evaluation.localisation import box_mask
+from modeling_tier.training import load_config, train
 
 
 ROOT = Path(__file__).parents[2]
@@ -216,8 +221,6 @@ def test_padchest_options(padchest):
 
 
 def test_padchest_pictures_of_16_bits_are_not_white(padchest):
-    from modeling_tier.data.pictures import read_picture, undecoded
-
     with pytest.warns(UserWarning):
         rows = undecoded(load_pairs("padchest", "test", data_dir=padchest))
     pixels = np.asarray(read_picture(rows[0]["image"], "a.png"))
@@ -491,11 +494,6 @@ def test_a_folder_is_needed_and_a_wrong_one_named(name, tmp_path):
 
 def test_evaluated_from_the_command_line(mimic, chexpert, processor, tmp_path):
     """CheXpert without texts or places, MS-CXR with places and without classes, MIMIC-CXR with its reports."""
-    import torch
-    from conftest import tier_config
-
-    from modeling_tier import TierModel
-
     torch.manual_seed(0)
     model = TierModel(tier_config(text="bert", vision="resnet", image_pooling="mean"))
     model.save_pretrained(tmp_path / "model"), processor.save_pretrained(tmp_path / "model")
@@ -524,3 +522,18 @@ def test_evaluated_from_the_command_line(mimic, chexpert, processor, tmp_path):
     assert written["labels"] == {"uncertain": "ignore", "blank": "zeros"}
     ignored = run("--dataset", "mimic_cxr", "--data_dir", mimic.parent / "prepared")
     assert len(ignored["metrics"]["undefined"]) > len(written["metrics"].get("undefined", {}))
+
+
+def test_a_data_set_without_texts_is_not_trained_on(chexpert, tmp_path):
+    config = load_config(
+        ROOT / "configs" / "demo.yaml",
+        [
+            "--data.name=chexpert",
+            f"--data.options={{data_dir: {chexpert}}}",
+            "--data.train={}",
+            "--data.validation={}",
+            f"--output_dir={tmp_path / 'run'}",
+        ],
+    )
+    with pytest.raises(ValueError, match="chexpert has no texts to train on"):
+        train(config)

@@ -1,0 +1,657 @@
+# Licensed under the Apache License, Version 2.0.
+"""Pairs of one's own: the same rows however they are stored, and a clear word about whatever is wrong with them."""
+
+import csv
+import gzip
+import hashlib
+import http.server
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import threading
+import urllib.parse
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from datasets import Dataset, DatasetDict, Features, IterableDataset, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from modeling_tier.data import load_pairs
+from modeling_tier.data import pairs as pairs_function
+from modeling_tier.data.pictures import read_picture, undecoded
+
+
+ROOT = Path(__file__).parents[2]
+OPTIONS = {
+    "image_column": "file",
+    "text_column": "findings",
+    "subject_column": "patient",
+    "study_column": "visit",
+    "id_column": "uid",
+    "label_columns": ["Edema", "Fracture"],
+}
+LABELS = [1, 0, -1, None]
+
+
+def pixels(i: int) -> np.ndarray:
+    return np.random.default_rng(i).integers(0, 256, (9, 7), dtype=np.uint8)
+
+
+def png(i: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels(i)).save(file, "PNG")
+    return file.getvalue()
+
+
+# Two pictures of each of ten patients. Texts have commas, quotation marks, line ends and letters outside of ASCII.
+ROWS = [
+    {
+        "file": f"p{i // 2}/{i}.png",
+        "findings": f'Ödem "{i}",\nsmall.',
+        "patient": i // 2,
+        "visit": 100 + i // 2,
+        "uid": f"u{i}",
+        "Edema": LABELS[i % 4],
+        "Fracture": LABELS[i // 4 % 4],
+    }
+    for i in range(20)
+]
+
+
+def write_pictures(folder: Path, rows=ROWS) -> None:
+    for row in rows:
+        (folder / row["file"]).parent.mkdir(parents=True, exist_ok=True)
+        (folder / row["file"]).write_bytes(png(int(row["uid"][1:])))
+
+
+def csv_text(rows) -> str:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def jsonl_text(rows) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def table(rows) -> Dataset:
+    pictures = [{"bytes": png(int(row["uid"][1:])), "path": None} for row in rows]
+    features = {"file": ImageFeature(), "findings": Value("string"), "patient": Value("int32")}
+    features |= {
+        "visit": Value("float64"),
+        "uid": Value("string"),
+        "Edema": Value("int8"),
+        "Fracture": Value("float32"),
+    }
+    columns = {name: [row[name] for row in rows] for name in features}
+    return Dataset.from_dict(columns | {"file": pictures}, features=Features(features))
+
+
+def write_tar(path: Path, samples: list[tuple[str, dict[str, bytes]]]) -> None:
+    with tarfile.open(path, "w") as file:
+        for key, members in samples:
+            for extension, content in members.items():
+                info = tarfile.TarInfo(f"{key}.{extension}")
+                info.size = len(content)
+                file.addfile(info, io.BytesIO(content))
+
+
+def sample(row: dict) -> tuple[str, dict[str, bytes]]:
+    about = {name: row[name] for name in ("patient", "visit", "Edema", "Fracture")}
+    members = {"png": png(int(row["uid"][1:])), "txt": row["findings"].encode(), "json": json.dumps(about).encode()}
+    return row["uid"], members
+
+
+WEBDATASET = {
+    "subject_column": "json.patient",
+    "study_column": "json.visit",
+    "label_columns": ["json.Edema", "json.Fracture"],
+}
+
+
+def store(folder: Path, form: str, rows=ROWS) -> tuple[Path, dict]:
+    """Write the rows in one form; returns `data_dir` and the options to read them with."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if form in ("csv", "csv.gz", "jsonl"):
+        write_pictures(folder, rows)
+        content = (jsonl_text(rows) if form == "jsonl" else csv_text(rows)).encode()
+        (folder / f"pairs.{form}").write_bytes(gzip.compress(content) if form.endswith("gz") else content)
+        return folder / f"pairs.{form}", OPTIONS
+    if form == "folder":
+        store(folder, "csv", rows)
+        (folder / "._pairs.csv").write_bytes(b"\0\5\26\7")  # as some systems leave them beside a file
+    elif form == "files":  # the first ones in a folder of their own
+        store(folder / "first", "jsonl", rows[:7])
+        store(folder, "csv", rows[7:])
+    elif form == "saved":
+        table(rows).save_to_disk(folder)
+    elif form == "saved dictionary":
+        DatasetDict({"train": table(rows)}).save_to_disk(folder)
+    elif form in ("parquet", "arrow"):
+        for i, part in enumerate((rows[:7], rows[7:])):
+            if form == "parquet":
+                table(part).to_parquet(folder / f"train-{i}.parquet")
+            else:
+                table(part).save_to_disk(folder / "saved")
+                (folder / "saved" / "data-00000-of-00001.arrow").rename(folder / f"train-{i}.arrow")
+    elif form == "webdataset":
+        write_tar(folder / "shard-0.tar", [sample(row) for row in rows[:7]])
+        write_tar(folder / "shard-1.tar", [sample(row) for row in rows[7:]])
+        return folder, WEBDATASET
+    return folder, OPTIONS
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def texts(split: str, data_dir, **options) -> list[str]:
+    return [row["text"] for row in load_pairs("pairs", split, data_dir=data_dir, **options)]
+
+
+FORMS = ("csv", "csv.gz", "jsonl", "folder", "files", "saved", "saved dictionary", "parquet", "arrow", "webdataset")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_same_rows_come_out_however_they_are_stored(tmp_path, form, streaming):
+    data_dir, options = store(tmp_path / "data", form)
+    options = options | {"validation_share": 0.3, "streaming": streaming}
+    parts = {split: load_pairs("pairs", split, data_dir=str(data_dir), **options) for split in ("train", "validation")}
+    assert all(isinstance(part, IterableDataset) == streaming for part in parts.values())
+    names = ["image", "text", "subject_id", "study_id", "image_id", "view", "labels"]
+    assert all(list(part.features) == names for part in parts.values())
+    rows = {split: list(part) for split, part in parts.items()}
+    subjects = {split: {row["subject_id"] for row in part} for split, part in rows.items()}
+    assert subjects["validation"] == {"4", "8", "9"}, "whichever form they are stored in"
+    assert subjects["train"] == {str(i) for i in range(10)} - {"4", "8", "9"}
+    together = {row["image_id"]: row for part in rows.values() for row in part}
+    assert len(together) == sum(map(len, rows.values())) == 20
+    for i, expected in enumerate(ROWS):
+        row = together[f"u{i}"]
+        assert np.array_equal(row["image"], pixels(i))
+        assert row["text"] == expected["findings"] and row["view"] == ""
+        assert row["subject_id"] == str(i // 2) and row["study_id"] == str(100 + i // 2)
+        labels = {name.removeprefix("json."): value for name, value in row["labels"].items()}
+        assert labels == {name: expected[name] for name in ("Edema", "Fracture")}
+
+
+def test_files_are_of_the_split_they_are_named_after(tmp_path):
+    for i, name in enumerate(("train.csv", "train-2.jsonl", "val.csv", "Test_a.csv", "test/more.jsonl")):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        write_pictures(path.parent, ROWS[4 * i : 4 * i + 4])
+        path.write_text((csv_text if name.endswith("csv") else jsonl_text)(ROWS[4 * i : 4 * i + 4]))
+    found = {split: texts(split, tmp_path, **OPTIONS) for split in ("train", "validation", "test")}
+    expected = [row["findings"] for row in ROWS]
+    assert sorted(found["train"]) == sorted(expected[:8]), "nothing is taken for validation where there is one"
+    assert found["validation"] == expected[8:12] and sorted(found["test"]) == sorted(expected[12:])
+
+
+def test_a_file_of_no_split_beside_files_of_splits_is_told(tmp_path):
+    write_pictures(tmp_path)
+    for name in ("train.csv", "training.csv", "mytest.csv"):
+        (tmp_path / name).write_text(csv_text(ROWS))
+    with pytest.warns(UserWarning, match="2 of 3 files left out.*mytest.csv"):
+        assert len(texts("train", tmp_path, **OPTIONS, validation_share=1e-9)) == 20
+
+
+def test_a_dictionary_of_data_sets_has_its_splits(tmp_path):
+    DatasetDict({"dev": table(ROWS[:4]), "train": table(ROWS[4:8]), "test": table(ROWS[8:])}).save_to_disk(tmp_path)
+    assert texts("validation", tmp_path, **OPTIONS) == [row["findings"] for row in ROWS[:4]]
+    assert texts("test", tmp_path, **OPTIONS) == [row["findings"] for row in ROWS[8:]]
+
+
+def test_validation_is_never_taken_from_the_test_set(tmp_path):
+    write_pictures(tmp_path)
+    (tmp_path / "test.csv").write_text(csv_text(ROWS))
+    assert len(texts("test", tmp_path, **OPTIONS)) == 20
+    for split in ("train", "validation"):
+        with pytest.raises(ValueError, match=rf"no split '{split}'; use one of \['test'\]"):
+            load_pairs("pairs", split, data_dir=tmp_path, **OPTIONS)
+    (tmp_path / "valid.csv").write_text(csv_text(ROWS[:2]))
+    with pytest.raises(ValueError, match="no split 'train'"):
+        load_pairs("pairs", "train", data_dir=tmp_path, **OPTIONS | {"subject_column": None})
+
+
+def test_usual_names_need_not_be_given(tmp_path):
+    write_pictures(tmp_path)
+    (tmp_path / "a.csv").write_text(f"path,report,number\n{ROWS[0]['file']},Clear.,5\n")
+    row = load_pairs("pairs", "train", data_dir=tmp_path / "a.csv", validation_share=1e-9)[0]
+    assert row["text"] == "Clear." and np.array_equal(row["image"], pixels(0))
+    assert row["image_id"] == "row 1" and row["subject_id"] is None and row["study_id"] is None
+    write_tar(tmp_path / "a.tar", [("k", {"jpg": png(3), "txt": b"Clear."})])
+    row = load_pairs("pairs", "train", data_dir=tmp_path, validation_share=1e-9)[0]
+    assert row["text"] == "Clear." and np.array_equal(row["image"], pixels(3)) and row["image_id"] == "k"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("form", ["csv", "jsonl", "saved", "parquet", "webdataset"])
+def test_a_missing_column_is_told_with_those_that_are_there(tmp_path, form, streaming):
+    data_dir, options = store(tmp_path, form)
+    there = "'png', 'txt'" if form == "webdataset" else "'file', 'findings', 'patient'"
+    wrong = {"image_column": "x", "text_column": "x", "subject_column": "x", "study_column": "x", "id_column": "x"}
+    for name, value in (wrong | {"label_columns": ["x"]}).items():
+        with pytest.raises(ValueError, match=rf"has no column 'x'.*{there}.*{name}|{name}.*{there}"):
+            load_pairs("pairs", "train", data_dir=data_dir, streaming=streaming, **options | {name: value})
+    if form != "webdataset":
+        with pytest.raises(ValueError, match=rf"has no column 'image' or 'jpg' or .*{there}.* image_column"):
+            load_pairs("pairs", "train", data_dir=data_dir, streaming=streaming)
+
+
+def test_every_split_needs_the_subject(tmp_path):
+    parts = {"train": table(ROWS[:10]), "test": table(ROWS[10:]).remove_columns("patient")}
+    DatasetDict(parts).save_to_disk(tmp_path)
+    with pytest.raises(ValueError, match=r"\(test\) has no column 'patient'"):
+        load_pairs("pairs", "train", data_dir=tmp_path, **OPTIONS)
+
+
+@pytest.mark.parametrize(("name", "line"), [("a.csv", 6), ("a.jsonl", 4)])
+def test_a_missing_picture_is_told_by_file_and_line(tmp_path, name, line):
+    """The texts of the csv file take two lines each; in the jsonl file the second line is blank."""
+    rows = ROWS[:2] + [row | {"file": "nowhere.png"} for row in ROWS[2:4]]
+    content = csv_text(rows) if name.endswith("csv") else jsonl_text(rows).replace("\n", "\n \n", 1)
+    write_pictures(tmp_path, ROWS[:2])
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"{name}, line {line}: .*nowhere\.png \(2 of 4 are missing\)"):
+        load_pairs("pairs", "train", data_dir=tmp_path / name, **OPTIONS)
+    (tmp_path / name).write_text(content.replace("nowhere.png", ""))
+    with pytest.raises(ValueError, match=rf"{name}, line {line}: .*blank.*2 of 4"):
+        load_pairs("pairs", "train", data_dir=tmp_path / name, **OPTIONS)
+
+
+@pytest.mark.parametrize("path", ["../0.png", "p0/../../0.png", "{tmp}/0.png", "..\\0.png"])
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_a_path_does_not_leave_the_folder(tmp_path, path, form):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "0.png").write_bytes(png(0))
+    path = path.format(tmp=tmp_path)
+    if form == "parquet":
+        Dataset.from_dict({"image": [path], "text": ["Clear."]}).to_parquet(tmp_path / "data" / "a.parquet")
+    elif form == "csv":
+        (tmp_path / "data" / "a.csv").write_text(f"image,text\n{path},Clear.\n")
+    else:
+        (tmp_path / "data" / "a.jsonl").write_text(json.dumps({"image": path, "text": "Clear."}))
+    with pytest.raises(ValueError, match="(line|row) [12]: .*leaves the data folder"):
+        load_pairs("pairs", "train", data_dir=tmp_path / "data")
+    if form == "parquet":
+        with pytest.raises(ValueError, match="leaves the data folder"):
+            list(load_pairs("pairs", "train", data_dir=tmp_path / "data", streaming=True, validation_share=1e-9))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("how", ["paths", "bytes", "both"])
+def test_pictures_of_parquet_files_may_be_paths_or_bytes(tmp_path, monkeypatch, how, streaming):
+    write_pictures(tmp_path, ROWS[:3])
+    monkeypatch.chdir("/")
+    cells = {
+        "paths": [row["file"] for row in ROWS[:3]],
+        "bytes": [png(i) for i in range(3)],
+        "both": [{"bytes": png(i), "path": "elsewhere.png"} for i in range(3)],
+    }
+    Dataset.from_dict({"image": cells[how], "text": list("abc")}).to_parquet(tmp_path / "a.parquet")
+    found = load_pairs("pairs", "train", data_dir=tmp_path, streaming=streaming, validation_share=1e-9)
+    pictures = [row["image"] for row in found]
+    assert len(pictures) == 3 and all(np.array_equal(picture, pixels(i)) for i, picture in enumerate(pictures))
+
+
+BAD_FILES = {
+    "not JSON": ("a.jsonl", b'{"image": "a.png", "text": "x"}\n{"image": \n', "line 2: not JSON"),
+    "no object": ("a.jsonl", b'\n["a.png", "x"]\n', "line 2: must be an object"),
+    "empty jsonl": ("a.jsonl", b"\n\n", "has no rows"),
+    "not UTF-8 in jsonl": ("a.jsonl", b'{"image": "a.png", "text": "x"}\n{"text": "\xe9"}\n', "line 2: .*UTF-8"),
+    "not UTF-8": ("a.csv", b"image,text\na.png,x\na.png,\xe9\n", "line 3: .*UTF-8"),
+    "empty": ("a.csv", b"", "has no rows"),
+    "blank": ("a.csv", b"\n\n", "has no rows"),
+    "only the columns": ("a.csv", b"image,text\n", "has no rows"),
+    "semicolons": ("a.csv", b"image;text\na.png;x, y\n", "separated by commas; its first line is 'image;text'"),
+    "tabs": ("a.csv", b"image\ttext\na.png\tx\n", "separated by commas"),
+    "a bare comma": ("a.csv", b'image,text\na.png,"x, y"\na.png,No mass, no effusion\n', "line 3: 3 fields, but.*2"),
+    "always a bare comma": ("a.csv", b"image,text\na.png,No mass, no effusion\n", "line 2: 3 fields.*quotation"),
+    "too few": ("a.csv", b"image,text\n\na.png\n", "line 3: 1 fields"),
+    "a quotation without end": ("a.csv", b'image,text\na.png,x\na.png,"x\na.png,x\n', "line 3: not csv"),
+    "a quotation within": ("a.csv", b'image,text\na.png,"an "open" lung"\n', "line 2: not csv"),
+    "not compressed": ("a.csv.gz", b"image,text\na.png,x\n", "cannot be read"),
+    "cut off": ("a.csv.gz", gzip.compress(b"image,text\na.png,x\n")[:-9], "cannot be read"),
+    "parquet": ("a.parquet", b"PAR1 and nothing more", r"The \.parquet files of .* cannot be read"),
+    "tar": ("a.tar", b"no archive" * 100, r"The \.tar files of .* cannot be read"),
+    "picture": ("a.png", b"", "holds no csv, jsonl, tar, parquet or arrow file"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_a_bad_file_is_told(tmp_path, kind):
+    name, content, message = BAD_FILES[kind]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.png").write_bytes(png(0))
+    (tmp_path / "data" / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        load_pairs("pairs", "train", data_dir=tmp_path / "data")
+    assert str(tmp_path / "data") in str(error.value)
+
+
+def test_line_ends_and_byte_order_mark_of_windows(tmp_path):
+    write_pictures(tmp_path)
+    for name, content in (("csv", csv_text(ROWS)), ("jsonl", jsonl_text(ROWS))):
+        (tmp_path / f"w.{name}").write_bytes(content.replace("\n", "\r\n").encode("utf-8-sig"))
+        found = texts("train", tmp_path / f"w.{name}", **OPTIONS, validation_share=1e-9)
+        assert [text.replace("\r\n", "\n") for text in found] == [row["findings"] for row in ROWS]
+
+
+def test_spaces_after_commas_and_blank_lines_do_not_count(tmp_path):
+    write_pictures(tmp_path)
+    (tmp_path / "a.csv").write_text('image, text\n\np0/0.png, "Clear, dry."\n,\n')
+    assert texts("train", tmp_path / "a.csv", validation_share=1e-9) == ["Clear, dry."]
+
+
+@pytest.mark.parametrize("content", ["1,0,-1,", "1.0,0.0,-1.0, "])
+def test_labels_stay_apart(tmp_path, content):
+    write_pictures(tmp_path)
+    (tmp_path / "a.csv").write_text(f"image,text,A,B,C,D\np0/0.png,Clear.,{content}\n")
+    options = {"label_columns": ["D", "C", "A", "B"], "validation_share": 1e-9}
+    row = load_pairs("pairs", "train", data_dir=tmp_path / "a.csv", **options)[0]
+    assert row["labels"] == {"D": None, "C": -1.0, "A": 1.0, "B": 0.0}
+
+
+@pytest.mark.parametrize("value", ["2", "yes", "0.5", "nan"])
+def test_a_bad_label_is_told(tmp_path, value):
+    write_pictures(tmp_path)
+    options = {"label_columns": ["A"], "validation_share": 1e-9}
+    (tmp_path / "a.csv").write_text(f'image,text,A\np0/0.png,"Clear\nlungs.",1\np0/1.png,Clear.,{value}\n')
+    with pytest.raises(ValueError, match=rf"a\.csv, line 4: A must be 1, 0, -1 or blank; got '{value}'"):
+        load_pairs("pairs", "train", data_dir=tmp_path / "a.csv", **options)
+    columns = {"image": [png(0), png(1)], "text": ["a", "b"], "A": ["1", value]}
+    Dataset.from_dict(columns).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=rf"\(train\), row 2: A must be .* got '{value}'"):
+        load_pairs("pairs", "train", data_dir=tmp_path, **options)
+    with pytest.raises(ValueError, match=rf"A must be .* got '{value}'"):
+        list(load_pairs("pairs", "train", data_dir=tmp_path, streaming=True, **options))
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "saved", "parquet"])
+def test_rows_without_text_are_left_out_with_a_word(tmp_path, form):
+    rows = [row | {"findings": {1: "", 3: " \n"}.get(i, row["findings"])} for i, row in enumerate(ROWS[:6])]
+    data_dir, options = store(tmp_path, form, rows)
+    options = options | {"id_column": None, "subject_column": None, "validation_share": 1e-9}
+    with pytest.warns(UserWarning, match="2 of 6 rows left out: no text, such as row 2"):
+        found = load_pairs("pairs", "train", data_dir=data_dir, **options)
+    assert found["text"][:] == [ROWS[i]["findings"] for i in (0, 2, 4, 5)]
+    assert found["image_id"][:] == ["row 1", "row 3", "row 5", "row 6"]
+    assert all(np.array_equal(picture, pixels(i)) for picture, i in zip(found["image"], (0, 2, 4, 5)))
+    assert [row["Edema"] for row in found["labels"]] == [LABELS[i % 4] for i in (0, 2, 4, 5)]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_is_no_text_is_none(tmp_path, streaming):
+    columns = {"image": [png(i) for i in range(3)], "text": [None, "Clear.", None]}
+    Dataset.from_dict(columns).to_parquet(tmp_path / "a.parquet")
+    options = {"data_dir": tmp_path, "streaming": streaming, "validation_share": 1e-9}
+    if not streaming:
+        with pytest.warns(UserWarning, match="2 of 3 rows"):
+            assert texts("train", **options) == ["Clear."]
+    else:
+        assert texts("train", **options) == ["Clear."]
+
+
+def test_a_subject_in_two_splits_is_refused(tmp_path):
+    write_pictures(tmp_path)
+    (tmp_path / "train.csv").write_text(csv_text(ROWS[:12]))
+    (tmp_path / "test.jsonl").write_text(jsonl_text(ROWS[9:]))  # the same subjects, here as numbers
+    for split in ("train", "validation", "test"):
+        with pytest.raises(ValueError, match="2 subjects stand in both (train and test|test and train), such as 4"):
+            load_pairs("pairs", split, data_dir=tmp_path, **OPTIONS)
+    DatasetDict({"train": table(ROWS[:12]), "dev": table(ROWS[11:])}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ValueError, match="1 subjects stand in both train and validation, such as 5"):
+        load_pairs("pairs", "train", data_dir=tmp_path / "saved", **OPTIONS)
+
+
+def test_rows_without_a_subject_are_nobody(tmp_path):
+    write_pictures(tmp_path)
+    (tmp_path / "train.csv").write_text(csv_text([row | {"patient": ""} for row in ROWS[:10]] + ROWS[10:12]))
+    (tmp_path / "test.jsonl").write_text(jsonl_text([row | {"patient": None} for row in ROWS[12:]]))
+    assert len(texts("test", tmp_path, **OPTIONS)) == 8
+    parts = {
+        split: load_pairs("pairs", split, data_dir=tmp_path, **OPTIONS | {"validation_share": 0.5})
+        for split in ("train", "validation")
+    }
+    assert set(parts["train"]["subject_id"]) | set(parts["validation"]["subject_id"]) == {None, "5"}
+    assert None in parts["train"]["subject_id"] and None in parts["validation"]["subject_id"], "told by their ids"
+
+
+def test_whole_numbers_are_the_same_subject_in_any_type(tmp_path):
+    write_pictures(tmp_path)
+    rows = [row | {"patient": None if i == 1 else 2**53 + i} for i, row in enumerate(ROWS[:3])]
+    (tmp_path / "a.jsonl").write_text(jsonl_text(rows))
+    found = load_pairs("pairs", "train", data_dir=tmp_path / "a.jsonl", **OPTIONS, validation_share=1e-9)
+    assert found["subject_id"][:] == [str(2**53), None, str(2**53 + 2)]
+    Dataset.from_dict({"image": [png(0), png(1)], "text": ["a", "b"], "s": [17.0, None]}).to_parquet(
+        tmp_path / "a.parquet"
+    )
+    found = load_pairs("pairs", "train", data_dir=tmp_path, subject_column="s", validation_share=1e-9)
+    assert found["subject_id"][:] == ["17", None]
+
+
+@pytest.mark.parametrize("key", ["subject", "id", "text"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_made_validation_set(tmp_path, key, streaming):
+    """A share of the subjects, else of the ids, else of the texts; the same rows in any order; nothing lost."""
+    rng = np.random.default_rng(0)
+    subjects, number = rng.integers(0, 300, 1500), 1500
+    columns = {"image": [b"-"] * number, "text": [f"Report of {s}." for s in subjects]}
+    columns |= {"s": [f"s{s}" for s in subjects], "i": [f"i{i}" for i in range(number)]}
+    options = {"subject": {"subject_column": "s", "id_column": "i"}, "id": {"id_column": "i"}, "text": {}}[key]
+    options |= {"validation_share": 0.2, "streaming": streaming}
+    found = []
+    for order in (np.arange(number), rng.permutation(number)):
+        folder = tmp_path / str(len(found))
+        folder.mkdir()
+        Dataset.from_dict({name: [values[i] for i in order] for name, values in columns.items()}).to_parquet(
+            folder / "a.parquet"
+        )
+        parts = {}
+        for split in ("train", "validation"):
+            rows = load_pairs("pairs", split, data_dir=folder, **options).select_columns(
+                ["text", "subject_id", "image_id"]
+            )
+            parts[split] = sorted(
+                (r["text"], r["subject_id"] or "", r["image_id"] if key != "text" else "") for r in rows
+            )
+        found.append(parts)
+    assert found[0] == found[1]
+    train, validation = found[0]["train"], found[0]["validation"]
+    everything = sorted(
+        (columns["text"][i], columns["s"][i] if key == "subject" else "", f"i{i}" if key != "text" else "")
+        for i in range(number)
+    )
+    assert sorted(train + validation) == everything
+    column = {"subject": 1, "id": 2, "text": 0}[key]
+    held_out, kept = {row[column] for row in validation}, {row[column] for row in train}
+    assert not held_out & kept
+    assert len(held_out) / len(held_out | kept) == pytest.approx(0.2, abs=0.07)
+    if key == "id":
+        assert {row[0] for row in train} & {row[0] for row in validation}, "a text may be in both"
+
+
+def test_a_made_validation_set_without_rows_is_told(tmp_path):
+    data_dir, options = store(tmp_path, "csv", ROWS[:2])
+    for split, share in (("validation", 1e-9), ("train", 1 - 1e-9)):
+        with pytest.raises(ValueError, match=rf"\({split}\) has no rows.*validation_share"):
+            load_pairs("pairs", split, data_dir=data_dir, **options, validation_share=share)
+    for share in (0, 1, -0.1):
+        with pytest.raises(ValueError, match="validation_share must lie between 0 and 1"):
+            load_pairs("pairs", "train", data_dir=data_dir, **options, validation_share=share)
+
+
+def test_a_stream_has_shards_for_workers(tmp_path):
+    data_dir, options = store(tmp_path, "csv")
+    assert load_pairs("pairs", "train", data_dir=data_dir, streaming=True, **options).num_shards > 8
+    data_dir, options = store(tmp_path / "tar", "webdataset")
+    assert load_pairs("pairs", "train", data_dir=data_dir, streaming=True, **options).num_shards == 2
+
+
+def test_rows_of_a_stream_have_ids_of_their_pictures(tmp_path):
+    columns = {"image": [png(i % 3) for i in range(6)], "text": ["Clear."] * 6}
+    Dataset.from_dict(columns).to_parquet(tmp_path / "a.parquet")
+    found = load_pairs("pairs", "train", data_dir=tmp_path, streaming=True, validation_share=1e-9)
+    ids = [row["image_id"] for row in found]
+    assert ids[:3] == ids[3:] and len(set(ids)) == 3
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_broken_picture_stops_nothing_before_it_is_read(tmp_path, streaming):
+    samples = [
+        ("a", {"jpg": png(0), "txt": b"x"}),
+        ("b", {"jpg": b"broken", "txt": b"y"}),
+        ("c", {"jpg": b"", "txt": b"z"}),
+    ]
+    write_tar(tmp_path / "a.tar", samples)
+    found = load_pairs("pairs", "train", data_dir=tmp_path, streaming=streaming, validation_share=1e-9)
+    rows = list(undecoded(found))
+    assert [row["text"] for row in rows] == ["x", "y", "z"]
+    assert np.array_equal(read_picture(rows[0]["image"], "a"), pixels(0))
+    for row in rows[1:]:
+        with pytest.raises(ValueError, match=f"The image {row['image_id']} cannot be read"):
+            read_picture(row["image"], row["image_id"])
+
+
+def test_an_unreadable_picture_is_told_by_its_id(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    (tmp_path / "b.png").write_bytes(png(0)[:60])
+    (tmp_path / "c.tif").write_bytes(b"II*\0\x08\0\0\0\0\0\0\0\0\0")  # Pillow: a ValueError or a SyntaxError
+    cells = [{"bytes": None, "path": str(tmp_path / name)} for name in ("a.png", "b.png", "c.tif", "nothing.png")]
+    cells += [{"bytes": b"no picture", "path": "a.png"}, {"bytes": png(0)[:60], "path": None}]
+    for cell in (*cells, {"bytes": None, "path": None}, {"bytes": b"", "path": None}, None):
+        with pytest.raises(ValueError, match="^The image chest 7 cannot be read: ."):
+            read_picture(cell, "chest 7")
+
+
+def test_names_that_are_nothing(tmp_path):
+    for name in (str(tmp_path / "nothing.csv"), "a/b/c", "what is this?", str(tmp_path / "data.txt")):
+        (tmp_path / "data.txt").write_text("x")
+        with pytest.raises(ValueError, match="no csv or jsonl file, no folder, and no name"):
+            load_pairs("pairs", "train", data_dir=name)
+    with pytest.raises(ValueError, match="needs data_dir"):
+        load_pairs("pairs", "train")
+
+
+def test_a_name_goes_to_the_hub_and_a_failure_is_told(monkeypatch):
+    asked = []
+
+    def load_dataset(*args, **options):
+        asked.append((args, options))
+        raise ConnectionError("the wire is cut")
+
+    monkeypatch.setattr(sys.modules[pairs_function.__module__], "load_dataset", load_dataset)
+    for streaming in (False, True):
+        with pytest.raises(ValueError, match="no file or folder someone/radiographs.*Hub.*the wire is cut"):
+            load_pairs("pairs", "train", data_dir="someone/radiographs", streaming=streaming)
+    assert asked == [(("someone/radiographs",), {"streaming": False}), (("someone/radiographs",), {"streaming": True})]
+
+
+COMMIT = "1" * 40
+
+
+class FakeHub(http.server.BaseHTTPRequestHandler):
+    """The few routes of the Hub that a data set of files needs."""
+
+    protocol_version, name, files = "HTTP/1.1", "someone/radiographs", {}
+
+    def do_GET(self):
+        path = urllib.parse.urlparse(self.path).path
+        api, resolve = f"/api/datasets/{self.name}", f"/datasets/{self.name}/resolve/"
+        if path in (api, f"{api}/revision/{COMMIT}", f"{api}/revision/main"):
+            siblings = [{"rfilename": name} for name in self.files]
+            self.reply(200, json.dumps({"id": self.name, "sha": COMMIT, "siblings": siblings, "tags": []}).encode())
+        elif path.startswith(f"{api}/tree/{COMMIT}"):
+            folder = path.removeprefix(f"{api}/tree/{COMMIT}").strip("/")
+            entries = [
+                {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                for name, content in self.files.items()
+                if name.rpartition("/")[0] == folder
+            ]
+            self.reply(200, json.dumps(entries).encode()) if entries else self.not_found()
+        elif path.startswith(resolve) and path.removeprefix(resolve).partition("/")[2] in self.files:
+            content = self.files[path.removeprefix(resolve).partition("/")[2]]
+            headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
+            if "Range" in self.headers:
+                first, last = self.headers["Range"].removeprefix("bytes=").split("-")
+                part = content[int(first) : int(last or len(content)) + 1]
+                place = f"bytes {first}-{int(first) + len(part) - 1}/{len(content)}"
+                self.reply(206, part, **headers, **{"Content-Range": place})
+            else:
+                self.reply(200, content, **headers)
+        else:
+            self.not_found()
+
+    do_HEAD = do_GET
+
+    def reply(self, status: int, content: bytes = b"", **headers):
+        self.send_response(status)
+        for name, value in (headers | {"Content-Length": str(len(content))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def not_found(self):
+        self.reply(404, **{"X-Error-Code": "EntryNotFound"})
+
+    def log_message(self, *args):
+        pass
+
+
+READ_FROM_HUB = """
+import hashlib, json, sys
+from modeling_tier.data import load_pairs
+
+for streaming in (False, True):
+    for split in ("train", "validation", "test"):
+        rows = load_pairs("pairs", split, streaming=streaming, **json.loads(sys.argv[1]))
+        found = [[row["image_id"], row["text"], hashlib.sha1(row["image"].tobytes()).hexdigest()] for row in rows]
+        print(json.dumps([streaming, split, found]))
+try:
+    load_pairs("pairs", "train", data_dir="someone/nothing")
+except ValueError as error:
+    print(json.dumps(str(error)))
+"""
+
+
+def test_a_data_set_on_the_hub(tmp_path, monkeypatch):
+    """By a server of this process that stands in for the Hub; another process reads, as this one is offline."""
+    table(ROWS[:12]).to_parquet(tmp_path / "train.parquet")
+    table(ROWS[12:]).to_parquet(tmp_path / "test.parquet")
+    names = {split: f"{split}-00000-of-00001.parquet" for split in ("train", "test")}
+    files = {names[split]: (tmp_path / f"{split}.parquet").read_bytes() for split in names}
+    monkeypatch.setattr(FakeHub, "files", files)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "home")}
+    environment |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    options = json.dumps(OPTIONS | {"data_dir": FakeHub.name, "validation_share": 0.3})
+    try:
+        command = [sys.executable, "-c", READ_FROM_HUB, options]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert done.returncode == 0, done.stderr[-3000:]
+    *parts, error = [json.loads(line) for line in done.stdout.splitlines()]
+    expected = [
+        [row["uid"], row["findings"], hashlib.sha1(pixels(i).tobytes()).hexdigest()] for i, row in enumerate(ROWS)
+    ]
+    validation = [row for row, about in zip(expected[:12], ROWS) if about["patient"] == 4]
+    train = [row for row in expected[:12] if row not in validation]
+    for streaming in (False, True):
+        assert [streaming, "train", train] in parts and [streaming, "validation", validation] in parts
+        assert [streaming, "test", expected[12:]] in parts
+    assert "no file or folder someone/nothing" in error and "404" in error
