@@ -14,6 +14,10 @@ test: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(RUN) benchmarks/synthetic_speed.py
 	$(RUN) benchmarks/training_step.py
+	$(RUN) benchmarks/preparation.py
+	$(RUN) benchmarks/loader.py
+	$(RUN) benchmarks/transforms.py
+	$(RUN) benchmarks/memory.py
 
 $(VENV)/.installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'

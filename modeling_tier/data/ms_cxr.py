@@ -8,7 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pandas as pd
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 
 from .columns import SPLITS, check_choice, make_pairs, pair_features
 from .mimic_cxr import official_splits
@@ -35,8 +35,9 @@ def ms_cxr(
     labels of the findings are 1 where a phrase is about them and null elsewhere; there are no texts. Images that are
     not there are left out with a warning that counts them.
 
-    Most of these patients are in MIMIC-CXR's training split. A model that was trained on them must not be judged by
-    them: train it with `exclude_subjects` of [`mimic_cxr`], or choose a `mimic_split` that it has not seen.
+    Patients of MIMIC-CXR's training split are among them (a warning counts their images). A model that was trained on
+    them must not be judged by them: train it with `exclude_subjects` of [`mimic_cxr`], or choose a `mimic_split` that
+    it has not seen.
 
     Args:
         split: "test": all of MS-CXR is for testing.
@@ -70,22 +71,14 @@ def ms_cxr(
 
     read = _prepared if is_prepared(folder) else _raw
     images = read(folder, table.assign(line=table.index + 2).drop_duplicates("dicom_id"), mimic_split, path)
-    rest = {
-        "image": images["image"],  # for the number of rows; its column is taken from `images`
-        "view": images["view"],
-        "labels": [_labels(findings, marked[name]) for name in images["image_id"]],
-        "regions": [_regions(cell, marked[name]) for cell, name in zip(images["image"], images["image_id"])],
-    }
-    features = pair_features(findings, ids="string", regions=True)
-    ids = ["subject_id", "study_id", "image_id"]
-    rest |= {name: [str(value) for value in images[name]] for name in ids}
-    others = make_pairs(rest, features).remove_columns("image")
-    return concatenate_datasets(
-        [images.select_columns("image").cast_column("image", features["image"]), others], axis=1
-    )
+    columns = {name: images[name][:] for name in ("image", "view", "image_id")}
+    columns |= {name: [str(number) for number in images[name]] for name in ("subject_id", "study_id")}
+    columns["labels"] = [_labels(findings, marked[name]) for name in columns["image_id"]]
+    columns["regions"] = [_regions(*pair) for pair in zip(columns["image"], map(marked.get, columns["image_id"]))]
+    return make_pairs(columns, pair_features(findings, ids="string", regions=True))
 
 
-def _raw(folder: Path, table: pd.DataFrame, mimic_split: str, source: Path) -> Dataset:
+def _raw(folder: Path, table: pd.DataFrame, mimic_split: str, source: Path) -> dict[str, list]:
     splits = official_splits(folder)
     part = table["dicom_id"].map(splits)
     _warn_of_training(part)
@@ -99,35 +92,37 @@ def _raw(folder: Path, table: pd.DataFrame, mimic_split: str, source: Path) -> D
                 f"{source}, line {row.line}: path must be like files/p10/p10000032/s50414267/{row.dicom_id}.jpg; got "
                 f"{row.path!r}."
             )
-        place = inside(folder, row.path, f"{source}, line {row.line}")
-        found.append(picture_size({"bytes": None, "path": str(place)}) is not None)
-        rows.append({"image": str(place), "subject_id": ids[1], "study_id": ids[2], "image_id": row.dicom_id})
+        path = str(inside(folder, row.path, f"{source}, line {row.line}"))
+        cell = {"bytes": None, "path": path}
+        found.append(picture_size(cell) is not None)
+        ids = {"subject_id": ids[1], "study_id": ids[2], "image_id": row.dicom_id}
+        rows.append({**ids, "image": cell, "path": path, "view": ""})
     if not any(found):
-        where = f"; looked for {rows[0]['image']}" if rows else f" with mimic_split {mimic_split!r}"
+        where = f"; looked for {rows[0]['path']}" if rows else f" with mimic_split {mimic_split!r}"
         raise ValueError(f"ms_cxr: none of {len(rows)} images of {source} is there or can be read{where}.")
-    there = leave_out(pd.DataFrame(rows), ~pd.Series(found), "ms_cxr", "the file is missing or no picture", "image")
-    columns = {name: there[name].tolist() for name in there.columns}
-    return undecoded(make_pairs(columns, pair_features(ids="string")))
+    there = leave_out(pd.DataFrame(rows), ~pd.Series(found), "ms_cxr", "the file is missing or no picture", "path")
+    return there.to_dict("list")
 
 
-def _prepared(folder: Path, table: pd.DataFrame, mimic_split: str, source: Path) -> Dataset:
+def _prepared(folder: Path, table: pd.DataFrame, mimic_split: str, source: Path) -> dict[str, list]:
     wanted = set(table["dicom_id"])
-    parts, where = [], {}
+    columns, where = defaultdict(list), {}
     for name in prepared_splits(folder):
-        pairs = load_prepared(folder, name)
+        pairs = undecoded(load_prepared(folder, name))
         rows = [i for i, image_id in enumerate(pairs["image_id"][:]) if image_id in wanted]
-        chosen = undecoded(pairs.select(rows))
-        where |= dict.fromkeys(chosen["image_id"][:], name)
-        if rows and mimic_split in ("all", name):
-            parts.append(chosen)
+        chosen = pairs.select(rows)[:]
+        where |= dict.fromkeys(chosen["image_id"], name)
+        if mimic_split in ("all", name):
+            for column in ("image", "subject_id", "study_id", "image_id", "view"):
+                columns[column] += chosen[column]
     _warn_of_training(table["dicom_id"].map(where))
-    if not parts:
+    if not columns["image"]:
         raise ValueError(
             f"ms_cxr: none of {len(wanted)} images of {source} is in the prepared folder {folder} with mimic_split "
             f"{mimic_split!r}."
         )
     leave_out(table, ~table["dicom_id"].isin(where), "ms_cxr", f"not in the prepared folder {folder}", "dicom_id")
-    return concatenate_datasets(parts)
+    return columns
 
 
 def _warn_of_training(split: pd.Series) -> None:

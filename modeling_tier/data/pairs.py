@@ -179,7 +179,9 @@ def _by_split(folder: Path, suffixes: tuple[str, ...]) -> dict[str, list[str]]:
     files = sorted(
         file
         for file in (*folder.glob("*"), *folder.glob("*/*"))
-        if file.name.endswith(suffixes) and file.is_file() and not file.name.startswith(".")
+        if file.name.endswith(suffixes)
+        and file.is_file()
+        and not file.name.startswith((".", "cache-"))  # those of `datasets`
     )
     by_split: dict[str, list[str]] = {}
     unknown = []
@@ -340,33 +342,37 @@ def _features(label_columns: list[str]) -> Features:
 
 
 def _common(part: Dataset, columns: dict, label_columns: list[str], where: str, folder: Path | None) -> Dataset:
-    """Our columns; pictures are not copied."""
+    """Our columns; pictures are not copied. Rows are left out last: `datasets` would write a file beside the data."""
     texts = [_text(text) for text in _values(part, columns["text"])]
-    rows = [i for i, text in enumerate(texts) if text is not None]
-    if len(rows) < len(texts):
-        warn_left_out(where, len(texts) - len(rows), len(texts), "no text", f"row {texts.index(None) + 1}")
-        part = part.select(rows)
     images = part.select_columns(columns["image"])
     images = images if columns["image"] == "image" else images.rename_column(columns["image"], "image")
     if folder and getattr(images.features["image"], "dtype", None) in ("string", "large_string"):
-        paths = [_path(folder, path, f"{where}, row {i + 1}") for path, i in zip(images["image"], rows)]
+        paths = [
+            _path(folder, path, f"{where}, row {i + 1}") if texts[i] is not None else None
+            for i, path in enumerate(images["image"])
+        ]
         images = Dataset.from_dict({"image": paths}, features=Features({"image": Value("string")}))
     if not isinstance(images.features["image"], Image):
         images = images.cast_column("image", Image())
-    others = {"text": [texts[i] for i in rows], "view": [""] * len(rows)}
+    others = {"text": texts, "view": [""] * len(part)}
     for ours in _IDS:
-        given = _values(part, columns[ours]) if ours in columns else [None] * len(rows)
+        given = _values(part, columns[ours]) if ours in columns else [None] * len(part)
         others[ours] = [_id(value) for value in given]
-    others["image_id"] = [given or f"row {i + 1}" for given, i in zip(others["image_id"], rows)]
+    others["image_id"] = [given or f"row {i + 1}" for i, given in enumerate(others["image_id"])]
     if label_columns:
         values = [_values(part, columns[f"labels.{name}"]) for name in label_columns]
         others["labels"] = [
             {name: _label(f"{where}, row {i + 1}", name, value) for name, value in zip(label_columns, row)}
-            for i, row in zip(rows, zip(*values))
+            for i, row in enumerate(zip(*values))
         ]
     features = Features({name: kind for name, kind in _features(label_columns).items() if name != "image"})
     rest = Dataset.from_dict({name: others[name] for name in features}, features=features)
-    return concatenate_datasets([images, rest], axis=1)
+    whole = concatenate_datasets([images, rest], axis=1)
+    rows = [i for i, text in enumerate(texts) if text is not None]
+    if len(rows) < len(texts):
+        warn_left_out(where, len(texts) - len(rows), len(texts), "no text", f"row {texts.index(None) + 1}")
+        whole = whole.select(rows)
+    return whole
 
 
 def _stream(

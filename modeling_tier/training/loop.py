@@ -317,6 +317,9 @@ def _prepare_folder(config: TrainConfig, output_dir: Path, accelerator: Accelera
     resume = config.training.resume_from_checkpoint
     checkpoint = find_checkpoint(resume, output_dir) if resume else None
     occupied = output_dir.exists() and any(output_dir.iterdir())
+    # A run that ended before its first step, on an error that has been mended, is nobody's loss.
+    if (output_dir / "training_config.yaml").is_file() and not (output_dir / "log.jsonl").is_file():
+        occupied = any((output_dir / name).exists() for name in ("checkpoints", "model.safetensors"))
     if occupied and not resume and not config.training.overwrite:
         raise ValueError(
             f"{output_dir} is not empty: go on with --training.resume_from_checkpoint last, replace it with "

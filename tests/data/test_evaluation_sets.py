@@ -4,8 +4,8 @@
 import csv
 import gzip
 import json
-import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from conftest import tier_config
 from PIL import Image
 
+import evaluate_zeroshot
 from modeling_tier import TierModel
 from modeling_tier.data import DATASETS, load_pairs
 from modeling_tier.data.columns import CHEXPERT_LABELS
@@ -383,6 +384,17 @@ def test_its_patients_can_be_kept_out_of_training(mimic):
         assert test["image_id"][:] == load("test")["image_id"][:], "they may be tested on"
 
 
+@pytest.mark.filterwarnings("ignore:ms_cxr")
+def test_nothing_is_written_into_a_prepared_folder(mimic):
+    """Others may read it at the same time, and it may not be writable at all."""
+    prepared = mimic.parent / "prepared"
+    before = {path: path.stat().st_mtime_ns for path in prepared.rglob("*")}
+    load_pairs("ms_cxr", "test", data_dir=prepared, boxes=mimic / "ms_cxr.csv", mimic_split="train")[0]
+    load_pairs("mimic_cxr", "train", data_dir=prepared, views="frontal", exclude_subjects=mimic / "ms_cxr.csv")[0]
+    load_pairs("pairs", "train", data_dir=prepared, subject_column="subject_id")[0]
+    assert {path: path.stat().st_mtime_ns for path in prepared.rglob("*")} == before
+
+
 def test_ms_cxr_says_what_is_wrong(mimic, tmp_path):
     content = (mimic / "ms_cxr.csv").read_text()
 
@@ -492,35 +504,33 @@ def test_a_folder_is_needed_and_a_wrong_one_named(name, tmp_path):
         load_pairs(name, "test", data_dir=tmp_path)
 
 
-def test_evaluated_from_the_command_line(mimic, chexpert, processor, tmp_path):
+@pytest.mark.filterwarnings("ignore:ms_cxr")
+def test_evaluated_by_the_command(mimic, chexpert, processor, tmp_path, monkeypatch):
     """CheXpert without texts or places, MS-CXR with places and without classes, MIMIC-CXR with its reports."""
     torch.manual_seed(0)
     model = TierModel(tier_config(text="bert", vision="resnet", image_pooling="mean"))
     model.save_pretrained(tmp_path / "model"), processor.save_pretrained(tmp_path / "model")
-    command = [sys.executable, "evaluate_zeroshot.py", "--model", str(tmp_path / "model")]
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # the command changes it
 
-    def run(*options, out="out"):
-        done = subprocess.run(
-            [*command, "--output_dir", str(tmp_path / out), *map(str, options)],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        return json.loads((tmp_path / out / "metrics.json").read_text())
+    def run(*options):
+        output = ["--output_dir", tmp_path / "out"]
+        command = ["evaluate_zeroshot.py", "--model", tmp_path / "model", *output, "--dataset", *options]
+        monkeypatch.setattr(sys, "argv", list(map(str, command)))
+        evaluate_zeroshot.main()
+        return json.loads((tmp_path / "out" / "metrics.json").read_text())
 
-    written = run("--dataset", "chexpert", "--data_dir", chexpert, "--data.options.by", "study")
+    written = run("chexpert", "--data_dir", chexpert, "--data.options.by", "study")
     assert written["metrics"]["num_images"] == 3 and "retrieval" not in written["metrics"]
     assert written["metrics"]["undefined"]["Consolidation"] == "n+ = 0, n- = 3"
     assert written["metrics"]["auroc"]["Edema"] in (0, 0.5, 1) and written["options"]["by"] == "study"
-    written = run("--dataset", "ms_cxr", "--data_dir", mimic, "--data.options.mimic_split", "test")
+    written = run("ms_cxr", "--data_dir", mimic, "--data.options.mimic_split", "test")
     assert (
         "auroc" not in written["metrics"] and written["metrics"]["localisation"]["pointing_game"]["mean"] is not None
     )
-    written = run("--dataset", "mimic_cxr", "--data_dir", mimic.parent / "prepared", "--blank", "zeros")
+    written = run("mimic_cxr", "--data_dir", mimic.parent / "prepared", "--blank", "zeros")
     assert written["metrics"]["num_images"] == 12 and written["metrics"]["retrieval"]
     assert written["labels"] == {"uncertain": "ignore", "blank": "zeros"}
-    ignored = run("--dataset", "mimic_cxr", "--data_dir", mimic.parent / "prepared")
+    ignored = run("mimic_cxr", "--data_dir", mimic.parent / "prepared")
     assert len(ignored["metrics"]["undefined"]) > len(written["metrics"].get("undefined", {}))
 
 

@@ -414,6 +414,16 @@ def test_a_subject_in_two_splits_is_refused(tmp_path):
         load_pairs("pairs", "train", data_dir=tmp_path / "saved", **OPTIONS)
 
 
+def test_nothing_is_written_into_a_saved_folder(tmp_path):
+    table([*ROWS[:5], ROWS[5] | {"findings": ""}, *ROWS[6:]]).save_to_disk(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with pytest.warns(UserWarning, match="1 of 20 rows left out: no text, such as row 6"):
+        options = OPTIONS | {"validation_share": 0.5}
+        pairs = [load_pairs("pairs", split, data_dir=tmp_path, **options) for split in ("train", "validation")]
+    assert sum(len(part[:]["image"]) for part in pairs) == 19
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
 def test_rows_without_a_subject_are_nobody(tmp_path):
     write_pictures(tmp_path)
     (tmp_path / "train.csv").write_text(csv_text([row | {"patient": ""} for row in ROWS[:10]] + ROWS[10:12]))

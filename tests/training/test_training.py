@@ -176,6 +176,13 @@ def test_an_output_folder_is_not_overwritten_unasked(finished, tmp_path):
         train(tiny(tmp_path / "large", "--training.batch_size=64"))
 
 
+def test_after_a_mistake_the_same_folder_can_be_used(tmp_path):
+    with pytest.raises(ValueError, match="48 pairs.*batch_size 64"):
+        train(tiny(tmp_path / "run", "--training.batch_size=64"))
+    train(tiny(tmp_path / "run", "--training.epochs=1"))
+    assert (tmp_path / "run" / "metrics.json").is_file()
+
+
 def test_going_on_from_a_pretrained_model(finished, tmp_path):
     content = load_config(ROOT / "configs" / "demo.yaml", TINY).to_dict()
     content["model"] = {"pretrained": str(finished[0]), "lambda_token": 0.7}
