@@ -33,7 +33,7 @@ _SPLIT_NAMES = {"validate": "validation", "valid": "validation", "val": "validat
 _TABLES = (".csv", ".csv.gz", ".jsonl")
 _BUILDERS = {".tar": "webdataset", ".parquet": "parquet", ".arrow": "arrow"}
 # Where no column is named: the usual names, those of WebDataset's files among them.
-_IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "image_path", "path", "filename")
+_IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "image_path", "path", "filename", "file_name")
 _TEXT_COLUMNS = ("text", "txt", "caption", "report")
 _IDS = ("subject_id", "study_id", "image_id")
 # A stream is read by up to so many workers.
