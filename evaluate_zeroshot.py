@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from modeling_tier.data import SPLITS, check_options, load_pairs
+from modeling_tier.data import SPLITS, check_options, describe_datasets, load_pairs
 from modeling_tier.evaluation import LABEL_POLICIES, evaluate_zero_shot, has_prompts, load_model, load_prompts
 from modeling_tier.evaluation.figures import plot_patch_similarity, plot_roc, plot_similarity_maps
 from modeling_tier.evaluation.tables import metrics_tables
@@ -24,12 +24,16 @@ from modeling_tier.training.configuration import parse_options
 
 def main() -> None:
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="data sets and their options, --data.options.NAME VALUE (default)\n" + describe_datasets(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--model", required=True, help="folder or Hub id of a TIER model or a CLIPModel")
     parser.add_argument("--dataset", default="synthetic", help="data set, a key of modeling_tier.data.DATASETS")
     parser.add_argument("--split", choices=SPLITS, default="test")
     parser.add_argument("--data_dir", help="where the data set lies, for those that lie on a disk")
-    parser.add_argument("--data.options.NAME", metavar="VALUE", help="any option of the data set, as in train.py")
     parser.add_argument("--num_images", type=int, default=1000, help="of a data set that is drawn")
     parser.add_argument("--seed", type=int, help="of a data set that is drawn; default: that of the model's training")
     parser.add_argument("--prompts", help="YAML file with sentences; default: the data set's own")

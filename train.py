@@ -10,6 +10,7 @@ import argparse
 import sys
 import warnings
 
+from modeling_tier.data import describe_datasets
 from modeling_tier.training import load_config, train
 from modeling_tier.training.configuration import describe_options
 
@@ -18,7 +19,10 @@ def main() -> None:
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="options (default): what they are\n" + describe_options(),
+        epilog="options (default): what they are\n"
+        + describe_options()
+        + "\n\ndata sets and what stands in data.options, data.train and data.validation (default)\n"
+        + describe_datasets(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

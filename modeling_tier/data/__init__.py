@@ -4,10 +4,12 @@ Image-report pairs as `datasets.Dataset`, every data set with the same columns:
 
 `image` (`datasets.Image`), `text`, `subject_id`, `study_id`, `image_id`, `view`, `labels` (finding -> 1 positive,
 0 negative, -1 uncertain, null not mentioned) and, where the places of the findings are known, `regions` (list of
-`finding`, `phrase`, `box` as x_min, y_min, x_max, y_max in pixels of the image, and `mask`).
+`finding`, `phrase`, `box` as x_min, y_min, x_max, y_max in pixels of the image, and `mask`). `text` is null where a
+data set has none; `reads` are the answers of CheXpert's radiologists.
 """
 
 import inspect
+import textwrap
 
 from datasets import Dataset
 
@@ -22,7 +24,7 @@ from .pairs import pairs
 from .synthetic import synthetic_pairs
 
 
-__all__ = ["DATASETS", "SPLITS", "check_options", "load_pairs"]
+__all__ = ["DATASETS", "SPLITS", "check_options", "describe_datasets", "load_pairs"]
 
 # A new data set is one file beside this one, and one line here.
 DATASETS = {
@@ -58,7 +60,22 @@ def check_options(name: str, options: dict) -> None:
     """Raise ValueError for a data set or an option of it that does not exist, before anything is loaded."""
     if name not in DATASETS:
         raise ValueError(f"Unknown data set {name!r}; known are {sorted(DATASETS)}.")
-    known = [parameter for parameter in inspect.signature(DATASETS[name]).parameters if parameter != "split"]
+    known = list(_options(name))
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ValueError(f"Unknown option {unknown[0]!r} of the data set {name!r}; known are {known}.")
+
+
+def _options(name: str) -> dict:
+    """Options of a data set with their defaults."""
+    parameters = inspect.signature(DATASETS[name]).parameters
+    return {option: parameter.default for option, parameter in parameters.items() if option != "split"}
+
+
+def describe_datasets() -> str:
+    """Every data set with its options and their defaults, for `--help`."""
+    lines = []
+    for name in DATASETS:
+        options = ", ".join(f"{o}{'' if d in (None, ()) else f' ({d})'}" for o, d in _options(name).items())
+        lines += textwrap.wrap(f"{name}: {options}", 116, initial_indent="  ", subsequent_indent="      ")
+    return "\n".join(lines)

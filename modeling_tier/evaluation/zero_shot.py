@@ -82,9 +82,11 @@ def evaluate_zero_shot(
             `rank_similarity` (N, P), each pair's text-to-patch similarities from the largest to the smallest.
 
     Raises:
-        ValueError: if the data set is empty, a finding has no label, more than 1% of the images cannot be read, or a
-            score is NaN (with the image's id).
+        ValueError: if the data set is empty or a stream, a finding has no label, more than 1% of the images cannot be
+            read, or a score is NaN (with the image's id).
     """
+    if not isinstance(dataset, Dataset):
+        raise ValueError("An evaluation goes through a data set more than once: it cannot be a stream.")
     if len(dataset) == 0:
         raise ValueError("The data set is empty.")
     for name, policy in (("uncertain", uncertain), ("blank", blank)):

@@ -11,14 +11,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import TEXT_CONFIGS, VISION_CONFIGS
+from datasets import Dataset, Features
+from datasets import Image as ImageFeature
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 from transformers import BertConfig, CLIPImageProcessor
 
 from modeling_tier import TierConfig, TierModel, text_image_entropy
 from modeling_tier.data import load_pairs
+from modeling_tier.data.chestxray14 import LABELS
+from modeling_tier.data.columns import CHEXPERT_LABELS
 from modeling_tier.data.phantom import FINDINGS
-from modeling_tier.evaluation import evaluate_zero_shot, load_model, load_prompts
+from modeling_tier.evaluation import LABEL_POLICIES, evaluate_zero_shot, load_model, load_prompts
 from modeling_tier.evaluation.localisation import box_mask
 from modeling_tier.evaluation.zero_shot import peak_spread, top_share
 
@@ -147,8 +151,6 @@ def test_labels_that_say_nothing_are_left_out(model, processor, pairs, prompts):
         if i % 3 == 0:
             row["labels"]["Edema"] = None if i % 2 else -1.0
         row["labels"]["Nodule"] = 0.0
-    from datasets import Dataset
-
     changed = Dataset.from_list(rows, features=pairs.features)
     metrics, details = evaluate_zero_shot(model, processor, changed, prompts, localisation=False, progress=False)
     edema = list(prompts).index("Edema")
@@ -162,9 +164,77 @@ def test_labels_that_say_nothing_are_left_out(model, processor, pairs, prompts):
     assert "localisation" not in metrics
 
 
+@pytest.mark.parametrize("uncertain", LABEL_POLICIES)
+@pytest.mark.parametrize("blank", LABEL_POLICIES)
+def test_what_uncertain_and_blank_count_as(model, processor, pairs, prompts, uncertain, blank):
+    rows = [dict(row) for row in pairs.remove_columns("regions")]
+    given = [(1.0, 0.0, -1.0, None)[i % 4] for i in range(60)]
+    for row, value in zip(rows, given):
+        row["labels"] = row["labels"] | {"Edema": value}
+    features = Features({name: kind for name, kind in pairs.features.items() if name != "regions"})
+    changed = Dataset.from_list(rows, features=features)
+    options = {"uncertain": uncertain, "blank": blank, "progress": False}
+    metrics, details = evaluate_zero_shot(model, processor, changed, {"Edema": prompts["Edema"]}, **options)
+    meaning = {"ignore": None, "zeros": 0.0, "ones": 1.0}
+    meant = {1.0: 1.0, 0.0: 0.0, -1.0: meaning[uncertain], None: meaning[blank]}
+    known = [(meant[v], s) for v, s in zip(given, details["scores"][:, 0]) if meant[v] is not None]
+    assert metrics["auroc"]["Edema"] == pytest.approx(roc_auc_score(*zip(*known)))
+    with pytest.raises(ValueError, match=r"blank must be one of \['ignore', 'zeros', 'ones'\]"):
+        evaluate_zero_shot(model, processor, changed, prompts, blank="skip")
+
+
+def test_a_few_images_may_be_unreadable_and_are_named(model, processor, prompts):
+    pairs = load_pairs("synthetic", "test", num_images=120, image_size=32, seed=4)
+
+    def broken(*places):
+        stored = pairs.cast_column("image", ImageFeature(decode=False))
+        cells = [{"bytes": b"\x89PNG cut", "path": None} if i in places else c for i, c in enumerate(stored["image"])]
+        rest = stored.remove_columns("image")
+        return Dataset.from_dict({"image": cells} | rest[:], features=pairs.features)
+
+    metrics, details = evaluate_zero_shot(model, processor, broken(3), prompts, batch_size=16, progress=False)
+    assert metrics["num_images"] == 119 and len(metrics["unreadable"]) == 1
+    assert pairs[3]["image_id"] in metrics["unreadable"][0]
+    assert details["rows"].tolist() == [0, 1, 2, *range(4, 120)] and len(details["scores"]) == 119
+    whole, _ = evaluate_zero_shot(model, processor, pairs.select(details["rows"]), prompts, 16, progress=False)
+    assert metrics["auroc"] == whole["auroc"] and metrics["retrieval"] == whole["retrieval"]
+    with pytest.raises(ValueError, match=f"{pairs[3]['image_id']}.*2 of the first 16 images"):
+        evaluate_zero_shot(model, processor, broken(3, 5), prompts, batch_size=16, progress=False)
+
+
+def test_templates_are_filled_for_the_labels_that_have_no_sentences_of_their_own(tmp_path):
+    path = tmp_path / "prompts.yaml"
+    path.write_text(
+        "no_finding: [Clear.]\n"
+        "templates: {positive: ['{finding} is present.', 'There is {finding}.'], negative: ['No {finding}.']}\n"
+        "findings: {Edema: {positive: [Wet lungs.], negative: [Dry lungs.]}}\n"
+    )
+    prompts = load_prompts(str(path), ["No Finding", "Pleural_Thickening", "Edema"])
+    assert prompts == {
+        "Pleural_Thickening": {
+            "positive": ["Pleural Thickening is present.", "There is Pleural Thickening."],
+            "negative": ["Clear.", "No Pleural Thickening."],
+        },
+        "Edema": {"positive": ["Wet lungs."], "negative": ["Clear.", "Dry lungs."]},
+    }
+    path.write_text("templates: {positive: [Something.], negative: ['No {finding}.']}")
+    with pytest.raises(ValueError, match=r"must have the place \{finding\}"):
+        load_prompts(str(path), ["Edema"])
+
+
+@pytest.mark.parametrize("name", ["chexpert", "mimic_cxr", "padchest", "chestxray14", "openi"])
+def test_shipped_prompts_name_labels_of_their_data_set(name):
+    labels = {"chestxray14": LABELS, "padchest": ["nodule"], "openi": ["Cardiomegaly"]}
+    known = labels.get(name, CHEXPERT_LABELS)
+    prompts = load_prompts(name, known)
+    assert prompts and set(prompts) <= set(known) - {"No Finding"}
+
+
 def test_what_cannot_be_evaluated_is_named(model, processor, pairs, prompts):
     with pytest.raises(ValueError, match="empty"):
         evaluate_zero_shot(model, processor, pairs.select([]), prompts)
+    with pytest.raises(ValueError, match="cannot be a stream"):
+        evaluate_zero_shot(model, processor, pairs.to_iterable_dataset(), prompts)
     with pytest.raises(ValueError, match="Fracture"):
         evaluate_zero_shot(model, processor, pairs, {"Fracture": prompts["Edema"]})
     with torch.no_grad():
