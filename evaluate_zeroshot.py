@@ -22,6 +22,9 @@ from modeling_tier.evaluation.tables import metrics_tables
 from modeling_tier.training.configuration import parse_options
 
 
+_PLACES = ("reports", "reports_dir", "exclude_subjects", "boxes", "reads_dir")
+
+
 def main() -> None:
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     parser = argparse.ArgumentParser(
@@ -64,15 +67,7 @@ def run(arguments: argparse.Namespace, options: dict) -> None:
     policies = {"uncertain": arguments.uncertain, "blank": arguments.blank}
     metrics, details = evaluate_zero_shot(model, processor, dataset, prompts, arguments.batch_size, **policies)
 
-    figures = output_dir / "figures"
-    figures.mkdir(parents=True, exist_ok=True)
-    if "regions" in dataset.features:
-        findings = list(prompts) or list(dataset.features["labels"])
-        plot_similarity_maps({"map": model}, processor, dataset, figures / "similarity_maps.png", findings)
-    if "rank_similarity" in details:
-        plot_patch_similarity({Path(arguments.model).name: details}, dataset, figures / "patch_similarity.png")
-    if prompts:
-        plot_roc(details, dataset, figures / "roc.png")
+    output_dir.mkdir(parents=True, exist_ok=True)
     source = {
         "model": arguments.model,
         "dataset": arguments.dataset,
@@ -83,6 +78,17 @@ def run(arguments: argparse.Namespace, options: dict) -> None:
     }
     (output_dir / "metrics.json").write_text(json.dumps({**source, "metrics": metrics}, indent=2))
     print(metrics_tables(metrics))
+    if "labels" in dataset.features and not prompts and arguments.dataset != "ms_cxr":
+        print("\nThere are no sentences for its labels, so no AUROC: give --prompts FILE.")
+    figures = output_dir / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    if "regions" in dataset.features:
+        findings = list(prompts) or list(dataset.features["labels"])
+        plot_similarity_maps({"map": model}, processor, dataset, figures / "similarity_maps.png", findings)
+    if "rank_similarity" in details:
+        plot_patch_similarity({Path(arguments.model).name: details}, dataset, figures / "patch_similarity.png")
+    if prompts:
+        plot_roc(details, dataset, figures / "roc.png")
     print(f"\nmetrics.json and figures/ are in {output_dir}")
 
 
@@ -99,11 +105,15 @@ def data_options(arguments: argparse.Namespace, given: list[str]) -> dict:
         data = yaml.safe_load(training_config.read_text())["data"]
         if data["name"] == arguments.dataset:
             options = dict(data["options"])
-    given = {name.removeprefix(prefix): value for name, value in given.items()}
-    given |= {"data_dir": arguments.data_dir, "seed": arguments.seed}
+    if arguments.data_dir is not None:  # another place: what lay beside the old one is not there
+        options = {name: value for name, value in options.items() if name not in _PLACES}
+        options["data_dir"] = arguments.data_dir
+    if arguments.seed is not None:
+        options["seed"] = arguments.seed
     if arguments.dataset == "synthetic":
-        given["num_images"] = arguments.num_images
-    options |= {name: value for name, value in given.items() if value is not None}
+        options["num_images"] = arguments.num_images
+    options |= {name.removeprefix(prefix): value for name, value in given.items()}
+    options = {name: value for name, value in options.items() if value is not None}  # null: the default
     check_options(arguments.dataset, options)
     return options
 

@@ -10,6 +10,9 @@ data set has none; `reads` are the answers of CheXpert's radiologists.
 
 import inspect
 import textwrap
+import types
+import typing
+from collections.abc import Iterable
 
 from datasets import Dataset
 
@@ -57,13 +60,35 @@ def load_pairs(name: str, split: str, **options) -> Dataset:
 
 
 def check_options(name: str, options: dict) -> None:
-    """Raise ValueError for a data set or an option of it that does not exist, before anything is loaded."""
+    """Raise ValueError for a data set, an option or a kind of value that does not exist, before anything is loaded."""
     if name not in DATASETS:
         raise ValueError(f"Unknown data set {name!r}; known are {sorted(DATASETS)}.")
     known = list(_options(name))
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ValueError(f"Unknown option {unknown[0]!r} of the data set {name!r}; known are {known}.")
+    hints = typing.get_type_hints(DATASETS[name])
+    for option, value in options.items():
+        if not _fits(value, hints[option]):
+            raise ValueError(f"{name}: {option} must be {_named(hints[option])}; got {value!r}.")
+
+
+def _fits(value, hint) -> bool:
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, one) for one in typing.get_args(hint))
+    if typing.get_origin(hint) is Iterable:  # of texts
+        return isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value)
+    kinds = {float: (int, float), types.NoneType: types.NoneType}.get(hint, hint)
+    return isinstance(value, kinds) and (hint is bool or not isinstance(value, bool))
+
+
+def _named(hint) -> str:
+    names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", types.NoneType: "null"}
+    if isinstance(hint, types.UnionType):
+        return " or ".join(dict.fromkeys(_named(one) for one in typing.get_args(hint)))
+    if typing.get_origin(hint) is Iterable:
+        return "a list of texts"
+    return names.get(hint, "a path")
 
 
 def _options(name: str) -> dict:

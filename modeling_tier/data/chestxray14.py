@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from .columns import check_choice, check_subjects, make_pairs, pair_features
 from .pictures import picture_size
-from .tables import find_table, leave_out, need_folder, read_table, to_numbers
+from .tables import file_line, find_table, leave_out, need_folder, read_table, to_numbers, warn_left_out
 
 
 LABELS = (
@@ -69,9 +69,13 @@ def chestxray14(split: str = "test", data_dir: str | os.PathLike | None = None, 
             f"{row['Finding Labels']!r}."
         )
     table["names"] = named
+    twice = table.duplicated("Image Index")
+    table = leave_out(table, twice, "chestxray14", f"an image twice in {path.name}", "line")
     lists = {name: _names(folder, file) for name, file in _LISTS.items() if name == split or (folder / file).is_file()}
     subject = table.set_index("Image Index")["Patient ID"]
     check_subjects(str(folder), {name: subject.reindex(list(images)).dropna() for name, images in lists.items()})
+    unknown = lists[split] - set(table["Image Index"])
+    warn_left_out("chestxray14", len(unknown), len(lists[split]), f"not in {path.name}", min(unknown, default=""))
     table = table[table["Image Index"].isin(lists[split])]
     boxes = _boxes(folder)
     if with_boxes:
@@ -111,13 +115,16 @@ def _boxes(folder: Path) -> dict[str, list[tuple[str, list[float]]]]:
     names = table["Finding Label"].replace(_BOX_NAMES)
     unknown = ~names.isin(LABELS)
     if unknown.any():
-        row = int(unknown.to_numpy().argmax())
-        raise ValueError(
-            f"{path}, line {row + 2}: unknown Finding Label {names.iloc[row]!r}; known are {list(LABELS)}."
-        )
+        row, line = file_line(table, unknown)
+        raise ValueError(f"{path}, line {line}: unknown Finding Label {names.iloc[row]!r}; known are {list(LABELS)}.")
     boxes = defaultdict(list)
     numbers = to_numbers(table, _BOX_COLUMNS, path)
-    for image, name, (x, y, width, height) in zip(table["Image Index"], names, numbers.to_numpy().tolist()):
+    rows = zip(table.index + 2, table["Image Index"], names, numbers.to_numpy().tolist())
+    for line, image, name, (x, y, width, height) in rows:
+        if width <= 0 or height <= 0 or not (-width < x < _SIDE and -height < y < _SIDE):
+            raise ValueError(
+                f"{path}, line {line}: the box lies outside of the {_SIDE} x {_SIDE} pixels, or is empty."
+            )
         boxes[image].append((name, [x, y, x + width, y + height]))
     return dict(boxes)
 

@@ -9,7 +9,17 @@ import pandas as pd
 from datasets import Dataset, Value
 
 from .columns import CHEXPERT_LABELS, check_choice, check_subjects, make_pairs, pair_features
-from .tables import find_table, inside, label_dicts, leave_out, need_folder, read_table, to_labels
+from .tables import (
+    file_line,
+    find_table,
+    inside,
+    label_dicts,
+    leave_out,
+    need_folder,
+    read_table,
+    to_labels,
+    warn_left_out,
+)
 
 
 BY = ("image", "study")
@@ -40,7 +50,7 @@ def chexpert(
         split: "train", "validation" (`valid.csv`, 200 studies) or "test" (500 studies; `test_labels.csv` by image, or
             `groundtruth.csv` by study).
         data_dir: folder of CheXpert, or the one around it.
-        by: "image", or "study": each study once, with its first frontal image.
+        by: "image", or "study": each study that has a frontal image once, with the first one.
         views: "all", or "frontal".
         reads_dir: folder with the csv files of the radiologists who were compared with the truth, one a reader; by
             default `radiologists/benchmark_radiologists` or `radiologists` in `data_dir`, if it is there. Rows of the
@@ -56,6 +66,7 @@ def chexpert(
     folder = _root(need_folder("chexpert", data_dir, "the folder of CheXpert"), _TABLES[split])
     table = _images(folder, _TABLES[split])
     _check_subjects(folder)
+    studies = set(table["study"])
     there = table["path"].map(lambda path: (folder / path).is_file())
     if not there.any():
         raise ValueError(f"None of the {len(table)} images is there; looked for {folder / table['path'].iloc[0]}.")
@@ -63,6 +74,9 @@ def chexpert(
     if views == "frontal" or by == "study":
         table = table[table["frontal"]]
     if by == "study":
+        lateral = studies - set(table["study"])
+        reason, example = "no frontal image of the study is there", min(lateral, default="")
+        warn_left_out("chexpert", len(lateral), len(studies), reason, example)
         table = table.drop_duplicates("study")
     columns = {
         "image": [str(folder / path) for path in table["path"]],
@@ -105,9 +119,9 @@ def _images(folder: Path, names: list[str]) -> pd.DataFrame:
         raise ValueError(f"{path} has no column 'Path' or 'Study'; its columns are {list(table.columns)}.")
     parts = table[column].map(lambda text: _PATH.search(text.replace("\\", "/")))
     if parts.isna().any():
-        row = int(parts.isna().to_numpy().argmax())
+        row, line = file_line(table, parts.isna())
         raise ValueError(
-            f"{path}, line {row + 2}: {column} must be like CheXpert-v1.0/test/patient64741/study1/view1_frontal.jpg "
+            f"{path}, line {line}: {column} must be like CheXpert-v1.0/test/patient64741/study1/view1_frontal.jpg "
             f"(of a study without the file); got {table[column].iloc[row]!r}."
         )
     images = to_labels(table, CHEXPERT_LABELS, path)
@@ -120,11 +134,12 @@ def _images(folder: Path, names: list[str]) -> pd.DataFrame:
         images["path"] = [sorted(_listed(folder, study)) or [f"{study}/view1_frontal.jpg"] for study in images["path"]]
         images = images.explode("path")
     else:
-        for i, relative in enumerate(images["path"]):
-            inside(folder, relative, f"{path}, line {i + 2}")
+        for line, relative in zip(images.index + 2, images["path"]):
+            inside(folder, relative, f"{path}, line {line}")
     images["frontal"] = images["path"].str.contains("frontal")
     unknown = images["view"] == ""
     images.loc[unknown, "view"] = images["frontal"][unknown].map({True: "FRONTAL", False: "LATERAL"})
+    images = leave_out(images, images.duplicated("path"), "chexpert", f"an image twice in {path.name}", "path")
     return images.sort_values(["study", "path"], kind="stable", ignore_index=True)
 
 
@@ -136,13 +151,10 @@ def _check_subjects(folder: Path) -> None:
     """Over all the tables that are there."""
     subjects = {}
     for split, names in _TABLES.items():
-        for name in names:
-            path = folder / name
-            if path.is_file():
-                table = read_table(path, (), ("Path", "Study"))
-                found = table.iloc[:, 0].str.extract(r"(patient\d+)")[0]
-                subjects[split] = found.dropna()
-                break
+        paths = [path for name in names for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
+        if paths:
+            table = read_table(paths[0], (), ("Path", "Study"))
+            subjects[split] = table.iloc[:, 0].str.extract(r"(patient\d+)")[0].dropna()
     check_subjects(str(folder), subjects)
 
 

@@ -21,7 +21,7 @@ from sklearn.model_selection import GroupShuffleSplit
 from .columns import CHEXPERT_LABELS, SPLITS, check_split, check_subjects, pair_features
 from .prepared import is_prepared, load_prepared, preparation
 from .sections import SECTIONS, report_text
-from .tables import find_table, label_dicts, read_table, to_integers, to_labels
+from .tables import file_line, find_table, label_dicts, read_table, to_integers, to_labels
 
 
 SPLIT_RULES = ("official", "paper")
@@ -63,7 +63,8 @@ def mimic_cxr(
         section: as in [`~data.sections.report_text`]; default "impression".
         split_by: "official" (the default), or "paper": 10% of the subjects for validation by scikit-learn's
             GroupShuffleSplit with random_state 1, over the images that have labels, as the authors of arXiv 2212.06710
-            did. Subjects without any label are of its training part; it has no test part.
+            did. It is the same for all `views` and labelers. Subjects without any label are of its training part; it
+            has no test part.
         views: "all" (the default), or "frontal" (AP and PA).
         labeler: whose labels: "chexpert" (the default), "negbio", or "radiologist" (2.1.0, part of the test set
             alone; studies that no radiologist labelled are left out).
@@ -83,7 +84,11 @@ def mimic_cxr(
     excluded = _subjects_of(Path(exclude_subjects)) if exclude_subjects and split != "test" else set()
     if is_prepared(folder):
         pairs = _prepared(folder, split, chosen, reports_dir or reports)
-        return pairs.select(np.flatnonzero(~np.isin(pairs["subject_id"][:], list(excluded)))) if excluded else pairs
+        if not excluded:
+            return pairs
+        out = np.isin(pairs["subject_id"][:], list(excluded))
+        _tell_excluded(out, split, exclude_subjects)
+        return pairs.select(np.flatnonzero(~out))
     section, split_by, views, labeler = (DEFAULTS | chosen).values()
     table, rejected = image_table(folder, split_by, views, labeler)
     rejected = [row for row in rejected if row["split"] == split]
@@ -98,7 +103,10 @@ def mimic_cxr(
         "try, prepare it once: python -m modeling_tier.data prepare mimic_cxr --help",
         stacklevel=2,
     )
-    table = table[(table["split"] == split) & ~table["subject_id"].isin(excluded)]
+    table = table[table["split"] == split]
+    out = table["subject_id"].isin(excluded)
+    _tell_excluded(out, split, exclude_subjects)
+    table = table[~out]
     if table.empty:
         raise ValueError(f"mimic_cxr: no image of {folder} is in the split {split!r} by split_by {split_by!r}.")
     source = find_reports(folder, reports_dir, reports, table)
@@ -110,8 +118,8 @@ def mimic_cxr(
     if len(rows) < len(table):
         missing = table[table["study_id"].map(texts) == ""]
         warnings.warn(
-            f"mimic_cxr: {len(missing)} of {len(table)} images of {split} left out: no text for section {section} in "
-            f"their reports, such as {source.where(*missing[['subject_id', 'study_id']].iloc[0])}.",
+            f"mimic_cxr: {len(missing)} of {len(table)} images of {split} left out: the report is missing or has no "
+            f"text for section {section}, such as {source.where(*missing[['subject_id', 'study_id']].iloc[0])}.",
             stacklevel=2,
         )
     columns = {
@@ -159,29 +167,34 @@ def image_table(folder: Path, split_by: str, views: str, labeler: str) -> tuple[
             stacklevel=2,
         )
     table["view"] = table["view"].fillna("")
+    if split_by == "paper":
+        table["split"] = _papers_split(folder, table)
     if views == "frontal":
         frontal = table["view"].isin(("AP", "PA"))
         if not frontal.any():
             raise ValueError(f"{metadata_path}: no image has the ViewPosition AP or PA, for views 'frontal'.")
         table = table[frontal]
-
     table = table.merge(_labels(folder, labeler), on="study_id", how="left", indicator="labelled")
     labelled = table.pop("labelled") == "both"
     if labeler == "radiologist":
-        table, labelled = table[labelled], labelled[labelled]
-    if split_by == "paper":
-        table["split"] = "train"
-        with_labels = table[labelled]
-        if with_labels["subject_id"].nunique() < 2:
-            raise ValueError("split_by 'paper' needs at least two subjects with labels.")
-        splitter = GroupShuffleSplit(n_splits=1, test_size=0.1, random_state=1)
-        _, held_out = next(splitter.split(with_labels, groups=with_labels["subject_id"]))
-        subjects = set(with_labels["subject_id"].iloc[held_out])
-        # Studies without labels go with their subject.
-        table.loc[table["subject_id"].isin(subjects), "split"] = "validation"
+        table = table[labelled]
     check_subjects(str(split_path), {s: table.loc[table["split"] == s, "subject_id"] for s in SPLITS})
     table = table.sort_values(["subject_id", "study_id", "dicom_id"], ignore_index=True)
     return table.drop(columns="line"), rejected
+
+
+def _papers_split(folder: Path, table: pd.DataFrame) -> pd.Series:
+    """
+    "train" or "validation" of each image. It is drawn from all images with CheXpert labels whatever else is chosen:
+    otherwise a patient would be in one part for all views, and in the other for the frontal ones.
+    """
+    subjects = table["subject_id"][table["study_id"].isin(_labels(folder, "chexpert")["study_id"])]
+    if subjects.nunique() < 2:
+        raise ValueError("split_by 'paper' needs at least two subjects with labels.")
+    splitter = GroupShuffleSplit(n_splits=1, test_size=0.1, random_state=1)
+    _, held_out = next(splitter.split(subjects, groups=subjects))
+    # Studies without labels go with their subject.
+    return table["subject_id"].isin(subjects.iloc[held_out]).map({True: "validation", False: "train"})
 
 
 def _split_table(folder: Path) -> tuple[pd.DataFrame, Path]:
@@ -250,10 +263,8 @@ def _labels(folder: Path, labeler: str) -> pd.DataFrame:
     labels["study_id"] = to_integers(labels, "study_id", path)
     twice = labels["study_id"].duplicated()
     if twice.any():
-        row = int(twice.to_numpy().argmax())
-        raise ValueError(
-            f"{path}, line {row + 2}: the study {labels['study_id'].iloc[row]} stands on an earlier line."
-        )
+        row, line = file_line(labels, twice)
+        raise ValueError(f"{path}, line {line}: the study {labels['study_id'].iloc[row]} stands on an earlier line.")
     values = to_labels(labels, names, path).reindex(columns=list(CHEXPERT_LABELS)).astype("float32")
     return values.assign(study_id=labels["study_id"])
 
@@ -269,9 +280,17 @@ def _subjects_of(path: Path) -> set[int]:
         raise ValueError(f"{path} (exclude_subjects) has no column 'subject_id' or 'path'.")
     found = table["path"].str.extract(r"(?:^|/)p(\d{8})(?:/|$)")[0]
     if found.isna().any():
-        row = int(found.isna().to_numpy().argmax())
-        raise ValueError(f"{path}, line {row + 2}: no patient, as p10000032, in the path {table['path'].iloc[row]!r}.")
+        row, line = file_line(table, found.isna())
+        raise ValueError(f"{path}, line {line}: no patient, as p10000032, in the path {table['path'].iloc[row]!r}.")
     return set(found.astype("int64"))
+
+
+def _tell_excluded(out, split: str, path) -> None:
+    if out.any():
+        warnings.warn(
+            f"mimic_cxr: {out.sum()} of {len(out)} images of {split} left out, whose subjects {path} names.",
+            stacklevel=3,
+        )
 
 
 class Reports:
@@ -280,6 +299,10 @@ class Reports:
     def __init__(self, root: Path, prefix: str, archive: zipfile.ZipFile | None = None):
         self.root, self.prefix, self.archive = root, prefix, archive
         self.not_utf8: set[int] = set()
+
+    def description(self) -> str:
+        """Without the place on the machine; another zip file has another size."""
+        return f"{self.root.name}, {self.root.stat().st_size} bytes" if self.archive else "folder"
 
     def where(self, subject_id: int, study_id: int) -> str:
         return str(self.root / self._name(subject_id, study_id))
@@ -295,7 +318,7 @@ class Reports:
             content = self.archive.read(name) if self.archive else (self.root / name).read_bytes()
         except (FileNotFoundError, NotADirectoryError, KeyError):
             return None
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:  # RuntimeError: encrypted
             raise ValueError(f"The report {self.where(subject_id, study_id)} cannot be read: {error}") from error
         try:
             return content.decode("utf-8-sig")

@@ -14,7 +14,7 @@ from .columns import SPLITS, check_choice, make_pairs, pair_features
 from .mimic_cxr import official_splits
 from .pictures import picture_size, undecoded
 from .prepared import is_prepared, load_prepared, prepared_splits
-from .tables import find_table, inside, leave_out, need_folder, read_table, to_numbers
+from .tables import file_line, find_table, inside, leave_out, need_folder, read_table, to_numbers
 
 
 MIMIC_SPLITS = ("all", *SPLITS)
@@ -61,9 +61,11 @@ def ms_cxr(
     table = read_table(path, ("category_name", "label_text", "dicom_id", "path", *_NUMBERS))
     numbers = to_numbers(table, _NUMBERS, path)
     bad = (numbers[["w", "h", "image_width", "image_height"]] <= 0).any(axis=1)
+    for start, length, whole in (("x", "w", "image_width"), ("y", "h", "image_height")):
+        bad |= (numbers[start] >= numbers[whole]) | (numbers[start] + numbers[length] <= 0)
     if bad.any():
-        row = int(bad.to_numpy().argmax())
-        raise ValueError(f"{path}, line {row + 2}: a box and its image must have a width and a height.")
+        _, line = file_line(table, bad)
+        raise ValueError(f"{path}, line {line}: the box lies outside of the image, or one of them is empty.")
     marked = defaultdict(list)
     for row, (x, y, width, height, *size) in zip(table.itertuples(), numbers.to_numpy().tolist()):
         marked[row.dicom_id].append((row.category_name, row.label_text, (x, y, x + width, y + height), size))
@@ -81,9 +83,9 @@ def ms_cxr(
 def _raw(folder: Path, table: pd.DataFrame, mimic_split: str, source: Path) -> dict[str, list]:
     splits = official_splits(folder)
     part = table["dicom_id"].map(splits)
-    _warn_of_training(part)
     if mimic_split != "all":
-        table = table[part == mimic_split]
+        table, part = table[part == mimic_split], part[part == mimic_split]
+    _warn_of_training(part)
     rows, found = [], []
     for row in table.itertuples():
         ids = _IDS.search(row.path.replace("\\", "/"))
@@ -92,6 +94,8 @@ def _raw(folder: Path, table: pd.DataFrame, mimic_split: str, source: Path) -> d
                 f"{source}, line {row.line}: path must be like files/p10/p10000032/s50414267/{row.dicom_id}.jpg; got "
                 f"{row.path!r}."
             )
+        if Path(row.path.replace("\\", "/")).stem != row.dicom_id:
+            raise ValueError(f"{source}, line {row.line}: the path {row.path!r} is not of the image {row.dicom_id}.")
         path = str(inside(folder, row.path, f"{source}, line {row.line}"))
         cell = {"bytes": None, "path": path}
         found.append(picture_size(cell) is not None)
@@ -113,9 +117,10 @@ def _prepared(folder: Path, table: pd.DataFrame, mimic_split: str, source: Path)
         chosen = pairs.select(rows)[:]
         where |= dict.fromkeys(chosen["image_id"], name)
         if mimic_split in ("all", name):
+            if name == "train":
+                _warn_of_training(pd.Series("train", index=chosen["image_id"]))
             for column in ("image", "subject_id", "study_id", "image_id", "view"):
                 columns[column] += chosen[column]
-    _warn_of_training(table["dicom_id"].map(where))
     if not columns["image"]:
         raise ValueError(
             f"ms_cxr: none of {len(wanted)} images of {source} is in the prepared folder {folder} with mimic_split "
@@ -129,8 +134,8 @@ def _warn_of_training(split: pd.Series) -> None:
     number = int((split == "train").sum())
     if number:
         warnings.warn(
-            f"ms_cxr: {number} of {len(split)} images are in MIMIC-CXR's training split. They say nothing about a "
-            "model that was trained on it: train with exclude_subjects, or use another mimic_split.",
+            f"ms_cxr: {number} images are of MIMIC-CXR's training split. They say nothing about a model that was "
+            "trained on it: train with exclude_subjects, or use another mimic_split.",
             stacklevel=3,
         )
 

@@ -54,10 +54,13 @@ def openi(
     check_choice("openi", "split", split, SPLITS if split_by == "subject" else ("test",))
     check_choice("openi", "views", views, VIEWS)
     folder = need_folder("openi", data_dir, "the folder with indiana_reports.csv and the images")
-    reports = read_table(
-        find_table(folder, ["indiana_reports.csv"]), ("uid", "Problems", "findings", "impression")
-    ).drop_duplicates("uid")
+    path = find_table(folder, ["indiana_reports.csv"])
+    reports = read_table(path, ("uid", "Problems", "findings", "impression"))
     table = read_table(find_table(folder, ["indiana_projections.csv"]), ("uid", "filename", "projection"))
+    for one in (reports, table):
+        one["uid"] = one["uid"].str.replace(r"\.0+$", "", regex=True)  # as tables with gaps write whole numbers
+    reports = leave_out(reports, reports.duplicated("uid"), "openi", f"a report twice in {path.name}", "uid")
+    table = leave_out(table, ~table["uid"].isin(reports["uid"]), "openi", f"not in {path.name}", "filename")
     table = table.merge(reports, on="uid", how="left").fillna("")
     if views == "frontal":
         table = table[table["projection"] == "Frontal"]
@@ -66,6 +69,8 @@ def openi(
     table["text"] = [_text(section, *row) for row in zip(table["findings"], table["impression"])]
     table = leave_out(table, table["text"] == "", "openi", f"no {section} in the report", "filename")
     table = table.assign(path=[_find(folder, name) for name in table["filename"]])
+    if table.empty:
+        raise ValueError(f"openi: no row is left with section {section!r} and views {views!r}.")
     if table["path"].isna().all():
         looked = ", ".join(str(folder / place) for place in _FOLDERS)
         raise ValueError(f"openi: none of {len(table)} images is there; looked in {looked}.")

@@ -45,9 +45,9 @@ def padchest(
     views: str = "all",
 ) -> Dataset:
     """
-    Radiographs of PadChest with its own names of findings, 1 or 0; there are no texts. Rows whose labels are empty or
-    cannot be read, and images that are not there, are left out with a warning that counts them. Pictures have 16 bits
-    and are scaled by their own range when they are read.
+    Radiographs of PadChest with its own names of findings, 1 or 0; there are no texts. Rows without a list of labels,
+    and images that are not there, are left out with a warning that counts them; an empty list names nothing. Pictures
+    have 16 bits and are scaled by their own range when they are read.
 
     Args:
         split: "test": the data set has no parts.
@@ -115,7 +115,8 @@ def chosen_names(rows, min_count: int, among=None) -> list[str]:
 
 
 def _places(folder: Path, image_dir: str, image_id: str) -> list[Path]:
-    return [folder / image_dir / image_id, folder / "images" / image_id, folder / image_id]
+    names = [name for name in (image_dir, "images", ".") if re.fullmatch(r"[\w-]+|\.", name)]
+    return [folder / name / image_id for name in names]
 
 
 def _find(folder: Path, image_dir: str, image_id: str) -> str | None:

@@ -1,15 +1,13 @@
 # Licensed under the Apache License, Version 2.0.
 """Any other pairs: a csv or jsonl file beside pictures, a data set of `datasets`, local or on the Hub, WebDataset."""
 
-import csv
-import gzip
 import hashlib
 import json
 import os
 import re
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +24,7 @@ from datasets import (
 )
 
 from .columns import SPLITS, check_split, check_subjects, pair_features
-from .tables import inside, warn_left_out
+from .tables import csv_rows, inside, text_lines, warn_left_out
 
 
 _SPLIT_NAMES = {"validate": "validation", "valid": "validation", "val": "validation", "dev": "validation"}
@@ -239,43 +237,18 @@ def _table_columns(named: dict, label_columns: list[str]) -> dict[str, str]:
     return {name: name for name in (*ours, *(f"labels.{name}" for name in label_columns))}
 
 
-def _lines(path: Path) -> Iterator[str]:
-    line = 1
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for line, content in enumerate(file, 1):
-                yield content.decode("utf-8-sig" if line == 1 else "utf-8")
-    except (UnicodeError, EOFError, zlib.error, OSError) as error:
-        raise ValueError(f"{path}, line {line}: cannot be read as text in UTF-8 ({error}).") from error
-
-
 def _read_csv(path: Path, wanted: set[str]) -> tuple[dict, list[tuple[int, dict]]]:
     """All columns; and of each row, the line that it begins in and the wanted columns."""
-    reader = csv.reader(_lines(path), skipinitialspace=True, strict=True)
-    rows, line = [], 1
-    try:
-        columns = [name.strip() for name in next(reader, [])]
-        if len(columns) == 1 and any(separator in columns[0] for separator in ";\t|"):
-            raise ValueError(f"{path} must be separated by commas; its first line is {columns[0]!r}.")
-        line = reader.line_num + 1
-        for fields in reader:
-            if any(fields) and len(fields) != len(columns):
-                raise ValueError(
-                    f"{path}, line {line}: {len(fields)} fields, but there are {len(columns)} columns. A text with "
-                    "commas must stand in quotation marks."
-                )
-            if any(fields):
-                rows.append((line, {name: field for name, field in zip(columns, fields) if name in wanted}))
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {line}: not csv ({error}).") from error
-    return dict.fromkeys(columns), rows
+    rows = csv_rows(path)
+    _, columns = next(rows)
+    kept = [(line, {name: field for name, field in zip(columns, fields) if name in wanted}) for line, fields in rows]
+    return dict.fromkeys(columns), kept
 
 
 def _read_jsonl(path: Path, wanted: set[str]) -> tuple[dict, list[tuple[int, dict]]]:
     """As [`_read_csv`]."""
     columns, rows = {}, []
-    for line, content in enumerate(_lines(path), 1):
+    for line, content in enumerate(text_lines(path), 1):
         if not content.strip():
             continue
         try:
@@ -419,8 +392,8 @@ def _text(value) -> str | None:
 def _id(value) -> str | None:
     if value is None or value != value:
         return None
-    whole = isinstance(value, float) and value.is_integer()  # a column of whole numbers with gaps
-    return str(int(value) if whole else value).strip() or None
+    # A column of whole numbers with gaps is one of floats, in tables as texts.
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", str(value).strip()) or None
 
 
 def _label(where: str, column: str, value) -> float | None:

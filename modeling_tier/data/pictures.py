@@ -38,13 +38,18 @@ def read_picture(cell: dict, image_id: str) -> PIL.Image.Image:
         return image if image.mode == "L" else load_radiograph(image)
     except PIL.UnidentifiedImageError:
         if content is not None:
-            raise ValueError(f"The image {image_id} cannot be read: it is of no known format.") from None
+            raise _unreadable(image_id, "it is of no known format", path) from None
     except (OSError, SyntaxError, ValueError, EOFError, PIL.Image.DecompressionBombError) as error:
-        raise ValueError(f"The image {image_id} cannot be read: {error}") from error
+        raise _unreadable(image_id, error, path) from error
     try:
         return load_radiograph(path)  # perhaps DICOM
     except ValueError as error:
-        raise ValueError(f"The image {image_id} cannot be read: {error}") from error
+        raise _unreadable(image_id, error, path) from error
+
+
+def _unreadable(image_id: str, why, path: str | None) -> ValueError:
+    place = f" ({path})" if path and path not in str(why) else ""
+    return ValueError(f"The image {image_id} cannot be read: {why}{place}")
 
 
 def picture_size(cell: dict) -> tuple[int, int] | None:

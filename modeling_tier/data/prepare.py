@@ -98,6 +98,7 @@ def prepare(
     table, rejected, source = plan(data_dir, reports_dir, reports, **choices)
     folder = Path(output_dir)
     options = {"format": FORMAT, "dataset": "mimic_cxr", **choices, "size": size, "rows_per_shard": ROWS_PER_SHARD}
+    options["reports"] = source.description()
     with _alone(folder):
         _claim(folder, options | {"planned": _fingerprint(table)})
         shards = list(_shards(folder, table))

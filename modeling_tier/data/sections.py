@@ -46,7 +46,7 @@ _ANY_NAME = "|".join(re.escape(spelling) for spelling in sorted(_NAMES, key=len,
 _CAPITALS = re.compile(r"[ \t]*([A-Z][A-Z ()/,&-]*?)[ \t]*:(?:\s+(.*)|$)")
 _CAPITALS_ALONE = re.compile(r"[ \t]*(IMPRESSION|FINDINGS|CONCLUSION|FINDINGS AND IMPRESSION)[ \t]*$")
 _SMALL = re.compile(rf"[ \t]*({_ANY_NAME})[ \t]*:(?:\s+(.*)|$)", re.IGNORECASE)
-_FINAL = re.compile(r"[ \t]*FINAL (REPORT|ADDENDUM)[ \t]*$")
+_FINAL = re.compile(r"[ \t]*FINAL (REPORT|ADDENDUM)[ \t]*$", re.IGNORECASE)
 
 
 def report_text(report: str, section: str = "impression") -> str:

@@ -1,10 +1,12 @@
 # Licensed under the Apache License, Version 2.0.
 """Reading the csv files of published data sets: found under one of their names, checked column by column."""
 
+import csv
+import gzip
 import os
 import warnings
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -28,35 +30,78 @@ def find_table(folder: Path, names: Iterable[str]) -> Path:
     raise ValueError(f"In the folder {folder} there is none of {names} (or with .gz).")
 
 
-def read_table(path: Path, columns: Iterable[str], optional: Iterable[str] = ()) -> pd.DataFrame:
+def csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """
-    The named columns of a csv or csv.gz file as texts, an empty field as "". Line ends and a byte order mark of
-    Windows are understood.
+    The line that it begins in and the fields of the header, then of each row of a csv or csv.gz file that is not
+    blank. Line ends and a byte order mark of Windows are understood; blank fields behind the last column are cut off.
 
     Raises:
-        ValueError: if a column of `columns` is missing (with those that are there), or the file cannot be read.
+        ValueError: with file and line, if it is no text in UTF-8, not separated by commas, not csv, or a row has
+            another number of fields than the header.
+    """
+    reader = csv.reader(text_lines(path), skipinitialspace=True, strict=True)
+    line = 1
+    try:
+        columns = [name.strip() for name in next(reader, [])]
+        if not any(columns):
+            raise ValueError(f"{path} has no rows, nor names of columns.")
+        if len(columns) == 1 and any(separator in columns[0] for separator in ";\t|"):
+            raise ValueError(f"{path} must be separated by commas; its first line is {columns[0]!r}.")
+        yield line, columns
+        line = reader.line_num + 1
+        for fields in reader:
+            while len(fields) > len(columns) and not fields[-1].strip():
+                fields.pop()
+            if any(fields) and len(fields) != len(columns):
+                raise ValueError(
+                    f"{path}, line {line}: {len(fields)} fields, but there are {len(columns)} columns. A text with "
+                    "commas must stand in quotation marks."
+                )
+            if any(fields):
+                yield line, fields
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {line}: not csv ({error}).") from error
+
+
+def text_lines(path: Path) -> Iterator[str]:
+    """The lines of a text file, packed by gzip or not."""
+    line = 1
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            for line, content in enumerate(file, 1):
+                yield content.decode("utf-8-sig" if line == 1 else "utf-8")
+    except (UnicodeError, EOFError, zlib.error, OSError) as error:
+        raise ValueError(f"{path}, line {line}: cannot be read as text in UTF-8 ({error}).") from error
+
+
+def read_table(path: Path, columns: Iterable[str], optional: Iterable[str] = ()) -> pd.DataFrame:
+    """
+    The named columns of a csv or csv.gz file as texts, an empty field as "". The index is such that a row stands in
+    line index + 2 of the file.
+
+    Raises:
+        ValueError: if a column of `columns` is missing (with those that are there), or as [`csv_rows`].
     """
     columns, optional = list(columns), set(optional)
-    try:
-        table = pd.read_csv(
-            path,
-            dtype=str,
-            keep_default_na=False,
-            encoding="utf-8-sig",
-            usecols=lambda name: name.strip() in optional or name.strip() in columns,
-            skipinitialspace=True,
-            index_col=False,  # else a comma at the end of each line moves all columns by one
-        )
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError, EOFError, zlib.error, OSError) as e:
-        raise ValueError(f"{path} cannot be read as a csv file: {e}") from e
-    except ValueError as error:  # usecols chose nothing at all
-        raise ValueError(f"{path} cannot be read as a csv file: {error}") from error
-    table.columns = table.columns.str.strip()
-    missing = [name for name in columns if name not in table.columns]
+    rows = csv_rows(path)
+    _, there = next(rows)
+    missing = [name for name in columns if name not in there]
     if missing:
-        there = list(pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns)
         raise ValueError(f"{path} has no column {missing[0]!r}; its columns are {there}.")
-    return table.fillna("")
+    places = {name: there.index(name) for name in there if name in optional or name in columns}
+    lines, cells = [], {name: [] for name in places}
+    for line, fields in rows:
+        lines.append(line)
+        for name, place in places.items():
+            cells[name].append(fields[place])
+    return pd.DataFrame(cells, index=pd.Index(lines, dtype="int64") - 2, dtype="str")
+
+
+def file_line(table: pd.DataFrame, bad) -> tuple[int, int]:
+    """Position and line in the file of the first row of [`read_table`] that is bad."""
+    row = int(np.asarray(bad).argmax())
+    return row, int(table.index[row]) + 2
 
 
 def to_integers(table: pd.DataFrame, column: str, path: Path) -> pd.Series:
@@ -69,8 +114,8 @@ def to_integers(table: pd.DataFrame, column: str, path: Path) -> pd.Series:
     numbers = pd.to_numeric(table[column], errors="coerce")
     bad = numbers.isna() | (numbers % 1 != 0) | (numbers.abs() > 2**53)
     if bad.any():
-        row = int(bad.to_numpy().argmax())
-        raise ValueError(f"{path}, line {row + 2}: {column} must be a whole number; got {table[column].iloc[row]!r}.")
+        row, line = file_line(table, bad)
+        raise ValueError(f"{path}, line {line}: {column} must be a whole number; got {table[column].iloc[row]!r}.")
     return numbers.astype("int64")
 
 
@@ -86,8 +131,8 @@ def to_numbers(table: pd.DataFrame, columns: Iterable[str], path: Path) -> pd.Da
     for column in columns:
         bad = ~np.isfinite(numbers[column])
         if bad.any():
-            row = int(bad.to_numpy().argmax())
-            raise ValueError(f"{path}, line {row + 2}: {column} must be a number; got {table[column].iloc[row]!r}.")
+            row, line = file_line(table, bad)
+            raise ValueError(f"{path}, line {line}: {column} must be a number; got {table[column].iloc[row]!r}.")
     return numbers.astype("float64")
 
 
@@ -103,9 +148,9 @@ def to_labels(table: pd.DataFrame, columns: Iterable[str], path: Path) -> pd.Dat
     for column in columns:
         bad = ~labels[column].isin((-1, 0, 1)) & (table[column].str.strip() != "")
         if bad.any():
-            row = int(bad.to_numpy().argmax())
+            row, line = file_line(table, bad)
             raise ValueError(
-                f"{path}, line {row + 2}: {column} must be 1.0, 0.0, -1.0 or blank; got {table[column].iloc[row]!r}."
+                f"{path}, line {line}: {column} must be 1.0, 0.0, -1.0 or blank; got {table[column].iloc[row]!r}."
             )
     return labels.astype("float32")
 

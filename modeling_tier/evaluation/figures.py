@@ -33,10 +33,12 @@ def plot_similarity_maps(
         models: models by the name that stands beside their row.
         processor: the processor of all of them.
         dataset: rows with regions; the first one that shows a finding, and few others, is taken for it.
-        path: PNG file to write.
+        path: PNG file to write; none, if no row shows any of the findings.
         findings: what to show; a finding that no row shows is left out.
     """
     chosen = _choose(dataset, findings)
+    if not chosen:
+        return
     figure, axes = plt.subplots(
         1 + len(models),
         len(chosen),
@@ -113,16 +115,14 @@ def plot_roc(detail: dict, dataset: Dataset, path: Path) -> None:
 
 def _choose(dataset: Dataset, findings: list[str]) -> list[tuple[str, dict, str]]:
     """For each finding the row that shows it beside the fewest others, and its phrase."""
-    labels = dataset["labels"][:]
+    rows = list(dataset.select_columns(["labels", "regions"]))  # without opening the pictures
     chosen = []
     for finding in findings:
-        rows = [i for i, row in enumerate(labels) if row.get(finding) == 1.0]
-        for index in sorted(rows, key=lambda i: sum(value == 1.0 for value in labels[i].values())):
-            row = dataset[index]
-            phrases = [region["phrase"] for region in row["regions"] if region["finding"] == finding]
-            if phrases:
-                chosen.append((finding, row, phrases[0]))
-                break
+        phrases = {i: [r["phrase"] for r in row["regions"] if r["finding"] == finding] for i, row in enumerate(rows)}
+        showing = [i for i, row in enumerate(rows) if row["labels"].get(finding) == 1.0 and phrases[i]]
+        if showing:
+            index = min(showing, key=lambda i: sum(value == 1.0 for value in rows[i]["labels"].values()))
+            chosen.append((finding, dataset[index], phrases[index][0]))
     return chosen
 
 

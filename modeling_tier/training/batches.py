@@ -77,8 +77,13 @@ class Batches:
         else:
             order = self._order(epoch, first_step).tolist()
             batches = self._loader(self.pairs, partial(self.collate, epoch=epoch), batch_sampler=order)
-        for batch in batches:
-            yield {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+        try:
+            for batch in batches:
+                yield {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+        except ValueError as error:  # a worker's comes with its traceback as the message
+            if "DataLoader worker" not in str(error):
+                raise
+            raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from error
 
     def _order(self, epoch: int, first_step: int) -> np.ndarray:
         """Rows of this process's batches, (batches, batch size)."""

@@ -224,7 +224,7 @@ def test_images_without_text_are_left_out_and_counted(tmp_path):
         study(5, report="IMPRESSION: ___.\n"),
     ]
     with pytest.warns(
-        UserWarning, match=r"5 of 6 images of train left out: no text for section impression.*p10000002/s50000002\.txt"
+        UserWarning, match=r"5 of 6 images of train left out: .* text for section impression.*p10000002/s50000002\.txt"
     ):
         pairs = load(write_tree(tmp_path, rows))
     assert pairs["image_id"][:] == ["00000001-0"]
@@ -273,14 +273,14 @@ def test_a_file_without_any_known_column(tmp_path):
     with pytest.raises(ValueError, match=r"split\.csv has no column 'dicom_id'; its columns are \['<html>'\]"):
         load(tmp_path)
     path.write_text("")
-    with pytest.raises(ValueError, match=r"split\.csv cannot be read as a csv file"):
+    with pytest.raises(ValueError, match=r"split\.csv has no rows"):
         load(tmp_path)
 
 
 def test_a_truncated_archive_is_named(tmp_path):
     path = write_tree(tmp_path, ROWS, suffix=".csv.gz") / "mimic-cxr-2.0.0-metadata.csv.gz"
     path.write_bytes(path.read_bytes()[:-12])
-    with pytest.raises(ValueError, match=r"metadata\.csv\.gz cannot be read"):
+    with pytest.raises(ValueError, match=r"metadata\.csv\.gz, line \d+: cannot be read"):
         load(tmp_path)
 
 
@@ -293,6 +293,28 @@ def test_tables_that_windows_wrote(tmp_path, form):
     for split in ("train", "validation", "test"):
         a, b = (load(root, split).remove_columns("image")[:] for root in (plain, windows))
         assert a == b and a["text"]
+
+
+@pytest.mark.parametrize(("change", "fields"), [(lambda row: row + ",1.0", 17), (lambda row: row[:12], 2)])
+def test_a_row_of_another_length_than_the_header_is_named(tmp_path, change, fields):
+    root = write_tree(tmp_path, [study(1), study(2), study(3)])
+    path = root / "mimic-cxr-2.0.0-chexpert.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:2], change(lines[2]), *lines[3:]]))
+    with pytest.raises(ValueError, match=rf"chexpert\.csv, line 3: {fields} fields, but there are 16 columns"):
+        load(root)
+
+
+def test_an_encrypted_zip_of_reports_is_named(tmp_path, monkeypatch):
+    root = write_tree(tmp_path, [ROWS[0]._replace(report=None)])
+    zipped(root / "mimic-cxr-reports.zip", [ROWS[0]], "files/")
+
+    def read(*args):
+        raise RuntimeError("File is encrypted, password required for extraction")
+
+    monkeypatch.setattr(zipfile.ZipFile, "read", read)
+    with pytest.raises(ValueError, match=r"s50000001\.txt cannot be read: File is encrypted"):
+        load(root)
 
 
 def test_a_comma_at_the_end_of_each_line_moves_no_column(tmp_path):
@@ -386,7 +408,7 @@ def test_the_papers_split_is_scikit_learns(tmp_path, views):
     root = write_tree(tmp_path, rows)
 
     wanted = [row for row in rows if views == "all" or row.view in ("PA", "AP")]
-    labelled = [row for row in wanted if row.labels is not None]
+    labelled = [row for row in rows if row.labels is not None]  # whatever the views: nobody changes sides with them
     splitter = GroupShuffleSplit(test_size=0.1, random_state=1)
     train, validation = next(splitter.split(labelled, groups=[row.subject_id for row in labelled]))
     subjects = [{labelled[i].subject_id for i in part} for part in (train, validation)]
@@ -399,8 +421,11 @@ def test_the_papers_split_is_scikit_learns(tmp_path, views):
     }
     assert len(subjects[1]) == -(-len(subjects[0] | subjects[1]) // 10)
     got = [set(part["subject_id"]) for part in pairs.values()]
-    assert not got[0] & got[1] and subjects[0] <= got[0] and subjects[1] == got[1]
-    assert len(wanted) > len(labelled) and set(got[0]) - subjects[0], "some subjects have no label at all"
+    there = {row.subject_id for row in wanted}
+    assert not got[0] & got[1] and subjects[0] & there <= got[0] and subjects[1] & there == got[1]
+    assert len(rows) > len(labelled) and set(got[0]) - subjects[0], "some subjects have no label at all"
+    if views == "frontal":
+        assert there < {row.subject_id for row in rows}, "and some no frontal view"
     with pytest.raises(ValueError, match="no image of .* 'test' by split_by 'paper'"):
         load(root, "test", split_by="paper")
 

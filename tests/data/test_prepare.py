@@ -311,7 +311,11 @@ def test_reports_from_a_zip(tmp_path, drawn):
             path.unlink()
     prepare(drawn, tmp_path / "merged")
     prepare(apart, tmp_path / "zipped", reports=tmp_path / "r.zip")
-    assert contents(tmp_path / "merged") == contents(tmp_path / "zipped")
+    merged, zipped = contents(tmp_path / "merged"), contents(tmp_path / "zipped")
+    options = [json.loads(files.pop("preparation.json")) for files in (merged, zipped)]
+    assert merged == zipped and options[0] == options[1] | {"reports": "folder"}
+    with pytest.raises(ValueError, match=r"another preparation \(reports was 'r\.zip, \d+ bytes'\)"):
+        prepare(drawn, tmp_path / "zipped")
 
 
 # Splits and views

@@ -69,6 +69,8 @@ def load_prompts(name_or_path: str, labels: Iterable[str] | None = None) -> dict
         for key, sentences in lists.items():
             _check_sentences(path, f"{finding}: {key}", sentences)
         prompts[finding] = {"positive": lists["positive"], "negative": denials + lists["negative"]}
+    if not prompts and labels is not None:
+        raise ValueError(f"{path}: 'templates' are filled with the data set's labels, and it has none.")
     return prompts
 
 
