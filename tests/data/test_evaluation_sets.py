@@ -4,6 +4,7 @@
 import csv
 import gzip
 import json
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -165,6 +166,29 @@ def test_chexpert_says_what_is_wrong(chexpert):
         load("validation")
 
 
+def test_chexpert_studies_without_a_frontal_image_are_counted(chexpert):
+    (chexpert / "test/patient64742/study1/view1_frontal.jpg").unlink()
+    with pytest.warns(UserWarning) as warned:
+        assert len(load_pairs("chexpert", "test", data_dir=chexpert, by="study")) == 2
+    assert any("1 of 3 rows left out: no frontal image of the study" in str(w.message) for w in warned)
+
+
+def test_chexpert_packed_tables_are_checked_for_subjects_too(chexpert):
+    content = (chexpert / "train.csv").read_bytes()
+    (chexpert / "train.csv").unlink()
+    (chexpert / "train.csv.gz").write_bytes(gzip.compress(content.replace(b"patient00001", b"patient64541")))
+    with pytest.raises(ValueError, match="1 subjects stand in both train and validation, such as patient64541"):
+        load_pairs("chexpert", "validation", data_dir=chexpert)
+
+
+def test_chexpert_an_image_twice_counts_once_and_windows_paths_are_read(chexpert):
+    path = chexpert / "valid.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], *(line.replace("/", "\\", 3) for line in [*lines[1:], lines[1]])]))
+    with pytest.warns(UserWarning, match=r"1 of 4 rows left out: an image twice in valid\.csv"):
+        assert len(load_pairs("chexpert", "validation", data_dir=chexpert)) == 3
+
+
 # PadChest
 
 
@@ -226,6 +250,21 @@ def test_padchest_pictures_of_16_bits_are_not_white(padchest):
         rows = undecoded(load_pairs("padchest", "test", data_dir=padchest))
     pixels = np.asarray(read_picture(rows[0]["image"], "a.png"))
     assert pixels.min() == 0 and pixels.max() == 255 and 100 < pixels.mean() < 155
+
+
+@pytest.mark.filterwarnings("ignore:padchest")
+def test_padchest_folders_do_not_leave_the_data(padchest, tmp_path):
+    path = tmp_path / "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv.gz"
+    picture(tmp_path.parent / "outside.png", value=3000, bits=16)
+    rows = [
+        ("outside.png", "..", "s1", "p1", "PA", "Physician", "['normal']", "[]"),
+        ("outside.png", str(tmp_path.parent), "s1", "p1", "PA", "Physician", "['normal']", "[]"),
+        ("../outside.png", "0", "s1", "p1", "PA", "Physician", "['normal']", "[]"),
+    ]
+    for row in rows:
+        write_csv(path, PADCHEST, [row])
+        with pytest.raises(ValueError, match="none of 1 images is there"):
+            load_pairs("padchest", "test", data_dir=tmp_path)
 
 
 def test_padchest_labels():
@@ -299,6 +338,26 @@ def test_chestxray14_says_what_is_wrong(chestxray14):
     (chestxray14 / "Data_Entry_2017.csv").write_text(entries.replace("Effusion", "Effusions"))
     with pytest.raises(ValueError, match=r"line 2: Finding Labels .*'Cardiomegaly\|Effusions'"):
         load("train")
+
+
+@pytest.mark.parametrize("box", [("2000", "0", "10", "10"), ("5", "5", "-3", "10"), ("-90", "5", "80", "10")])
+def test_chestxray14_a_box_outside_of_the_picture_is_named(chestxray14, box):
+    path = chestxray14 / "BBox_List_2017.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, ",".join(["00000001_000.png", "Cardiomegaly", *box, "", "", ""])]))
+    with pytest.raises(ValueError, match=r"BBox_List_2017\.csv, line 5: the box lies outside"):
+        load_pairs("chestxray14", "test", data_dir=chestxray14)
+
+
+def test_chestxray14_what_is_twice_or_not_in_the_table_is_counted(chestxray14):
+    path = chestxray14 / "Data_Entry_2017.csv"
+    path.write_text(path.read_text() + path.read_text().splitlines()[1] + "\n")
+    (chestxray14 / "test_list.txt").write_text((chestxray14 / "test_list.txt").read_text() + "00000009_000.png\n")
+    with pytest.warns(UserWarning) as warned:
+        assert len(load_pairs("chestxray14", "test", data_dir=chestxray14)) == 3
+    said = " ".join(str(w.message) for w in warned)
+    assert "1 of 5 rows left out: an image twice" in said and "line 6" in said
+    assert "1 of 4 rows left out: not in Data_Entry_2017.csv, such as 00000009_000.png" in said
 
 
 # MS-CXR
@@ -406,7 +465,9 @@ def test_ms_cxr_says_what_is_wrong(mimic, tmp_path):
 
     first = boxes_of(mimic)[0]
     cases = [
-        (bad("category_name", "category"), r"0\.csv has no column 'category_name'"),
+        (bad(first["dicom_id"], "another"), "line 2: the path .* is not of the image another"),
+        (bad(f",{first['x']},", ",96,"), "line 2: the box lies outside of the image"),
+        (bad("category_name", "category"), r"\d\.csv has no column 'category_name'"),
         (bad(f",{first['x']},", ",nan,"), "line 2: x must be a number"),
         (bad(first["path"], "../" + first["path"]), "line 2: the path .* leaves the data folder"),
         (bad(first["path"], "files/picture.jpg"), "line 2: path must be like files/p10"),
@@ -491,6 +552,13 @@ def test_openi_says_what_is_wrong(openi):
         load_pairs("openi", "test", data_dir=openi)
 
 
+def test_openi_numbers_that_a_table_with_gaps_has_made_floats(openi):
+    path = openi / "indiana_reports.csv"
+    path.write_bytes(re.sub(rb"(?m)^(\d+),", rb"\1.0,", path.read_bytes()))
+    with pytest.warns(UserWarning, match="4 of 130 rows left out: no impression"):
+        assert len(load_pairs("openi", "test", data_dir=openi)) == 126
+
+
 # All of them
 
 
@@ -502,6 +570,24 @@ def test_a_folder_is_needed_and_a_wrong_one_named(name, tmp_path):
         load_pairs(name, "test", data_dir=tmp_path / "nowhere")
     with pytest.raises(ValueError, match=str(tmp_path)):
         load_pairs(name, "test", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "kind"),
+    [
+        ("padchest", "min_count", "abc", "a whole number"),
+        ("padchest", "min_count", True, "a whole number"),
+        ("chexpert", "data_dir", 5, "a text or a path or null"),
+        ("chestxray14", "with_boxes", "yes", "true or false"),
+        ("pairs", "validation_share", "x", "a number"),
+        ("pairs", "label_columns", "Edema", "a list of texts"),
+        ("pairs", "streaming", "yes", "true or false"),
+        ("mimic_cxr", "views", 3, "a text or null"),
+    ],
+)
+def test_options_of_a_wrong_kind_are_named(name, option, value, kind):
+    with pytest.raises(ValueError, match=f"{name}: {option} must be {kind}; got {value!r}"):
+        load_pairs(name, "test", **{option: value})
 
 
 @pytest.mark.filterwarnings("ignore:ms_cxr")
@@ -530,7 +616,13 @@ def test_evaluated_by_the_command(mimic, chexpert, processor, tmp_path, monkeypa
     written = run("mimic_cxr", "--data_dir", mimic.parent / "prepared", "--blank", "zeros")
     assert written["metrics"]["num_images"] == 12 and written["metrics"]["retrieval"]
     assert written["labels"] == {"uncertain": "ignore", "blank": "zeros"}
-    ignored = run("mimic_cxr", "--data_dir", mimic.parent / "prepared")
+    # What a model was trained with is taken over, but not where things lay, and null takes it back.
+    trained = {"name": "mimic_cxr", "options": {"data_dir": "x", "reports": "r.zip", "section": "findings"}}
+    (tmp_path / "model" / "training_config.yaml").write_text(json.dumps({"data": trained}))
+    with pytest.raises(SystemExit, match="prepared with section 'impression', not 'findings'"):
+        run("mimic_cxr", "--data_dir", mimic.parent / "prepared")
+    ignored = run("mimic_cxr", "--data_dir", mimic.parent / "prepared", "--data.options.section", "null")
+    assert ignored["options"] == {"data_dir": str(mimic.parent / "prepared")}
     assert len(ignored["metrics"]["undefined"]) > len(written["metrics"].get("undefined", {}))
 
 

@@ -414,6 +414,15 @@ def test_a_subject_in_two_splits_is_refused(tmp_path):
         load_pairs("pairs", "train", data_dir=tmp_path / "saved", **OPTIONS)
 
 
+def test_a_subject_is_the_same_as_a_whole_number_and_as_a_float(tmp_path):
+    """A table with a blank cell writes all its whole numbers as floats."""
+    write_pictures(tmp_path)
+    (tmp_path / "train.csv").write_text(csv_text([row | {"patient": "17"} for row in ROWS[:10]]))
+    (tmp_path / "test.csv").write_text(csv_text([ROWS[10] | {"patient": "17.0"}, ROWS[11] | {"patient": ""}]))
+    with pytest.raises(ValueError, match="1 subjects stand in both test and train, such as 17"):
+        load_pairs("pairs", "test", data_dir=tmp_path, **OPTIONS)
+
+
 def test_nothing_is_written_into_a_saved_folder(tmp_path):
     table([*ROWS[:5], ROWS[5] | {"findings": ""}, *ROWS[6:]]).save_to_disk(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}

@@ -106,6 +106,7 @@ SHAPES = [
     ("headings that nobody knows", " IMPRESSION: Edema.\n DR. DID NOT READ\n PHYSICIST NOTE: Dose low.\n", "Edema. DR. DID NOT READ", "", "Edema. DR. DID NOT READ", "Edema. DR. DID NOT READ"),
     ("findings before history", " FINDINGS: Edema.\n HISTORY: Cough.\n", "", "Edema.", "Edema.", "Edema."),
     ("Windows line ends", " FINDINGS:\r\n Edema.\r\n IMPRESSION:\r\n Worse\r\n edema.\r\n", "Worse edema.", "Edema.", "Worse edema.", "Edema. Worse edema."),
+    ("a small title", " final report\n impression: Edema.\n", "Edema.", "", "Edema.", "Edema."),
     ("tabs and no indent", "FINDINGS:\tEdema.\nIMPRESSION:\tWorse.", "Worse.", "Edema.", "Worse.", "Edema. Worse."),
     ("de-identified words", " IMPRESSION: Compared to ___, Dr. ___'s ___-year-old patient (___) is worse .\n", "Compared to, Dr. year-old patient is worse.", "", "Compared to, Dr. year-old patient is worse.", "Compared to, Dr. year-old patient is worse."),
     ("a time in the text", " IMPRESSION: Reported at 10:30 a.m. Edema.\n", "Reported at 10:30 a.m. Edema.", "", "Reported at 10:30 a.m. Edema.", "Reported at 10:30 a.m. Edema."),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import evaluate
 import numpy as np
 import pytest
 import torch
@@ -23,8 +24,9 @@ from modeling_tier.data.chestxray14 import LABELS
 from modeling_tier.data.columns import CHEXPERT_LABELS
 from modeling_tier.data.phantom import FINDINGS
 from modeling_tier.evaluation import LABEL_POLICIES, evaluate_zero_shot, load_model, load_prompts
+from modeling_tier.evaluation.figures import plot_similarity_maps
 from modeling_tier.evaluation.localisation import box_mask
-from modeling_tier.evaluation.zero_shot import peak_spread, top_share
+from modeling_tier.evaluation.zero_shot import peak_spread, recall, top_share
 
 
 ROOT = Path(__file__).parents[2]
@@ -136,6 +138,29 @@ def test_a_box_outside_the_crop_is_empty_and_a_tiny_one_is_not():
     assert box_mask([[100, 30, 101, 31]], (200, 64), image_processor).sum() == 1
 
 
+def test_recall_in_blocks_is_the_metric():
+    rng = np.random.default_rng(0)
+    images, texts = (rng.normal(size=(70, 8)) for _ in range(2))
+    groups = rng.integers(0, 50, 70)
+    metric = evaluate.load(str(ROOT / "modeling_tier/evaluation/metrics/retrieval_recall"))
+    for queries, candidates in ((images, texts), (texts, images)):
+        expected = metric.compute(predictions=queries @ candidates.T, references=groups)
+        assert recall(queries, candidates, groups, block=16) == pytest.approx(expected)
+        assert 0 < expected["r@1"] < expected["r@10"] < 1
+
+
+def test_a_figure_that_has_nothing_to_show_is_not_drawn_and_pictures_are_opened_only_to_be_shown(
+    tmp_path, model, processor, pairs, monkeypatch
+):
+    opened = []
+    original = Dataset.__getitem__
+    monkeypatch.setattr(Dataset, "__getitem__", lambda self, key: opened.append(key) or original(self, key))
+    plot_similarity_maps({"map": model}, processor, pairs, tmp_path / "none.png", ["Support Devices"])
+    assert not (tmp_path / "none.png").exists() and not opened
+    plot_similarity_maps({"map": model}, processor, pairs, tmp_path / "some.png", ["Edema", "Cardiomegaly"])
+    assert (tmp_path / "some.png").is_file() and len(opened) == 2
+
+
 def test_top_share_and_peak_spread():
     one = np.zeros((3, 20))
     one[:, 0] = 5
@@ -217,6 +242,9 @@ def test_templates_are_filled_for_the_labels_that_have_no_sentences_of_their_own
         },
         "Edema": {"positive": ["Wet lungs."], "negative": ["Clear.", "Dry lungs."]},
     }
+    path.write_text("templates: {positive: ['{finding}.'], negative: ['No {finding}.']}")
+    with pytest.raises(ValueError, match="it has none"):
+        load_prompts(str(path), [])
     path.write_text("templates: {positive: [Something.], negative: ['No {finding}.']}")
     with pytest.raises(ValueError, match=r"must have the place \{finding\}"):
         load_prompts(str(path), ["Edema"])

@@ -193,7 +193,7 @@ def test_an_unreadable_image_is_told_by_its_id(processor, workers, streaming):
     pairs = Dataset.from_list(rows, features=pair_features(ids="string"))
     pairs = pairs.to_iterable_dataset(2) if streaming else pairs
     options = ["--data.augmentation=paper", *["--training.steps_per_epoch=2"] * streaming]
-    with pytest.raises(ValueError, match="The image picture 5 cannot be read") as error:
+    with pytest.raises(ValueError, match="^The image picture 5 cannot be read") as error:
         list(batches(pairs, processor, *options, workers=workers).of_epoch(0))
     traceback.clear_frames(error.tb)  # else the workers live on until the garbage is collected, and are slow to end
 
