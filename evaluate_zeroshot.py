@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace, options: dict) -> None:
     dataset = load_pairs(arguments.dataset, arguments.split, **options)
     prompts = {}
     if arguments.prompts or has_prompts(arguments.dataset):
-        prompts = load_prompts(arguments.prompts or arguments.dataset, dataset.features.get("labels"))
+        prompts = load_prompts(arguments.prompts or arguments.dataset, dataset.features.get("labels", {}))
     policies = {"uncertain": arguments.uncertain, "blank": arguments.blank}
     metrics, details = evaluate_zero_shot(model, processor, dataset, prompts, arguments.batch_size, **policies)
 
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace, options: dict) -> None:
     }
     (output_dir / "metrics.json").write_text(json.dumps({**source, "metrics": metrics}, indent=2))
     print(metrics_tables(metrics))
-    if "labels" in dataset.features and not prompts and arguments.dataset != "ms_cxr":
+    if "labels" in dataset.features and not prompts:
         print("\nThere are no sentences for its labels, so no AUROC: give --prompts FILE.")
     figures = output_dir / "figures"
     figures.mkdir(parents=True, exist_ok=True)

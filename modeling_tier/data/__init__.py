@@ -78,7 +78,7 @@ def _fits(value, hint) -> bool:
         return any(_fits(value, one) for one in typing.get_args(hint))
     if typing.get_origin(hint) is Iterable:  # of texts
         return isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value)
-    kinds = {float: (int, float), types.NoneType: types.NoneType}.get(hint, hint)
+    kinds = (int, float) if hint is float else hint
     return isinstance(value, kinds) and (hint is bool or not isinstance(value, bool))
 
 

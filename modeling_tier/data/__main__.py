@@ -5,7 +5,8 @@ import argparse
 import inspect
 import sys
 
-from .mimic_cxr import LABELERS, SPLIT_RULES, VIEWS
+from .columns import VIEWS
+from .mimic_cxr import LABELERS, SPLIT_RULES
 from .prepare import prepare, summary_text
 from .sections import SECTIONS
 from .synthetic import write_contact_sheet, write_mimic_tree

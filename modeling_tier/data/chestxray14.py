@@ -7,8 +7,8 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from .columns import check_choice, check_subjects, make_pairs, pair_features
-from .pictures import picture_size
+from .columns import check_split, check_subjects, make_pairs, pair_features
+from .pictures import picture_size, scaled_box
 from .tables import file_line, find_table, leave_out, need_folder, read_table, to_numbers, warn_left_out
 
 
@@ -54,8 +54,7 @@ def chestxray14(split: str = "test", data_dir: str | os.PathLike | None = None, 
         ValueError: for an unknown option, a missing file or column, an unknown finding or a bad box (file, line), or
             subjects in two splits.
     """
-    check_choice("chestxray14", "split", split, _LISTS)
-    check_choice("chestxray14", "with_boxes", with_boxes, (True, False))
+    check_split("chestxray14", split, _LISTS)
     folder = need_folder("chestxray14", data_dir, f"the folder with {_TABLES[0]} and the images")
     path = find_table(folder, _TABLES)
     table = read_table(path, ("Image Index", "Finding Labels", "Patient ID", "View Position"), ("Follow-up #",))
@@ -139,13 +138,8 @@ def _regions(path: str, boxes) -> list[dict]:
     """In pixels of the picture as it is, which may have been made smaller."""
     if not boxes:
         return []
-    width, height = picture_size({"bytes": None, "path": path}) or (_SIDE, _SIDE)
-    scale = (width / _SIDE, height / _SIDE) * 2
+    whole = (_SIDE, _SIDE)
+    size = picture_size({"bytes": None, "path": path}) or whole
     return [
-        {
-            "finding": name,
-            "phrase": name.replace("_", " "),
-            "box": [value * factor for value, factor in zip(box, scale)],
-        }
-        for name, box in boxes
+        {"finding": name, "phrase": name.replace("_", " "), "box": scaled_box(box, whole, size)} for name, box in boxes
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from datasets import Dataset, Value
 
-from .columns import CHEXPERT_LABELS, check_choice, check_subjects, make_pairs, pair_features
+from .columns import CHEXPERT_LABELS, VIEWS, check_choice, check_split, check_subjects, make_pairs, pair_features
 from .tables import (
     file_line,
     find_table,
@@ -23,7 +23,6 @@ from .tables import (
 
 
 BY = ("image", "study")
-VIEWS = ("all", "frontal")
 
 _TABLES = {
     "train": ["train.csv"],
@@ -60,7 +59,7 @@ def chexpert(
         ValueError: for an unknown option, a missing file or column, a value that is no label (file, line, column), a
             test study that a reader has not read, or subjects in two splits.
     """
-    check_choice("chexpert", "split", split, _TABLES)
+    check_split("chexpert", split, _TABLES)
     check_choice("chexpert", "by", by, BY)
     check_choice("chexpert", "views", views, VIEWS)
     folder = _root(need_folder("chexpert", data_dir, "the folder of CheXpert"), _TABLES[split])

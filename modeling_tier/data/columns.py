@@ -7,6 +7,7 @@ from datasets import Dataset, Features, Image, List, Value
 
 
 SPLITS = ("train", "validation", "test")
+VIEWS = ("all", "frontal")
 
 # The 14 labels of CheXpert and MIMIC-CXR-JPG, in the order of MIMIC-CXR-JPG's tables.
 CHEXPERT_LABELS = (

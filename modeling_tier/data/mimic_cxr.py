@@ -18,14 +18,22 @@ import pandas as pd
 from datasets import Dataset
 from sklearn.model_selection import GroupShuffleSplit
 
-from .columns import CHEXPERT_LABELS, SPLITS, check_split, check_subjects, pair_features
+from .columns import (
+    CHEXPERT_LABELS,
+    SPLITS,
+    VIEWS,
+    check_choice,
+    check_split,
+    check_subjects,
+    make_pairs,
+    pair_features,
+)
 from .prepared import is_prepared, load_prepared, preparation
 from .sections import SECTIONS, report_text
-from .tables import file_line, find_table, label_dicts, read_table, to_integers, to_labels
+from .tables import file_line, find_table, label_dicts, need_folder, read_table, to_integers, to_labels
 
 
 SPLIT_RULES = ("official", "paper")
-VIEWS = ("all", "frontal")
 LABELERS = ("chexpert", "negbio", "radiologist")
 
 DEFAULTS = {"section": "impression", "split_by": "official", "views": "all", "labeler": "chexpert"}
@@ -122,19 +130,21 @@ def mimic_cxr(
             f"text for section {section}, such as {source.where(*missing[['subject_id', 'study_id']].iloc[0])}.",
             stacklevel=2,
         )
-    columns = {
-        "image": [str(folder / path) for path in map(image_path, *(rows[c] for c in _IDS))],
-        "text": [texts[study] for study in rows["study_id"]],
+    images = [str(folder / path) for path in map(image_path, rows["subject_id"], rows["study_id"], rows["dicom_id"])]
+    return make_pairs(pair_columns(rows.assign(text=rows["study_id"].map(texts)), images), FEATURES)
+
+
+def pair_columns(rows: pd.DataFrame, images: list) -> dict[str, list]:
+    """The columns of `FEATURES` from rows of [`image_table`] with their `text`."""
+    return {
+        "image": images,
+        "text": rows["text"].tolist(),
         "subject_id": rows["subject_id"].tolist(),
         "study_id": rows["study_id"].tolist(),
         "image_id": rows["dicom_id"].tolist(),
         "view": rows["view"].tolist(),
         "labels": label_dicts(rows[list(CHEXPERT_LABELS)]),
     }
-    return Dataset.from_dict(columns, features=FEATURES)
-
-
-_IDS = ("subject_id", "study_id", "dicom_id")
 
 
 def image_path(subject_id: int, study_id: int, dicom_id: str) -> str:
@@ -398,8 +408,7 @@ def _prepared(folder: Path, split: str, chosen: dict, reports) -> Dataset:
 
 
 def _check(data_dir, section: str, split_by: str, views: str, labeler: str) -> None:
-    if data_dir is None:
-        raise ValueError("mimic_cxr needs data_dir: the folder of MIMIC-CXR-JPG, or one that prepare has written.")
+    need_folder("mimic_cxr", data_dir, "the folder of MIMIC-CXR-JPG, or one that prepare has written")
     options = (
         ("section", section, SECTIONS),
         ("split_by", split_by, SPLIT_RULES),
@@ -407,8 +416,7 @@ def _check(data_dir, section: str, split_by: str, views: str, labeler: str) -> N
         ("labeler", labeler, LABELERS),
     )
     for name, value, known in options:
-        if value not in known:
-            raise ValueError(f"{name} must be one of {list(known)}; got {value!r}.")
+        check_choice("mimic_cxr", name, value, known)
 
 
 def plan(data_dir, reports_dir, reports, **choices: str) -> tuple[pd.DataFrame, list[dict], Reports]:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pandas as pd
 from datasets import Dataset
 
-from .columns import SPLITS, check_choice, make_pairs, pair_features
+from .columns import SPLITS, check_choice, check_split, make_pairs, pair_features
 from .mimic_cxr import official_splits
-from .pictures import picture_size, undecoded
+from .pictures import picture_size, scaled_box, undecoded
 from .prepared import is_prepared, load_prepared, prepared_splits
 from .tables import file_line, find_table, inside, leave_out, need_folder, read_table, to_numbers
 
@@ -52,7 +52,7 @@ def ms_cxr(
         ValueError: for an unknown option, a missing file or column, a bad box or path (file, line), or if no image is
             there.
     """
-    check_choice("ms_cxr", "split", split, ("test",))
+    check_split("ms_cxr", split, ("test",))
     check_choice("ms_cxr", "mimic_split", mimic_split, MIMIC_SPLITS)
     folder = need_folder("ms_cxr", data_dir, "the folder of MIMIC-CXR-JPG, or one that prepare has written")
     if boxes and not Path(boxes).is_file():
@@ -85,7 +85,7 @@ def _raw(folder: Path, table: pd.DataFrame, mimic_split: str, source: Path) -> d
     part = table["dicom_id"].map(splits)
     if mimic_split != "all":
         table, part = table[part == mimic_split], part[part == mimic_split]
-    _warn_of_training(part)
+    _warn_of_training(int((part == "train").sum()))
     rows, found = [], []
     for row in table.itertuples():
         ids = _IDS.search(row.path.replace("\\", "/"))
@@ -118,7 +118,7 @@ def _prepared(folder: Path, table: pd.DataFrame, mimic_split: str, source: Path)
         where |= dict.fromkeys(chosen["image_id"], name)
         if mimic_split in ("all", name):
             if name == "train":
-                _warn_of_training(pd.Series("train", index=chosen["image_id"]))
+                _warn_of_training(len(rows))
             for column in ("image", "subject_id", "study_id", "image_id", "view"):
                 columns[column] += chosen[column]
     if not columns["image"]:
@@ -130,8 +130,7 @@ def _prepared(folder: Path, table: pd.DataFrame, mimic_split: str, source: Path)
     return columns
 
 
-def _warn_of_training(split: pd.Series) -> None:
-    number = int((split == "train").sum())
+def _warn_of_training(number: int) -> None:
     if number:
         warnings.warn(
             f"ms_cxr: {number} images are of MIMIC-CXR's training split. They say nothing about a model that was "
@@ -147,9 +146,8 @@ def _labels(findings: list[str], boxes: list) -> dict:
 
 def _regions(cell: dict, boxes: list) -> list[dict]:
     """In pixels of the picture as it is stored."""
-    width, height = picture_size(cell)
-    regions = []
-    for finding, phrase, box, (whole_width, whole_height) in boxes:
-        scale = (width / whole_width, height / whole_height) * 2
-        regions.append({"finding": finding, "phrase": phrase, "box": [v * s for v, s in zip(box, scale)]})
-    return regions
+    size = picture_size(cell)
+    return [
+        {"finding": finding, "phrase": phrase, "box": scaled_box(box, whole, size)}
+        for finding, phrase, box, whole in boxes
+    ]

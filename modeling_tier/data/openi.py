@@ -4,18 +4,16 @@
 import os
 import re
 import zlib
-from pathlib import Path
 
 from datasets import Dataset
 
-from .columns import SPLITS, check_choice, make_pairs, pair_features
+from .columns import SPLITS, VIEWS, check_choice, check_split, make_pairs, pair_features
 from .padchest import chosen_names
 from .sections import SECTIONS, clean
-from .tables import find_table, leave_out, need_folder, read_table
+from .tables import find_picture, find_table, leave_out, need_folder, read_table
 
 
 SPLIT_RULES = ("none", "subject")
-VIEWS = ("all", "frontal")
 
 _FOLDERS = ("images/images_normalized", "images_normalized", "images", "")
 # What the data set puts in the place of a de-identified word.
@@ -51,7 +49,7 @@ def openi(
     """
     check_choice("openi", "section", section, SECTIONS)
     check_choice("openi", "split_by", split_by, SPLIT_RULES)
-    check_choice("openi", "split", split, SPLITS if split_by == "subject" else ("test",))
+    check_split("openi", split, SPLITS if split_by == "subject" else ("test",))
     check_choice("openi", "views", views, VIEWS)
     folder = need_folder("openi", data_dir, "the folder with indiana_reports.csv and the images")
     path = find_table(folder, ["indiana_reports.csv"])
@@ -68,11 +66,12 @@ def openi(
         table = table[table["uid"].map(_split) == split]
     table["text"] = [_text(section, *row) for row in zip(table["findings"], table["impression"])]
     table = leave_out(table, table["text"] == "", "openi", f"no {section} in the report", "filename")
-    table = table.assign(path=[_find(folder, name) for name in table["filename"]])
+    places = [folder / place for place in _FOLDERS]
+    table = table.assign(path=[find_picture(places, name) for name in table["filename"]])
     if table.empty:
         raise ValueError(f"openi: no row is left with section {section!r} and views {views!r}.")
     if table["path"].isna().all():
-        looked = ", ".join(str(folder / place) for place in _FOLDERS)
+        looked = ", ".join(map(str, places))
         raise ValueError(f"openi: none of {len(table)} images is there; looked in {looked}.")
     table = leave_out(table, table["path"].isna(), "openi", "the file is missing", "filename")
     problems = table["Problems"].map(lambda text: {name.strip() for name in text.split(";")} - {""})
@@ -107,9 +106,3 @@ def _text(section: str, findings: str, impression: str) -> str:
         "impression_or_findings": impression or findings,
         "both": f"{findings} {impression}".strip(),
     }[section]
-
-
-def _find(folder: Path, name: str) -> str | None:
-    if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
-        return None
-    return next((str(folder / place / name) for place in _FOLDERS if (folder / place / name).is_file()), None)

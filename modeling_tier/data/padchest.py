@@ -9,13 +9,12 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from .columns import check_choice, make_pairs, pair_features
-from .tables import find_table, leave_out, need_folder, read_table
+from .columns import VIEWS, check_choice, check_split, make_pairs, pair_features
+from .tables import find_picture, find_table, leave_out, need_folder, read_table
 
 
 READERS = ("physician", "all")
 FINDINGS = ("paper", "all")
-VIEWS = ("all", "frontal")
 
 _TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
 _COLUMNS = ("ImageID", "ImageDir", "StudyID", "PatientID", "Projection", "MethodLabel", "Labels")
@@ -60,7 +59,7 @@ def padchest(
     Raises:
         ValueError: for an unknown option, a missing file or column, or if no image or no finding is left.
     """
-    check_choice("padchest", "split", split, ("test",))
+    check_split("padchest", split, ("test",))
     check_choice("padchest", "readers", readers, READERS)
     check_choice("padchest", "findings", findings, FINDINGS)
     check_choice("padchest", "views", views, VIEWS)
@@ -76,10 +75,13 @@ def padchest(
     table = leave_out(table, table.duplicated("ImageID"), "padchest", f"an image twice in {path.name}", "line")
     if table.empty:
         raise ValueError(f"padchest: no row of {path} is left with readers {readers!r} and views {views!r}.")
-    table = table.assign(path=[_find(folder, *row) for row in zip(table["ImageDir"], table["ImageID"])])
+    table = table.assign(
+        path=[find_picture(_places(folder, d), name) for d, name in zip(table["ImageDir"], table["ImageID"])]
+    )
     lost = table["path"].isna()
     if lost.all():
-        looked = ", ".join(map(str, _places(folder, *table[["ImageDir", "ImageID"]].iloc[0])))
+        first = table.iloc[0]
+        looked = ", ".join(str(place / first["ImageID"]) for place in _places(folder, first["ImageDir"]))
         raise ValueError(f"padchest: none of {len(table)} images is there; looked for {looked}.")
     table = leave_out(table, lost, "padchest", "the file is missing", "ImageID")
 
@@ -114,12 +116,5 @@ def chosen_names(rows, min_count: int, among=None) -> list[str]:
     return sorted(name for name in (count if among is None else among) if count[name] >= max(1, min_count))
 
 
-def _places(folder: Path, image_dir: str, image_id: str) -> list[Path]:
-    names = [name for name in (image_dir, "images", ".") if re.fullmatch(r"[\w-]+|\.", name)]
-    return [folder / name / image_id for name in names]
-
-
-def _find(folder: Path, image_dir: str, image_id: str) -> str | None:
-    if not re.fullmatch(r"[\w.-]+", image_id) or image_id.startswith("."):
-        return None
-    return next((str(path) for path in _places(folder, image_dir, image_id) if path.is_file()), None)
+def _places(folder: Path, image_dir: str) -> list[Path]:
+    return [folder / name for name in (image_dir, "images", ".") if re.fullmatch(r"[\w-]+|\.", name)]

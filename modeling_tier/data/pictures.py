@@ -3,6 +3,7 @@
 
 import io
 import os
+from collections.abc import Iterable
 
 import PIL.Image
 from datasets import Dataset, Image, IterableDataset
@@ -50,6 +51,12 @@ def read_picture(cell: dict, image_id: str) -> PIL.Image.Image:
 def _unreadable(image_id: str, why, path: str | None) -> ValueError:
     place = f" ({path})" if path and path not in str(why) else ""
     return ValueError(f"The image {image_id} cannot be read: {why}{place}")
+
+
+def scaled_box(box: Iterable[float], whole: tuple[float, float], size: tuple[int, int]) -> list[float]:
+    """A box of a picture of the width and height `whole` in pixels of a copy of another size."""
+    scale = (size[0] / whole[0], size[1] / whole[1]) * 2
+    return [value * factor for value, factor in zip(box, scale)]
 
 
 def picture_size(cell: dict) -> tuple[int, int] | None:

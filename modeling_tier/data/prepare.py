@@ -35,10 +35,9 @@ from tqdm.auto import tqdm
 
 from ..processing_tier import load_radiograph
 from .columns import CHEXPERT_LABELS, SPLITS, check_subjects
-from .mimic_cxr import FEATURES, image_path, plan
+from .mimic_cxr import FEATURES, image_path, pair_columns, plan
 from .prepared import FORMAT, PREPARATION, REJECTED, SUMMARY, is_prepared, preparation, shard_path
 from .sections import report_text
-from .tables import label_dicts
 
 
 ROWS_PER_SHARD = 1000
@@ -289,15 +288,7 @@ def _finish(path: Path, rows: pd.DataFrame, paths: list[str], work: list, notes:
         for result, name in zip((r for r in results if isinstance(r, bytes)), kept["dicom_id"])
     ]
     schema = FEATURES.arrow_schema
-    columns = {
-        "image": pictures,
-        "text": kept["text"].tolist(),
-        "subject_id": kept["subject_id"].tolist(),
-        "study_id": kept["study_id"].tolist(),
-        "image_id": kept["dicom_id"].tolist(),
-        "view": kept["view"].tolist(),
-        "labels": label_dicts(kept[list(CHEXPERT_LABELS)]),
-    }
+    columns = pair_columns(kept, pictures)
     arrays = [pa.array(columns[field.name], type=field.type) for field in schema]
     shard = pa.Table.from_arrays(arrays, schema=schema)
     with _replacing(_notes_path(path)) as file:  # before the shard: where there is a shard, there are its notes

@@ -4,6 +4,7 @@
 import csv
 import gzip
 import os
+import re
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
@@ -176,6 +177,13 @@ def inside(folder: Path, relative: str, where: str) -> Path:
     if not plain.strip() or PurePosixPath(plain).is_absolute() or normal.split(os.sep)[0] == "..":
         raise ValueError(f"{where}: the path {relative!r} leaves the data folder {folder}.")
     return folder / normal
+
+
+def find_picture(folders: Iterable[Path], name: str) -> str | None:
+    """The first file of that name in the folders; None if there is none, or the name leads out of a folder."""
+    if not re.fullmatch(r"[\w-][\w.-]*", name):
+        return None
+    return next((str(folder / name) for folder in folders if (folder / name).is_file()), None)
 
 
 def warn_left_out(name: str, number: int, total: int, reason: str, example: str) -> None:

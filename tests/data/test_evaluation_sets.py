@@ -319,7 +319,7 @@ def test_chestxray14(chestxray14):
 
 def test_chestxray14_says_what_is_wrong(chestxray14):
     load = lambda split="test", **options: load_pairs("chestxray14", split, data_dir=chestxray14, **options)  # noqa: E731
-    with pytest.raises(ValueError, match="split must be one of"):
+    with pytest.raises(ValueError, match="no split 'validation'; use one of"):
         load("validation")
     with pytest.raises(ValueError, match="with_boxes"):
         load("train", with_boxes=True)
@@ -533,7 +533,7 @@ def test_openi_in_parts(openi):
     parts = {split: set(load(split)["subject_id"]) for split in ("train", "validation", "test")}
     assert len(parts["train"]) > 40 and parts["validation"] and parts["test"]
     assert sum(map(len, parts.values())) == len(set().union(*parts.values())) == 63
-    with pytest.raises(ValueError, match="split must be one of"):
+    with pytest.raises(ValueError, match="no split 'train'; use one of"):
         load_pairs("openi", "train", data_dir=openi)
 
 
@@ -590,9 +590,9 @@ def test_options_of_a_wrong_kind_are_named(name, option, value, kind):
         load_pairs(name, "test", **{option: value})
 
 
-@pytest.mark.filterwarnings("ignore:ms_cxr")
-def test_evaluated_by_the_command(mimic, chexpert, processor, tmp_path, monkeypatch):
-    """CheXpert without texts or places, MS-CXR with places and without classes, MIMIC-CXR with its reports."""
+@pytest.fixture
+def run(processor, tmp_path, monkeypatch):
+    """evaluate_zeroshot.py on a model of random weights; gives what it wrote."""
     torch.manual_seed(0)
     model = TierModel(tier_config(text="bert", vision="resnet", image_pooling="mean"))
     model.save_pretrained(tmp_path / "model"), processor.save_pretrained(tmp_path / "model")
@@ -605,6 +605,12 @@ def test_evaluated_by_the_command(mimic, chexpert, processor, tmp_path, monkeypa
         evaluate_zeroshot.main()
         return json.loads((tmp_path / "out" / "metrics.json").read_text())
 
+    return run
+
+
+@pytest.mark.filterwarnings("ignore:ms_cxr")
+def test_evaluated_by_the_command(mimic, chexpert, run, tmp_path):
+    """CheXpert without texts or places, MS-CXR with places and without classes, MIMIC-CXR with its reports."""
     written = run("chexpert", "--data_dir", chexpert, "--data.options.by", "study")
     assert written["metrics"]["num_images"] == 3 and "retrieval" not in written["metrics"]
     assert written["metrics"]["undefined"]["Consolidation"] == "n+ = 0, n- = 3"
@@ -639,3 +645,37 @@ def test_a_data_set_without_texts_is_not_trained_on(chexpert, tmp_path):
     )
     with pytest.raises(ValueError, match="chexpert has no texts to train on"):
         train(config)
+
+
+@pytest.mark.filterwarnings("ignore:padchest")
+def test_padchest_evaluated(padchest, run):
+    metrics = run("padchest", "--data_dir", padchest)["metrics"]
+    assert metrics["num_images"] == 4 and set(metrics["auroc"]) == {
+        "cardiomegaly",
+        "normal",
+        "pleural effusion",
+        "mean",
+    }
+
+
+def test_chestxray14_evaluated(chestxray14, run):
+    metrics = run("chestxray14", "--data_dir", chestxray14)["metrics"]
+    assert metrics["num_images"] == 3 and metrics["undefined"]["Hernia"] == "n+ = 0, n- = 3"
+    assert {name for name, value in metrics["auroc"].items() if value is not None} == {
+        *("Cardiomegaly", "Effusion", "Infiltration", "Pleural_Thickening", "mean")
+    }
+    assert set(metrics["localisation"]["pointing_game"]) == {"Cardiomegaly", "Infiltration", "mean"}
+
+
+@pytest.mark.filterwarnings("ignore:openi")
+def test_openi_evaluated(openi, run):
+    metrics = run("openi", "--data_dir", openi, "--data.options.min_count", "1")["metrics"]
+    assert metrics["num_images"] == 126 and metrics["auroc"]["Cardiomegaly"] is not None and metrics["retrieval"]
+
+
+def test_sentences_that_no_label_can_fill_are_refused(run, tmp_path):
+    picture(tmp_path / "own" / "a.png")
+    write_csv(tmp_path / "own" / "test.csv", ("image", "text"), [("a.png", "Clear lungs.")])
+    (tmp_path / "p.yaml").write_text("templates: {positive: ['{finding}.'], negative: ['No {finding}.']}")
+    with pytest.raises(SystemExit, match="filled with the data set's labels, and it has none"):
+        run("pairs", "--data_dir", tmp_path / "own", "--prompts", tmp_path / "p.yaml")
