@@ -16,7 +16,15 @@ from pathlib import Path
 import yaml
 
 from modeling_tier.data import SPLITS, check_options, describe_datasets, load_pairs
-from modeling_tier.evaluation import LABEL_POLICIES, evaluate_zero_shot, has_prompts, load_model, load_prompts
+from modeling_tier.evaluation import (
+    LABEL_POLICIES,
+    combine_members,
+    evaluate_zero_shot,
+    has_prompts,
+    load_model,
+    load_prompts,
+    member_folders,
+)
 from modeling_tier.evaluation.figures import plot_patch_similarity, plot_roc, plot_similarity_maps
 from modeling_tier.evaluation.tables import metrics_tables
 from modeling_tier.training.configuration import parse_options
@@ -33,7 +41,11 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--model", required=True, help="folder or Hub id of a TIER model or a CLIPModel")
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="folder or Hub id of a TIER model or a CLIPModel, or a folder of such folders: an ensemble",
+    )
     parser.add_argument("--dataset", default="synthetic", help="data set, a key of modeling_tier.data.DATASETS")
     parser.add_argument("--split", choices=SPLITS, default="test")
     parser.add_argument("--data_dir", help="where the data set lies, for those that lie on a disk")
@@ -58,14 +70,17 @@ def run(arguments: argparse.Namespace, options: dict) -> None:
     if arguments.output_dir is None and not Path(arguments.model).is_dir():
         raise ValueError("--output_dir is needed for a model that is not a folder.")
     output_dir = Path(arguments.output_dir or Path(arguments.model) / "evaluation")
-    model, processor = load_model(arguments.model)
-    model.to(arguments.device)
+    models = {Path(member).name: load_model(member) for member in member_folders(arguments.model)}
     dataset = load_pairs(arguments.dataset, arguments.split, **options)
     prompts = {}
     if arguments.prompts or has_prompts(arguments.dataset):
         prompts = load_prompts(arguments.prompts or arguments.dataset, dataset.features.get("labels", {}))
     policies = {"uncertain": arguments.uncertain, "blank": arguments.blank}
-    metrics, details = evaluate_zero_shot(model, processor, dataset, prompts, arguments.batch_size, **policies)
+    results = {}
+    for name, (model, processor) in models.items():
+        model.to(arguments.device)
+        results[name] = evaluate_zero_shot(model, processor, dataset, prompts, arguments.batch_size, **policies)
+    metrics, details = next(iter(results.values())) if len(results) == 1 else combine_members(results)
 
     output_dir.mkdir(parents=True, exist_ok=True)
     source = {
@@ -82,7 +97,7 @@ def run(arguments: argparse.Namespace, options: dict) -> None:
         print("\nThere are no sentences for its labels, so no AUROC: give --prompts FILE.")
     figures = output_dir / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    if "regions" in dataset.features:
+    if "regions" in dataset.features and len(results) == 1:
         findings = list(prompts) or list(dataset.features["labels"])
         plot_similarity_maps({"map": model}, processor, dataset, figures / "similarity_maps.png", findings)
     if "rank_similarity" in details:
@@ -100,8 +115,10 @@ def data_options(arguments: argparse.Namespace, given: list[str]) -> dict:
     if unknown:
         raise ValueError(f"Unknown option --{unknown[0]}; see --help.")
     options = {}
-    training_config = Path(arguments.model) / "training_config.yaml"
-    if training_config.is_file():
+    # That of an ensemble lies in the folder of its run.
+    places = [Path(arguments.model), Path(arguments.model).parent]
+    training_config = next((p for place in places if (p := place / "training_config.yaml").is_file()), None)
+    if training_config:
         data = yaml.safe_load(training_config.read_text())["data"]
         if data["name"] == arguments.dataset:
             options = dict(data["options"])

@@ -15,6 +15,10 @@ def metrics_tables(metrics: dict) -> str:
     lines = [aligned(rows)] if columns else []
     if "undefined" in metrics:
         lines.append("\n".join(f"{name}: AUROC undefined ({why})" for name, why in metrics["undefined"].items()))
+    if "members" in metrics:
+        means = [["member", "AUROC"]]
+        means += [[name, _number(member["auroc"]["mean"])] for name, member in metrics["members"].items()]
+        lines.append(aligned(means))
     single = []
     if "retrieval" in metrics:
         recall = [["recall", "R@1", "R@5", "R@10"]]

@@ -36,6 +36,17 @@ def load_model(name_or_path: str) -> tuple[TierModel, TierProcessor]:
     return TierModel.from_pretrained(name_or_path).eval(), TierProcessor.from_pretrained(name_or_path)
 
 
+def member_folders(name_or_path: str) -> list[str]:
+    """The models of an ensemble, a folder that holds nothing but model folders; else the model itself."""
+    folder = Path(name_or_path)
+    if not folder.is_dir() or (folder / "config.json").is_file():
+        return [name_or_path]
+    members = sorted(str(member.parent) for member in folder.glob("*/config.json"))
+    if not members:
+        raise ValueError(f"{folder} is neither a model folder (no config.json) nor an ensemble of such folders.")
+    return members
+
+
 @torch.inference_mode()
 def evaluate_zero_shot(
     model: TierModel,
@@ -171,6 +182,26 @@ def evaluate_zero_shot(
     if localisation:
         metrics["localisation"] = grounding.result(findings)
     return metrics, details
+
+
+def combine_members(results: dict[str, tuple[dict, dict]]) -> tuple[dict, dict]:
+    """
+    An ensemble as in arXiv 2212.06710: the mean of its members' scores.
+
+    Args:
+        results: what [`evaluate_zero_shot`] gave for each member, on the same data set.
+
+    Returns:
+        `metrics`: those of the mean scores, and `members`: each member's own. `details` as for a single model.
+    """
+    members = {name: metrics for name, (metrics, _) in results.items()}
+    first, details = next(iter(results.values()))
+    if "scores" not in details:
+        raise ValueError("An ensemble needs sentences for the labels of the data set: it is the mean of their scores.")
+    scores = np.mean([each["scores"] for _, each in results.values()], axis=0)
+    shared = {name: first[name] for name in ("num_images", "unreadable") if name in first}
+    metrics = shared | _auroc(details["findings"], scores, details["labels"]) | {"members": members}
+    return metrics, {name: details[name] for name in ("rows", "findings", "labels")} | {"scores": scores}
 
 
 def _read(rows: dict, unreadable: list[str]) -> tuple[dict, list[int]]:

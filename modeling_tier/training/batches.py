@@ -2,6 +2,7 @@
 """Batches of one process: which pairs, in which order, and from pictures and texts to tensors."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -139,6 +140,17 @@ class Batches:
             has = self.processor.image_processor
             options = {name: False for name in ("do_resize", "do_center_crop") if getattr(has, name, False)}
         return dict(self.processor(images=images, text=[row["text"] for row in rows], images_kwargs=options))
+
+
+def share_of_subjects(pairs: Dataset | IterableDataset, share: float, seed: int) -> Dataset:
+    """The pairs of a random share of the subjects (rounded up); a row without a subject stands for itself."""
+    if isinstance(pairs, IterableDataset):
+        raise ValueError("data.subject_share needs a data set that is not streamed.")
+    subjects = [i if subject is None else str(subject) for i, subject in enumerate(pairs["subject_id"][:])]
+    each = list(dict.fromkeys(subjects))
+    chosen = np.random.default_rng([seed, 1]).permutation(len(each))[: math.ceil(share * len(each))]
+    chosen = {each[i] for i in chosen}
+    return pairs.select([i for i, subject in enumerate(subjects) if subject in chosen])
 
 
 def _by_study(pairs: Dataset) -> list[np.ndarray]:

@@ -26,6 +26,7 @@ def build_processor(config: TrainConfig, pairs: Dataset | IterableDataset) -> Ti
         image_processor = CLIPImageProcessor(
             size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
         )
+    image_processor = with_options(image_processor, config.model.image_options)
     tokenizer_source = config.tokenizer.pretrained or pretrained
     if tokenizer_source:
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_source)
@@ -35,6 +36,22 @@ def build_processor(config: TrainConfig, pairs: Dataset | IterableDataset) -> Ti
         tokenizer = train_tokenizer(pairs["text"], config.tokenizer.vocab_size)
     tokenizer.model_max_length = min(tokenizer.model_max_length, config.data.max_text_tokens)
     return TierProcessor(image_processor=image_processor, tokenizer=tokenizer)
+
+
+def with_options(image_processor, options: dict):
+    """
+    The same image processor with other options.
+
+    Raises:
+        ValueError: for an option that it does not have, with those that it has.
+    """
+    known = sorted(
+        name for name in type(image_processor).valid_kwargs.__annotations__ if hasattr(image_processor, name)
+    )
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(f"model.image_options: unknown option {unknown[0]!r} of the image processor; it has {known}.")
+    return type(image_processor)(**image_processor.to_dict() | options) if options else image_processor
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

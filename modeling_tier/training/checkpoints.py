@@ -64,3 +64,19 @@ def find_checkpoint(resume: str, output_dir: Path) -> Path:
             "or start a new run from its model with model.pretrained."
         )
     return folder
+
+
+def keep_best(kept: list[list], epoch: int, value: float, number: int) -> list[list]:
+    """The `number` best of `[epoch, value]`, the best first, with one more; of equal ones the earlier stays."""
+    return sorted([*kept, [epoch, value]], key=lambda entry: -entry[1])[:number]
+
+
+def prune_ensemble(folder: Path, kept: list[list]) -> None:
+    """
+    Delete the models of an ensemble that are no longer among the kept ones. Only after the checkpoint that says so is
+    whole: a run that resumes from an earlier one finds all that it counts on.
+    """
+    names = {f"epoch-{epoch}" for epoch, _ in kept}
+    for member in folder.glob("epoch-*"):
+        if member.name not in names:
+            shutil.rmtree(member)

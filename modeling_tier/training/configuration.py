@@ -14,12 +14,14 @@ import yaml
 from transformers import AutoConfig
 
 from ..configuration_tier import TierConfig
-from ..data import check_options
+from ..data import SPLITS, check_options
 from ..data.transforms import AUGMENTATIONS
 from ..evaluation import LABEL_POLICIES, has_prompts, load_prompts
 
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
+OPTIMIZERS = ("adamw", "adam")
+SCHEDULES = ("cosine", "constant")
 # The metrics by which a checkpoint can be the best, and whether more is better.
 BEST_METRICS = {"auroc": True, "loss": False, "contrastive_loss": False, "pointing_game": True, "cnr": True}
 
@@ -36,6 +38,7 @@ class DataOptions:
     train: dict = option(dict, "options of the data set for training alone, e.g. data.train.num_images")
     validation: dict = option(dict, "options of the data set for validation alone")
     augmentation: str = option("none", f"of training pictures: {' | '.join(['none', *AUGMENTATIONS])}")
+    subject_share: float = option(1.0, "share of the training subjects to train on, drawn by the seed")
     one_image_per_study: bool = option(
         False, "whether an epoch takes each study once, with another one of its images each time"
     )
@@ -48,6 +51,9 @@ class DataOptions:
 class ModelOptions:
     pretrained: str | None = option(None, "folder or Hub id of a TIER model or a CLIPModel to start from")
     image_size: int | None = option(None, "pixels a side of the input; needed unless a pretrained model says it")
+    image_options: dict = option(
+        dict, "options that replace the image processor's, e.g. model.image_options.image_mean"
+    )
     vision_config: dict = option(dict, "configuration of a new vision encoder, with its model_type")
     text_config: dict = option(dict, "configuration of a new text encoder, with its model_type")
     projection_dim: int | None = option(None, "dimension of the joint space")
@@ -67,14 +73,27 @@ class TokenizerOptions:
 
 
 @dataclass
+class FreezeOptions:
+    patterns: list = option(list, "names of modules or parameters that are not trained, with *, ? and [0-7]")
+    text_layers: int | None = option(
+        None, "so many first layers of the text encoder, and its embeddings; 0: these alone"
+    )
+    vision_layers: int | None = option(None, "the same for the vision encoder; of a convolutional one, so many stages")
+
+
+@dataclass
 class OptimizerOptions:
-    lr: float = option(1e-4, "largest learning rate of AdamW; not scaled by the number of processes")
+    name: str = option(
+        "adamw", f"{' | '.join(OPTIMIZERS)}; adam: weight decay is added to the gradients, of everything"
+    )
+    schedule: str = option("cosine", f"{' | '.join(SCHEDULES)}, after the warm-up")
+    lr: float = option(1e-4, "largest learning rate; not scaled by the number of processes")
     weight_decay: float = option(0.05, "of matrices and convolutions; biases, norms, embeddings, logit_scale: none")
     beta1: float = option(0.9, "decay of the mean of the gradients")
     beta2: float = option(0.98, "decay of the mean of their squares")
     warmup_share: float = option(0.1, "share of all steps in which the learning rate rises linearly")
     min_lr_share: float = option(0.01, "share of lr at the end of the cosine")
-    max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
+    max_grad_norm: float | None = option(1.0, "gradients are clipped to this norm; null: they are not")
 
 
 @dataclass
@@ -103,7 +122,11 @@ class TrainingOptions:
 class EvaluationOptions:
     every_epochs: int = option(1, "epochs between two evaluations; the last one is always evaluated")
     batch_size: int = option(128, "pairs a step")
+    dataset: str | None = option(None, "data set of the zero-shot metrics; null: the validation part of data.name")
+    split: str = option("validation", f"of evaluation.dataset: {' | '.join(SPLITS)}")
+    options: dict = option(dict, "options of evaluation.dataset, e.g. evaluation.options.data_dir")
     best_metric: str = option("auroc", f"the best checkpoint's metric, of {list(BEST_METRICS)}")
+    keep_best: int = option(1, "so many of the best checkpoints are kept; more than one: as an ensemble")
     prompts: str | None = option(None, "sentences for zero-shot: a YAML file; null: the data set's own, if any")
     uncertain: str = option("ignore", f"what a label of -1 counts as: {' | '.join(LABEL_POLICIES)}")
     blank: str = option("ignore", f"what a label that is not mentioned counts as: {' | '.join(LABEL_POLICIES)}")
@@ -116,6 +139,7 @@ class TrainConfig:
     data: DataOptions = option(DataOptions, "")
     model: ModelOptions = option(ModelOptions, "")
     tokenizer: TokenizerOptions = option(TokenizerOptions, "")
+    freeze: FreezeOptions = option(FreezeOptions, "")
     optimizer: OptimizerOptions = option(OptimizerOptions, "")
     regulariser: RegulariserOptions = option(RegulariserOptions, "")
     training: TrainingOptions = option(TrainingOptions, "")
@@ -168,10 +192,22 @@ def check_config(config: TrainConfig) -> None:
         except ValueError as error:
             raise ValueError(f"data.options or data.{split}: {error}") from None
     training, evaluation = config.training, config.evaluation
+    if evaluation.dataset is not None:
+        try:
+            check_options(evaluation.dataset, evaluation.options)
+        except ValueError as error:
+            raise ValueError(f"evaluation.dataset or evaluation.options: {error}") from None
+    elif evaluation.options:
+        raise ValueError("evaluation.options are those of evaluation.dataset, which is not set.")
     config_prompts(config)
     _one_of("data.augmentation", config.data.augmentation, ("none", *AUGMENTATIONS))
+    _one_of("evaluation.split", evaluation.split, SPLITS)
     for name in ("uncertain", "blank"):
         _one_of(f"evaluation.{name}", getattr(evaluation, name), LABEL_POLICIES)
+    _one_of("optimizer.name", config.optimizer.name, OPTIMIZERS)
+    _one_of("optimizer.schedule", config.optimizer.schedule, SCHEDULES)
+    if not all(isinstance(pattern, str) for pattern in config.freeze.patterns):
+        raise ValueError(f"freeze.patterns must be a list of texts; got {config.freeze.patterns}.")
     _one_of("training.mixed_precision", training.mixed_precision, ("no", "bf16", "fp16"))
     _one_of("evaluation.best_metric", evaluation.best_metric, BEST_METRICS)
     for tracker in training.trackers:
@@ -199,15 +235,16 @@ def config_prompts(config: TrainConfig, labels: Iterable[str] | None = None) -> 
         labels: names of the findings that the data set knows, where they are known already.
     """
     evaluation = config.evaluation
-    if not evaluation.prompts and not has_prompts(config.data.name):
+    dataset = evaluation.dataset or config.data.name
+    if not evaluation.prompts and not has_prompts(dataset):
         if evaluation.best_metric not in ("loss", "contrastive_loss"):
             raise ValueError(
-                f"evaluation.best_metric: {evaluation.best_metric} needs sentences, and {config.data.name} has none: "
+                f"evaluation.best_metric: {evaluation.best_metric} needs sentences, and {dataset} has none: "
                 "set evaluation.prompts, or best_metric to contrastive_loss."
             )
         return {}
     try:
-        return load_prompts(evaluation.prompts or config.data.name, labels)
+        return load_prompts(evaluation.prompts or dataset, labels)
     except ValueError as error:
         raise ValueError(f"evaluation.prompts: {error}") from None
 
@@ -300,7 +337,9 @@ def _check_ranges(config: TrainConfig) -> None:
         "save_every_steps",
     )
     ranges = {f"training.{name}": (1, None) for name in least_one}
-    ranges |= {"evaluation.every_epochs": (1, None), "evaluation.batch_size": (1, None)}
+    ranges |= {f"evaluation.{name}": (1, None) for name in ("every_epochs", "batch_size", "keep_best")}
+    ranges |= {f"freeze.{name}": (0, None) for name in ("text_layers", "vision_layers")}
+    ranges |= {"data.subject_share": (0, 1)}
     ranges |= {"data.shuffle_buffer": (1, None)}
     ranges |= {"data.max_text_tokens": (3, None), "data.num_workers": (0, None), "tokenizer.vocab_size": (10, None)}
     ranges |= {"seed": (0, 2**32 - 1), "model.image_size": (1, None)}
@@ -315,9 +354,10 @@ def _check_ranges(config: TrainConfig) -> None:
             raise ValueError(
                 f"{key} must be at least {low}{'' if high is None else f' and at most {high}'}; got {value}."
             )
-    for key in ("lr", "max_grad_norm"):
-        if getattr(config.optimizer, key) == 0:
-            raise ValueError(f"optimizer.{key} must be positive.")
+    for key in ("optimizer.lr", "optimizer.max_grad_norm", "data.subject_share"):
+        section, name = key.split(".")
+        if getattr(getattr(config, section), name) == 0:
+            raise ValueError(f"{key} must be positive.")
 
 
 def _check_new_model(config: TrainConfig) -> None:

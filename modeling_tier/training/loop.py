@@ -8,6 +8,8 @@ import platform
 import shutil
 import time
 import warnings
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,22 +24,25 @@ from ..data import load_pairs
 from ..evaluation import evaluate_zero_shot
 from ..modeling_tier import TierModel
 from ..processing_tier import TierProcessor
-from .batches import Batches
+from .batches import Batches, share_of_subjects
 from .building import build_model, build_processor
-from .checkpoints import find_checkpoint, load_checkpoint, replacing, save_checkpoint
-from .configuration import BEST_METRICS, TrainConfig, check_config, config_prompts
+from .checkpoints import find_checkpoint, keep_best, load_checkpoint, prune_ensemble, replacing, save_checkpoint
+from .configuration import BEST_METRICS, OptimizerOptions, TrainConfig, check_config, config_prompts
+from .freezing import freeze, train_mode
 
 
 MAX_LOGIT_SCALE = math.log(100)
 
 
-def train(config: TrainConfig) -> dict:
+def train(config: TrainConfig, after_evaluation: Callable[[int, dict], bool] | None = None) -> dict:
     """
     Train a model and leave a complete model folder in `config.output_dir`, with `training_config.yaml`,
     `metrics.json`, `environment.json`, `log.jsonl` and `checkpoints/`.
 
     Args:
         config: as [`load_config`] gives it.
+        after_evaluation: called in every process with the number of finished epochs and the validation metrics; the
+            run ends there if it returns True.
 
     Returns:
         the validation metrics of the best checkpoint, as in `metrics.json`.
@@ -46,7 +51,7 @@ def train(config: TrainConfig) -> dict:
         ValueError: for options that cannot work, or an output folder that holds another run.
     """
     check_config(config)
-    training, optimizer_options = config.training, config.optimizer
+    training, optimizer_options, evaluation = config.training, config.optimizer, config.evaluation
     output_dir = Path(config.output_dir)
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # without it, several processes on CPUs would not find each other
@@ -72,9 +77,13 @@ def train(config: TrainConfig) -> dict:
     with accelerator.main_process_first(), warnings.catch_warnings():
         if not accelerator.is_main_process:
             warnings.simplefilter("ignore")  # the first process says it
+        if evaluation.dataset:
+            zero_shot_set = _load_zero_shot_set(config)
         train_pairs = load_pairs(data.name, "train", **data.options | data.train)
         validation_pairs = load_pairs(data.name, "validation", **data.options | data.validation)
-    if isinstance(validation_pairs, IterableDataset):
+        if not evaluation.dataset:
+            zero_shot_set = validation_pairs
+    if isinstance(validation_pairs, IterableDataset) or isinstance(zero_shot_set, IterableDataset):
         raise ValueError("The validation set cannot be a stream: say so in data.train, not in data.options.")
     if isinstance(train_pairs, Dataset) and train_pairs.select_columns("text")[0]["text"] is None:
         raise ValueError(f"data.name: {data.name} has no texts to train on.")
@@ -82,27 +91,20 @@ def train(config: TrainConfig) -> dict:
         build_processor(config, train_pairs).save_pretrained(output_dir)
     accelerator.wait_for_everyone()
     processor = TierProcessor.from_pretrained(output_dir)
-    prompts = config_prompts(config, validation_pairs.features.get("labels", {}))
-    best_metric = config.evaluation.best_metric
-    if best_metric in ("pointing_game", "cnr") and "regions" not in validation_pairs.features:
+    prompts = config_prompts(config, zero_shot_set.features.get("labels", {}))
+    best_metric = evaluation.best_metric
+    if best_metric in ("pointing_game", "cnr") and "regions" not in zero_shot_set.features:
         raise ValueError(f"evaluation.best_metric: {best_metric} needs a data set with regions; use auroc or loss.")
+    if data.subject_share < 1:
+        train_pairs = share_of_subjects(train_pairs, data.subject_share, config.seed)
     batches = Batches(train_pairs, processor, config, accelerator)
 
     # Model and optimiser
     model = build_model(config, processor)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, optimizer_options.weight_decay),
-        lr=optimizer_options.lr,
-        betas=(optimizer_options.beta1, optimizer_options.beta2),
-    )
+    freeze(model, config.freeze)
+    optimizer = build_optimizer(model, optimizer_options)
     total_steps = batches.steps_per_epoch * training.epochs
-    scheduler = get_scheduler(
-        "cosine_with_min_lr",
-        optimizer,
-        num_warmup_steps=round(optimizer_options.warmup_share * total_steps),
-        num_training_steps=total_steps,
-        scheduler_specific_kwargs={"min_lr_rate": optimizer_options.min_lr_share},
-    )
+    scheduler = build_scheduler(optimizer, optimizer_options, total_steps)
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(scheduler)
     bare_model = accelerator.unwrap_model(model)
@@ -123,7 +125,8 @@ def train(config: TrainConfig) -> dict:
     collapsed = False
 
     for epoch in range(state["epoch"], training.epochs):
-        model.train()
+        train_mode(model)
+        stop = False
         started, pairs = time.perf_counter(), 0
         for batch in batches.of_epoch(epoch, first_step=state["step_in_epoch"]):
             with accelerator.accumulate(model):
@@ -131,7 +134,8 @@ def train(config: TrainConfig) -> dict:
                 out = model(**batch, return_loss=True, entropy_scale=scale)
                 accelerator.backward(out.loss)
                 if accelerator.sync_gradients:
-                    grad_norm = accelerator.clip_grad_norm_(model.parameters(), optimizer_options.max_grad_norm)
+                    max_norm = math.inf if optimizer_options.max_grad_norm is None else optimizer_options.max_grad_norm
+                    grad_norm = accelerator.clip_grad_norm_(model.parameters(), max_norm)
                 optimizer.step()
                 optimizer.zero_grad()
             pairs += len(batch["input_ids"]) * accelerator.num_processes
@@ -165,18 +169,30 @@ def train(config: TrainConfig) -> dict:
                 save_checkpoint(output_dir / "checkpoints" / "last", accelerator, state)
 
         state["epoch"], state["step_in_epoch"] = epoch + 1, 0
-        if state["epoch"] % config.evaluation.every_epochs == 0 or state["epoch"] == training.epochs:
-            metrics = _evaluate(accelerator, bare_model, processor, validation_pairs, prompts, config)
+        if state["epoch"] % evaluation.every_epochs == 0 or state["epoch"] == training.epochs:
+            metrics = _evaluate(accelerator, bare_model, processor, validation_pairs, zero_shot_set, prompts, config)
             log.write(state["step"], epoch=epoch, validation=metrics)
-            best_before = metric_value(state["best"]["validation"], best_metric) if state["best"] else -math.inf
-            if not state["best"] or metric_value(metrics, best_metric) > best_before:
+            accelerator.print(_summary(state["epoch"], metrics, evaluation.dataset))
+            value = metric_value(metrics, best_metric, evaluation.dataset)
+            folders = []
+            if not state["best"] or value > metric_value(state["best"]["validation"], best_metric, evaluation.dataset):
                 state["best"] = {"step": state["step"], "epoch": state["epoch"], "validation": metrics}
-                with replacing(output_dir / "checkpoints" / "best", accelerator) as folder:
+                folders.append(output_dir / "checkpoints" / "best")
+            if evaluation.keep_best > 1:
+                state["kept"] = keep_best(state.get("kept", []), state["epoch"], value, evaluation.keep_best)
+                if state["epoch"] in [epoch for epoch, _ in state["kept"]]:
+                    folders.append(output_dir / "ensemble" / f"epoch-{state['epoch']}")
+            for folder in folders:
+                with replacing(folder, accelerator) as temporary:
                     if accelerator.is_main_process:
-                        bare_model.save_pretrained(folder)
-                        processor.save_pretrained(folder)
-            accelerator.print(_summary(state["epoch"], metrics))
+                        bare_model.save_pretrained(temporary)
+                        processor.save_pretrained(temporary)
+            stop = after_evaluation is not None and after_evaluation(state["epoch"], metrics)
         save_checkpoint(output_dir / "checkpoints" / "last", accelerator, state)
+        if accelerator.is_main_process:
+            prune_ensemble(output_dir / "ensemble", state.get("kept", []))
+        if stop:
+            break
 
     bar.close()
     if accelerator.is_main_process:
@@ -225,6 +241,37 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
+def _load_zero_shot_set(config: TrainConfig) -> Dataset:
+    evaluation = config.evaluation
+    try:
+        return load_pairs(evaluation.dataset, evaluation.split, **evaluation.options)
+    except ValueError as error:
+        raise ValueError(f"evaluation.dataset or evaluation.options: {error}") from error
+
+
+def build_optimizer(model: torch.nn.Module, options: OptimizerOptions) -> torch.optim.Optimizer:
+    """AdamW as CLIP's, or Adam as the authors of arXiv 2212.06710 use it: weight decay in every gradient."""
+    betas = (options.beta1, options.beta2)
+    if options.name == "adam":
+        trained = [p for p in model.parameters() if p.requires_grad]
+        return torch.optim.Adam(trained, lr=options.lr, betas=betas, weight_decay=options.weight_decay)
+    return torch.optim.AdamW(parameter_groups(model, options.weight_decay), lr=options.lr, betas=betas)
+
+
+def build_scheduler(optimizer: torch.optim.Optimizer, options: OptimizerOptions, total_steps: int):
+    """A linear warm-up, then a cosine or the same rate to the end."""
+    warmup_steps = round(options.warmup_share * total_steps)
+    if options.schedule == "constant":
+        return get_scheduler("constant_with_warmup", optimizer, num_warmup_steps=warmup_steps)
+    return get_scheduler(
+        "cosine_with_min_lr",
+        optimizer,
+        num_warmup_steps=warmup_steps,
+        num_training_steps=total_steps,
+        scheduler_specific_kwargs={"min_lr_rate": options.min_lr_share},
+    )
+
+
 def ramp(progress: float, start: float, end: float) -> float:
     """Factor on both lambdas: 0 before `start`, 1 from `end` on, linear in between; all are shares of the steps."""
     if progress >= end:
@@ -265,28 +312,38 @@ def _evaluate(
     accelerator: Accelerator,
     model: TierModel,
     processor: TierProcessor,
-    pairs: Dataset,
+    validation_pairs: Dataset,
+    zero_shot_set: Dataset,
     prompts: dict,
     config: TrainConfig,
 ) -> dict:
-    """Validation metrics, computed by the main process and known to all."""
-    result = [None]
+    """
+    Validation metrics, computed by the main process and known to all. Those of `evaluation.dataset` stand under its
+    name.
+    """
+    result, evaluation = [None], config.evaluation
     if accelerator.is_main_process:
-        result[0], _ = evaluate_zero_shot(
+        of = partial(
+            evaluate_zero_shot,
             model,
             processor,
-            pairs,
-            prompts,
-            batch_size=config.evaluation.batch_size,
+            batch_size=evaluation.batch_size,
             progress=config.training.progress,
-            uncertain=config.evaluation.uncertain,
-            blank=config.evaluation.blank,
+            uncertain=evaluation.uncertain,
+            blank=evaluation.blank,
         )
+        if evaluation.dataset:
+            result[0], _ = of(dataset=validation_pairs, prompts={}, localisation=False)
+            result[0][evaluation.dataset], _ = of(dataset=zero_shot_set, prompts=prompts)
+        else:
+            result[0], _ = of(dataset=validation_pairs, prompts=prompts)
     return broadcast_object_list(result)[0]
 
 
-def metric_value(metrics: dict, name: str) -> float:
-    """The number that `evaluation.best_metric` means, larger being better."""
+def metric_value(metrics: dict, name: str, dataset: str | None = None) -> float:
+    """The number that `evaluation.best_metric` means, larger being better; `dataset` is `evaluation.dataset`."""
+    if dataset and name not in ("loss", "contrastive_loss"):
+        metrics = metrics[dataset]
     value = metrics[name] if name in metrics else metrics["localisation"][name]
     value = value["mean"] if isinstance(value, dict) else value
     if value is None or math.isnan(value):
@@ -294,22 +351,26 @@ def metric_value(metrics: dict, name: str) -> float:
     return value if BEST_METRICS[name] else -value
 
 
-def _summary(epoch: int, metrics: dict) -> str:
+def _summary(epoch: int, metrics: dict, dataset: str | None) -> str:
     recall = metrics["retrieval"]["image_to_text"]
-    auroc = ""
-    if "auroc" in metrics:  # not without sentences
-        mean = metrics["auroc"]["mean"]
-        auroc = f"AUROC {'undefined' if mean is None else f'{mean:.3f}'}, "
+    zero_shot = metrics[dataset] if dataset else metrics
     line = (
-        f"epoch {epoch}: {auroc}loss {metrics['loss']:.3f} "
+        f"epoch {epoch}: loss {metrics['loss']:.3f} "
         f"(contrastive {metrics['contrastive_loss']:.3f}), entropies {metrics['token_entropy']:.3f} of a token and "
         f"{metrics['patch_entropy']:.3f} of a patch, R@1/5/10 {recall['r@1']:.3f}/{recall['r@5']:.3f}/"
         f"{recall['r@10']:.3f}"
     )
-    if "localisation" in metrics:
-        places = metrics["localisation"]
-        line += f", pointing {places['pointing_game']['mean']:.3f}, CNR {places['cnr']['mean']:.3f}"
+    line += f"; {dataset}" if dataset else ""
+    if "auroc" in zero_shot:  # not without sentences
+        line += f", AUROC {_number(zero_shot['auroc']['mean'])}"
+    if "localisation" in zero_shot:
+        places = zero_shot["localisation"]
+        line += f", pointing {_number(places['pointing_game']['mean'])}, CNR {_number(places['cnr']['mean'])}"
     return line
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
 
 
 def _prepare_folder(config: TrainConfig, output_dir: Path, accelerator: Accelerator) -> Path | None:

@@ -23,7 +23,14 @@ from modeling_tier.data import load_pairs
 from modeling_tier.data.chestxray14 import LABELS
 from modeling_tier.data.columns import CHEXPERT_LABELS
 from modeling_tier.data.phantom import FINDINGS
-from modeling_tier.evaluation import LABEL_POLICIES, evaluate_zero_shot, load_model, load_prompts
+from modeling_tier.evaluation import (
+    LABEL_POLICIES,
+    combine_members,
+    evaluate_zero_shot,
+    load_model,
+    load_prompts,
+    member_folders,
+)
 from modeling_tier.evaluation.figures import plot_similarity_maps
 from modeling_tier.evaluation.localisation import box_mask
 from modeling_tier.evaluation.zero_shot import peak_spread, recall, top_share
@@ -318,3 +325,34 @@ def test_command_line(model, processor, tmp_path):
             assert min(figure.size) > 300
     process = subprocess.run([*command, "--data_dir", "x"], capture_output=True, text=True, cwd=ROOT)
     assert process.returncode == 1 and "data_dir" in process.stderr and "Traceback" not in process.stderr
+
+
+def test_an_ensemble_is_the_mean_of_its_members_scores():
+    rng = np.random.default_rng(0)
+    labels = np.array([[0.0, 1.0], [1.0, np.nan], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    shared = {"findings": ["Edema", "Pneumonia"], "rows": np.arange(5), "labels": labels}
+    scores = [rng.normal(size=(5, 2)) for _ in range(3)]
+    results = {
+        f"epoch-{i}": ({"num_images": 5, "auroc": i}, shared | {"scores": each}) for i, each in enumerate(scores)
+    }
+    metrics, details = combine_members(results)
+    mean = np.mean(scores, axis=0)
+    np.testing.assert_array_equal(details["scores"], mean)
+    known = ~np.isnan(labels[:, 1])
+    assert metrics["auroc"]["Edema"] == pytest.approx(roc_auc_score(labels[:, 0], mean[:, 0]))
+    assert metrics["auroc"]["Pneumonia"] == pytest.approx(roc_auc_score(labels[known, 1], mean[known, 1]))
+    assert metrics["num_images"] == 5 and metrics["members"]["epoch-2"]["auroc"] == 2
+    with pytest.raises(ValueError, match="needs sentences"):
+        combine_members({"a": ({"num_images": 5}, {"rows": np.arange(5), "findings": []})})
+
+
+def test_a_folder_of_models_is_an_ensemble(tmp_path):
+    for name in ("b", "a", "notes"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match="neither a model folder"):
+        member_folders(str(tmp_path))
+    for name in ("b", "a"):
+        (tmp_path / name / "config.json").write_text("{}")
+    assert member_folders(str(tmp_path)) == [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert member_folders(str(tmp_path / "a")) == [str(tmp_path / "a")]
+    assert member_folders("user/name") == ["user/name"]

@@ -16,9 +16,10 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from modeling_tier import TierModel
+from modeling_tier import TierModel, TierProcessor
 from modeling_tier.data import load_pairs
 from modeling_tier.training import load_config, loop, train
+from modeling_tier.training.batches import share_of_subjects
 from modeling_tier.training.building import train_tokenizer
 from modeling_tier.training.loop import Batches, metric_value, parameter_groups, ramp
 
@@ -176,6 +177,113 @@ def test_an_output_folder_is_not_overwritten_unasked(finished, tmp_path):
         train(tiny(tmp_path / "large", "--training.batch_size=64"))
 
 
+PAPER = [
+    "--freeze.text_layers=1",
+    "--optimizer.name=adam",
+    "--optimizer.schedule=constant",
+    "--optimizer.warmup_share=0",
+    "--optimizer.max_grad_norm=null",
+    "--evaluation.dataset=synthetic",
+    "--evaluation.options={num_images: 30, image_size: 32, seed: 9}",
+    "--evaluation.keep_best=2",
+    "--training.epochs=4",
+]
+
+
+@pytest.fixture(scope="module")
+def as_the_paper(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "paper"
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return folder, train(tiny(folder, *PAPER))
+
+
+def test_the_paper_s_options_reach_the_run(as_the_paper):
+    folder, _ = as_the_paper
+    assert {line["lr"] for line in lines(folder) if "lr" in line} == {2e-3}
+    torch.manual_seed(0)
+    first, last = weights(folder / "checkpoints" / "best"), weights(folder / "checkpoints" / "last")
+    frozen = {name for name in last if name.startswith(("text_model.embeddings", "text_model.encoder"))}
+    assert frozen and {name for name in last if torch.equal(first[name], last[name])} >= frozen
+
+
+def test_checkpoints_are_chosen_on_another_data_set(as_the_paper):
+    folder, best = as_the_paper
+    evaluations = [line["validation"] for line in lines(folder) if "validation" in line]
+    assert all(
+        "auroc" not in metrics and {"loss", "retrieval", "synthetic"} <= set(metrics) for metrics in evaluations
+    )
+    assert {metrics["synthetic"]["num_images"] for metrics in evaluations} == {30}
+    assert {metrics["num_images"] for metrics in evaluations} == {40}
+    assert best["validation"]["synthetic"]["auroc"]["mean"] == max(
+        m["synthetic"]["auroc"]["mean"] for m in evaluations
+    )
+
+
+def test_the_best_checkpoints_are_an_ensemble(as_the_paper, tmp_path):
+    folder, best = as_the_paper
+    auroc = [line["validation"]["synthetic"]["auroc"]["mean"] for line in lines(folder) if "validation" in line]
+    order = sorted(range(4), key=lambda i: -auroc[i])[:2]
+    assert {path.name for path in (folder / "ensemble").iterdir()} == {f"epoch-{i + 1}" for i in order}
+    for model, output in ((folder / "ensemble", "all"), *((folder / "ensemble" / f"epoch-{i + 1}", i) for i in order)):
+        command = [sys.executable, "evaluate_zeroshot.py", "--model", str(model), "--num_images", "25"]
+        command += ["--data.options.image_size", "32", "--seed", "9", "--output_dir", str(tmp_path / str(output))]
+        process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        assert process.returncode == 0, process.stderr[-2000:]
+    results = {name: json.loads((tmp_path / str(name) / "metrics.json").read_text()) for name in ("all", *order)}
+    members = results["all"]["metrics"]["members"]
+    for i in order:
+        assert members[f"epoch-{i + 1}"]["auroc"] == results[i]["metrics"]["auroc"]
+
+
+def test_a_resumed_run_keeps_the_same_ensemble(as_the_paper, tmp_path):
+    config = tiny(tmp_path / "run", *PAPER)
+    train(config, after_evaluation=lambda epoch, _: epoch == 2)
+    assert {path.name for path in (tmp_path / "run/ensemble").iterdir()} == {"epoch-1", "epoch-2"}
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train(tiny(tmp_path / "run", *PAPER, "--training.resume_from_checkpoint=last"))
+    for member in (as_the_paper[0] / "ensemble").iterdir():
+        for name, weight in weights(member).items():
+            assert torch.equal(weight, weights(tmp_path / "run/ensemble" / member.name)[name])
+
+
+def test_a_run_can_be_ended_after_an_evaluation(tmp_path):
+    seen = []
+
+    def after_evaluation(epoch, metrics):
+        seen.append((epoch, metrics["auroc"]["mean"]))
+        return epoch == 2
+
+    best = train(tiny(tmp_path / "run", "--training.epochs=4"), after_evaluation)
+    assert [epoch for epoch, _ in seen] == [1, 2]
+    assert best["validation"]["auroc"]["mean"] == max(value for _, value in seen)
+    assert AutoModel.from_pretrained(tmp_path / "run") is not None
+
+
+def test_a_share_of_the_subjects():
+    pairs = load_pairs("synthetic", "train", num_images=60, image_size=32)
+    subjects = set(pairs["subject_id"][:])
+    part = share_of_subjects(pairs, 0.3, seed=4)
+    assert len(set(part["subject_id"][:])) == math.ceil(0.3 * len(subjects))
+    for subject in set(part["subject_id"][:]):
+        assert part["subject_id"][:].count(subject) == pairs["subject_id"][:].count(subject), "a subject is whole"
+    assert part["image_id"][:] == share_of_subjects(pairs, 0.3, seed=4)["image_id"][:]
+    assert part["image_id"][:] != share_of_subjects(pairs, 0.3, seed=5)["image_id"][:]
+    alone = pairs.remove_columns("subject_id").add_column("subject_id", [None] * len(pairs))
+    assert len(share_of_subjects(alone, 0.25, seed=0)) == 15, "rows without a subject stand for themselves"
+    with pytest.raises(ValueError, match="subject_share.*streamed"):
+        share_of_subjects(pairs.to_iterable_dataset(), 0.5, seed=0)
+
+
+def test_options_of_the_image_processor(tmp_path):
+    options = ["--model.image_options={size: {shortest_edge: 40}, image_mean: [0.1, 0.2, 0.3], do_normalize: true}"]
+    train(tiny(tmp_path / "run", *options, "--training.epochs=1"))
+    saved = TierProcessor.from_pretrained(tmp_path / "run").image_processor
+    assert list(saved.image_mean) == [0.1, 0.2, 0.3] and saved.size["shortest_edge"] == 40
+    assert saved.crop_size["height"] == 32, "the others stay"
+    with pytest.raises(ValueError, match=r"model\.image_options.*'image_means'.*image_mean"):
+        train(tiny(tmp_path / "wrong", "--model.image_options.image_means=[0, 0, 0]"))
+
+
 def test_after_a_mistake_the_same_folder_can_be_used(tmp_path):
     with pytest.raises(ValueError, match="48 pairs.*batch_size 64"):
         train(tiny(tmp_path / "run", "--training.batch_size=64"))
@@ -325,19 +433,27 @@ def test_processes_share_a_batch_without_overlap(processor, tmp_path):
             assert torch.equal(whole["pixel_values"], torch.cat([first["pixel_values"], second["pixel_values"]]))
 
 
-def test_two_processes_are_one(tmp_path):
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--freeze.text_layers=1", "--freeze.patterns=[logit_scale]", "--optimizer.name=adam"],
+    ],
+    ids=["all trained", "parts frozen"],
+)
+def test_two_processes_are_one(tmp_path, options):
     """The same global batch on one and on two processes: the same losses, gradients and weights; no dropout here."""
     common = [*TINY, "--model.text_config.hidden_dropout_prob=0", "--training.epochs=1", "--training.log_every=1"]
     # Batch norm takes the statistics of a process's own pairs, so it must not take part in this comparison.
     common += ["--model.vision_config={model_type: convnext, hidden_sizes: [8, 16], depths: [1, 1], num_stages: 2}"]
-    common += ["--model.lambda_token=0.2"]
+    common += ["--model.lambda_token=0.2", *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     for number, size in ((1, 16), (2, 8)):
         launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(number)]
         launch += ["--multi_gpu"] if number > 1 else ["--cpu"]  # on CPUs it starts several processes by gloo
         launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-        options = [f"--training.batch_size={size}", f"--output_dir={tmp_path / str(number)}"]
-        command = [*launch, "train.py", "--config", "configs/demo.yaml", *common, *options]
+        run = [f"--training.batch_size={size}", f"--output_dir={tmp_path / str(number)}"]
+        command = [*launch, "train.py", "--config", "configs/demo.yaml", *common, *run]
         process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
         assert process.returncode == 0, process.stderr[-3000:]
     assert json.loads((tmp_path / "2" / "environment.json").read_text())["num_processes"] == 2
