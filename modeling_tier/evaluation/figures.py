@@ -113,6 +113,41 @@ def plot_roc(detail: dict, dataset: Dataset, path: Path) -> None:
     plt.close(figure)
 
 
+def plot_search(trials: list[dict], path: Path, best_metric: str) -> None:
+    """
+    Each measured quantity over the plane of the two lambdas: one dot a trial, in the colour of its value; hollow ones
+    ended early; a ring marks the trial with the best `best_metric`.
+
+    Args:
+        trials: as [`~training.search.search_lambdas`] gives them.
+        path: PNG file to write.
+        best_metric: name of the metric that the trials were compared by.
+    """
+    names = [name for name in ("auroc", "pointing_game", "cnr") if any(name in trial["metrics"] for trial in trials)]
+    names = names or [best_metric]
+    figure, axes = plt.subplots(1, len(names), figsize=(4.4 * len(names), 3.9), squeeze=False, layout="constrained")
+    best = max(trials, key=lambda trial: trial["value"])
+    for axis, name in zip(axes[0], names):
+        known = [trial for trial in trials if name in trial["metrics"]]
+        values = [trial["metrics"][name] for trial in known]
+        scale = {"vmin": min(values), "vmax": max(values), "cmap": "viridis"}
+        for pruned, marker in ((False, "o"), (True, "X")):
+            part = [i for i, trial in enumerate(known) if trial["pruned"] == pruned]
+            places = ([known[i][axis_name] for i in part] for axis_name in ("lambda_token", "lambda_patch"))
+            label = "ended early" if pruned else "all epochs"
+            dots = axis.scatter(*places, c=[values[i] for i in part], marker=marker, s=70, label=label, **scale)
+        axis.scatter(best["lambda_token"], best["lambda_patch"], s=190, facecolors="none", edgecolors="#d55e00")
+        axis.set_xlabel("lambda_token")
+        figure.colorbar(dots, ax=axis)
+        axis.set_title({"auroc": "AUROC", "pointing_game": "pointing game", "cnr": "CNR"}.get(name, name), fontsize=10)
+    axes[0, 0].set_ylabel("lambda_patch")
+    if any(trial["pruned"] for trial in trials):
+        axes[0, 0].legend(fontsize=8)
+    figure.suptitle(f"Each dot is a training run; the ring has the best {best_metric}", fontsize=9)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
 def _choose(dataset: Dataset, findings: list[str]) -> list[tuple[str, dict, str]]:
     """For each finding the row that shows it beside the fewest others, and its phrase."""
     rows = list(dataset.select_columns(["labels", "regions"]))  # without opening the pictures

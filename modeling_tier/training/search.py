@@ -1,0 +1,232 @@
+# Licensed under the Apache License, Version 2.0.
+"""Search for `lambda_token` and `lambda_patch`: short runs over the plane of both, as in arXiv 2212.06710."""
+
+import dataclasses
+import gc
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import optuna
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from ..evaluation.figures import plot_search
+from ..evaluation.tables import aligned
+from .checkpoints import STATE_FILE
+from .configuration import TrainConfig
+from .loop import metric_value, train
+
+
+METHODS = ("random", "tpe")
+LAMBDAS = ("lambda_token", "lambda_patch")
+# What the table shows of each trial: columns of the best epoch's validation metrics.
+SHOWN = ("auroc", "pointing_game", "cnr", "contrastive_loss", "peak_spread", "negative_share")
+
+
+def search_lambdas(config: TrainConfig, method: str, trials: int, largest: float) -> list[dict]:
+    """
+    Train once for each pair of lambdas and compare. The first pair is (0, 0), CLIP without the regulariser.
+
+    Everything is in `config.output_dir`: `search.json` (what was asked for), `trials.jsonl` (one line a trial), a
+    folder `trials/NNN` with the log and the metrics of each, `table.txt` and `search.png`. Called again, it goes on:
+    finished trials are not repeated, and one that was cut off continues at its last checkpoint. A search that was
+    interrupted gives the same trials as one that was not.
+
+    Args:
+        config: of every trial; its lambdas are replaced, and the trials are compared by `evaluation.best_metric`.
+        method: "random": uniform draws, as the paper. "tpe": Optuna's tree-structured Parzen estimator after ten such
+            draws, and a trial ends early when after an epoch it is worse than the median of the trials before it.
+        trials: number of pairs. More than before: the search is extended.
+        largest: both lambdas are searched in [0, largest].
+
+    Returns:
+        the trials, the best first, as in `trials.jsonl`: `number`, `lambda_token`, `lambda_patch`, `value` of the best
+        metric, `values` after each epoch, `pruned`: whether it ended early, `metrics`: others of the best epoch.
+
+    Raises:
+        ValueError: for options that cannot work, or a folder that holds another search.
+    """
+    if method not in METHODS:
+        raise ValueError(f"The method must be one of {list(METHODS)}; got {method!r}.")
+    if config.evaluation.best_metric == "loss":
+        raise ValueError("evaluation.best_metric: the loss depends on the lambdas; use contrastive_loss or auroc.")
+    if trials < 1 or not 0 < largest < math.inf:
+        raise ValueError(f"A search needs at least one trial and a positive largest lambda; got {trials}, {largest}.")
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    folder = Path(config.output_dir)
+    _prepare_folder(folder, config, method, largest, state)
+    finished = _read_trials(folder)
+    while len(finished) < trials:
+        finished.append(_run_trial(config, method, largest, finished))
+        if state.is_main_process:
+            _write_results(folder, finished, config.evaluation.best_metric)
+        state.wait_for_everyone()
+        gc.collect()
+    return _ranked(finished)
+
+
+def _run_trial(config: TrainConfig, method: str, largest: float, finished: list[dict]) -> dict:
+    number, best_metric, dataset = len(finished), config.evaluation.best_metric, config.evaluation.dataset
+    trial = _study(method, largest, finished, config.seed).ask()
+    pair = {name: trial.suggest_float(name, 0.0, largest) for name in LAMBDAS}
+    pair = broadcast_object_list([pair])[0]  # all processes work it out, but it must not differ by a bit
+    folder = Path(config.output_dir) / "trials" / f"{number:03d}"
+    values = _values_before(folder, config)
+    for epoch, value in enumerate(values, start=1):
+        trial.report(value, epoch)
+
+    def worse(epoch: int) -> bool:
+        return method != "random" and epoch < config.training.epochs and trial.should_prune()
+
+    def after_evaluation(epoch: int, metrics: dict) -> bool:
+        value = metric_value(metrics, best_metric, dataset)
+        if value == -math.inf:
+            raise ValueError(f"evaluation.best_metric: {best_metric} is undefined on the validation set.")
+        values.append(value)
+        trial.report(value, epoch)
+        return worse(epoch)
+
+    training = dataclasses.replace(config.training, overwrite=False)
+    training.resume_from_checkpoint = "last" if folder.exists() else None
+    if values and worse(len(values)):  # cut off just after it was to end
+        training.epochs = len(values)
+    model = dataclasses.replace(config.model, **pair)
+    best = train(dataclasses.replace(config, output_dir=str(folder), model=model, training=training), after_evaluation)
+    return {
+        "number": number,
+        **pair,
+        "value": metric_value(best["validation"], best_metric, dataset),
+        "values": values,
+        "pruned": len(values) < config.training.epochs,
+        "metrics": _shown(best["validation"], dataset),
+    }
+
+
+def _study(method: str, largest: float, finished: list[dict], seed: int) -> optuna.Study:
+    """
+    Optuna's view of the trials so far. It is made anew for each trial, so that what comes next depends on the seed and
+    the finished trials alone, however often the search was interrupted.
+    """
+    number = len(finished)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        direction="maximize",
+        sampler=optuna.samplers.TPESampler(seed=(seed + number) % 2**32),
+        pruner=optuna.pruners.MedianPruner(),
+    )
+    distributions = dict.fromkeys(LAMBDAS, optuna.distributions.FloatDistribution(0.0, largest))
+    states = optuna.trial.TrialState
+    for trial in finished:
+        study.add_trial(
+            optuna.trial.create_trial(
+                params={name: trial[name] for name in LAMBDAS},
+                distributions=distributions,
+                value=trial["value"],
+                intermediate_values=dict(enumerate(trial["values"], start=1)),
+                state=states.PRUNED if trial["pruned"] else states.COMPLETE,
+            )
+        )
+    if number == 0 or method == "random":
+        drawn = np.random.default_rng([seed, number]).uniform(0.0, largest, len(LAMBDAS)).tolist()
+        study.enqueue_trial(dict(zip(LAMBDAS, drawn if number else (0.0, 0.0))))
+    return study
+
+
+def _prepare_folder(folder: Path, config: TrainConfig, method: str, largest: float, state: PartialState) -> None:
+    asked = {"method": method, "largest": largest, "config": {**config.to_dict(), "output_dir": None}}
+    path = folder / "search.json"
+    if path.is_file():
+        before = json.loads(path.read_text())
+        different = [name for name, value in _flat(asked).items() if _flat(before).get(name) != value]
+        if different:
+            raise ValueError(
+                f"{folder} holds a search with another {different[0].removeprefix('config.')}: choose another folder, "
+                "or go on with what that one was started with."
+            )
+    elif folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty and holds no search: choose another folder.")
+    state.wait_for_everyone()
+    if state.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        _replace(path, json.dumps(asked, indent=2))
+    state.wait_for_everyone()
+
+
+def _flat(content: dict, prefix: str = "") -> dict:
+    flat = {}
+    for name, value in content.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _values_before(folder: Path, config: TrainConfig) -> list[float]:
+    """
+    Values of a trial that was cut off, up to the checkpoint from which it continues. Where there is none it begins
+    anew: its folder is deleted.
+    """
+    state = PartialState()
+    step = 0
+    for name in ("last", "last.old"):
+        path = folder / "checkpoints" / name / STATE_FILE
+        if path.is_file():
+            step = json.loads(path.read_text())["step"]
+            break
+    state.wait_for_everyone()
+    if not step:
+        if state.is_main_process:
+            shutil.rmtree(folder, ignore_errors=True)
+        state.wait_for_everyone()
+        return []
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    evaluations = [line["validation"] for line in lines if "validation" in line and line["step"] <= step]
+    return [metric_value(metrics, config.evaluation.best_metric, config.evaluation.dataset) for metrics in evaluations]
+
+
+def _read_trials(folder: Path) -> list[dict]:
+    path = folder / "trials.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def _write_results(folder: Path, finished: list[dict], best_metric: str) -> None:
+    _replace(folder / "trials.jsonl", "".join(json.dumps(trial) + "\n" for trial in finished))
+    _replace(folder / "table.txt", search_table(finished) + "\n")
+    plot_search(finished, folder / "search.png", best_metric)
+    for trial in (folder / "trials").iterdir():  # logs and metrics stay; thirty models would fill a disk
+        for name in ("checkpoints", "ensemble"):
+            shutil.rmtree(trial / name, ignore_errors=True)
+        (trial / "model.safetensors").unlink(missing_ok=True)
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def _ranked(trials: list[dict]) -> list[dict]:
+    return sorted(trials, key=lambda trial: -trial["value"])
+
+
+def _shown(validation: dict, dataset: str | None) -> dict[str, float]:
+    """The metrics of a trial that its table and picture show, as far as they were measured."""
+    measured = validation | validation.get("localisation", {})
+    if dataset:
+        measured |= validation[dataset] | validation[dataset].get("localisation", {})
+    shown = {name: measured[name] for name in SHOWN if name in measured}
+    shown = {name: value["mean"] if isinstance(value, dict) else value for name, value in shown.items()}
+    return {name: value for name, value in shown.items() if value is not None}
+
+
+def search_table(trials: list[dict]) -> str:
+    """One row a trial, the best first."""
+    names = [name for name in SHOWN if any(name in trial["metrics"] for trial in trials)]
+    rows = [["trial", *LAMBDAS, *names, "epochs"]]
+    for trial in _ranked(trials):
+        values = [f"{trial['metrics'][name]:.3f}" if name in trial["metrics"] else "-" for name in names]
+        epochs = f"{len(trial['values'])}{', ended early' if trial['pruned'] else ''}"
+        rows.append([str(trial["number"]), *(f"{trial[name]:.3f}" for name in LAMBDAS), *values, epochs])
+    return aligned(rows)
