@@ -9,10 +9,11 @@ from transformers.models.auto.configuration_auto import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
-PROJECTIONS = ("linear", "mlp")
-IMAGE_POOLINGS = ("cls", "mean")
+PROJECTIONS = ("linear", "mlp", "siglip")
+IMAGE_POOLINGS = ("cls", "mean", "attention")
 
-# Text encoders whose global state stands at the end-of-text token or at the last token; elsewhere it is the first one.
+# Text encoders whose global state stands at the end-of-text token, or at the last position of a text that is padded to
+# full length; elsewhere it is the first one.
 EOS_POOLED_TEXT = ("clip_text_model",)
 LAST_POOLED_TEXT = ("siglip_text_model",)
 
@@ -50,12 +51,17 @@ class TierConfig(PreTrainedConfig):
             Dimension D of the joint space.
         projection (`str`, defaults to `"linear"`):
             `"linear"`: one matrix per modality, as CLIP. `"mlp"`: the paper's two-layer heads (image: linear, batch
-            norm, ReLU, linear; text: linear, GELU, layer norm, linear).
+            norm, ReLU, linear; text: linear, GELU, layer norm, linear). `"siglip"`: SigLIP's heads (image: attention
+            pooling; text: linear with bias); with `image_pooling="attention"` and SigLIP's vision encoder only, whose
+            width is then `projection_dim`.
         image_pooling (`str`, defaults to `"cls"`):
             `"cls"`: the global image embedding is the projected class token, as CLIP. `"mean"`: it is the mean of the
-            projected patches, as the paper; the only choice for encoders without a class token.
+            projected patches, as the paper; for encoders without a class token. `"attention"`: SigLIP's head pools
+            all patches into it; a patch's own embedding is the head's output for that patch alone.
         logit_scale_init_value (`float`, defaults to 2.6592):
             Initial value of the learned `logit_scale`, log(1 / 0.07).
+        logit_bias_init_value (`float`, *optional*):
+            Value of `logit_bias`, which is added to the logits, as SigLIP's; it is not trained. None: there is none.
         lambda_token (`float`, defaults to 0.2):
             Weight of the token term, the mean entropy of a token over the patches. At least 0.
         lambda_patch (`float`, defaults to 0.1):
@@ -85,6 +91,7 @@ class TierConfig(PreTrainedConfig):
     projection: str = "linear"
     image_pooling: str = "cls"
     logit_scale_init_value: float = 2.6592
+    logit_bias_init_value: float | None = None
     lambda_token: float = 0.2
     lambda_patch: float = 0.1
     entropy_temperature: float = 1.0
@@ -98,6 +105,8 @@ class TierConfig(PreTrainedConfig):
         self._check_options()
         _check_text_encoder(self.text_config)
         _check_vision_encoder(self.vision_config, self.image_pooling)
+        if self.projection == "siglip":
+            _check_siglip_head(self.vision_config, self.projection_dim)
         if self.special_token_ids is None:
             ids = (getattr(self.text_config, f"{name}_token_id", None) for name in ("bos", "eos", "cls", "sep"))
             self.special_token_ids = sorted({i for i in ids if isinstance(i, int)})
@@ -111,6 +120,11 @@ class TierConfig(PreTrainedConfig):
         for name, allowed in (("projection", PROJECTIONS), ("image_pooling", IMAGE_POOLINGS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {list(allowed)}; got {getattr(self, name)!r}.")
+        if (self.projection == "siglip") != (self.image_pooling == "attention"):
+            raise ValueError(
+                "projection='siglip' and image_pooling='attention' are one head and need each other; got "
+                f"projection={self.projection!r} and image_pooling={self.image_pooling!r}."
+            )
         if type(self.projection_dim) is not int or self.projection_dim < 1:
             raise ValueError(f"projection_dim must be a positive integer; got {self.projection_dim!r}.")
         for name in ("lambda_token", "lambda_patch"):
@@ -119,6 +133,8 @@ class TierConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be a number of at least 0; got {value!r}.")
         if not _is_number(self.logit_scale_init_value):
             raise ValueError(f"logit_scale_init_value must be a number; got {self.logit_scale_init_value!r}.")
+        if self.logit_bias_init_value is not None and not _is_number(self.logit_bias_init_value):
+            raise ValueError(f"logit_bias_init_value must be a number or None; got {self.logit_bias_init_value!r}.")
         if not _is_number(self.entropy_temperature) or self.entropy_temperature <= 0:
             raise ValueError(f"entropy_temperature must be a positive number; got {self.entropy_temperature!r}.")
         if not isinstance(self.count_special_tokens, bool):
@@ -183,6 +199,8 @@ def _check_text_encoder(config: PreTrainedConfig) -> None:
             f"text_config {name!r} has no token that is known to sum up the whole text: it decodes, or is not one of "
             "CLIP's, SigLIP's and the masked-language encoders. Use for example 'clip_text_model' or 'bert'."
         )
+    if name in LAST_POOLED_TEXT and config.pad_token_id is None:
+        raise ValueError(f"text_config {name!r} needs a pad_token_id: its texts are padded to full length.")
 
 
 def _check_vision_encoder(config: PreTrainedConfig, image_pooling: str) -> None:
@@ -197,6 +215,19 @@ def _check_vision_encoder(config: PreTrainedConfig, image_pooling: str) -> None:
     if image_pooling == "cls" and config.model_type in VISION_WITHOUT_CLASS_TOKEN:
         raise ValueError(
             f"image_pooling='cls' needs a class token, and {config.model_type!r} has none. Use image_pooling='mean'."
+        )
+
+
+def _check_siglip_head(config: PreTrainedConfig, projection_dim: int) -> None:
+    if config.model_type != "siglip_vision_model":
+        raise ValueError(
+            "projection='siglip' is the head of SigLIP's vision encoder, 'siglip_vision_model'; got "
+            f"{config.model_type!r}. Use 'linear' or 'mlp'."
+        )
+    if config.hidden_size != projection_dim:
+        raise ValueError(
+            f"projection='siglip' keeps the width of the vision encoder: projection_dim must be {config.hidden_size}; "
+            f"got {projection_dim}."
         )
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .configuration_tier import EOS_POOLED_TEXT, LAST_POOLED_TEXT, TierConfig, encoder_class, encoder_width
@@ -38,7 +39,7 @@ class TierOutput(ModelOutput):
         patch_entropy (`torch.Tensor`, scalar, *optional*):
             Mean entropy of a patch over the tokens, in nats.
         logits_per_image (`torch.Tensor` of shape `(N, M)`):
-            Cosines of the global embeddings times `exp(logit_scale)`.
+            Cosines of the global embeddings times `exp(logit_scale)`, plus `logit_bias` if there is one.
         logits_per_text (`torch.Tensor` of shape `(M, N)`):
             The transpose of `logits_per_image`.
         text_embeds (`torch.Tensor` of shape `(M, D)`):
@@ -50,7 +51,8 @@ class TierOutput(ModelOutput):
         patch_embeds (`torch.Tensor` of shape `(N, P, D)`):
             Embeddings of the patches, row by row, by the projection of `image_embeds`, L2-normalised.
         text_model_output (`BaseModelOutputWithPooling`):
-            The text encoder's output; its `pooler_output` is the projected global state before normalisation.
+            The text encoder's output (SigLIP's: of the text padded to full length); its `pooler_output` is the
+            projected global state before normalisation.
         vision_model_output (`BaseModelOutputWithPooling`):
             The vision encoder's output; its `pooler_output` is the projected global state before normalisation.
     """
@@ -126,8 +128,12 @@ class TierPreTrainedModel(PreTrainedModel):
             for layer in module:
                 if isinstance(layer, nn.Linear):
                     init.normal_(layer.weight, mean=0.0, std=layer.in_features**-0.5)
+        elif isinstance(module, SiglipMultiheadAttentionPoolingHead):
+            init.xavier_uniform_(module.probe)
         elif isinstance(module, TierModel):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+            if module.logit_bias is not None:
+                init.constant_(module.logit_bias, self.config.logit_bias_init_value)
             for projection in (module.text_projection, module.visual_projection):
                 if isinstance(projection, nn.Linear):
                     init.normal_(projection.weight, mean=0.0, std=projection.in_features**-0.5)
@@ -138,7 +144,8 @@ class TierModel(TierPreTrainedModel):
     CLIP with text-image entropy regularisation (arXiv 2212.06710), over any two encoders of transformers.
 
     With `lambda_token = lambda_patch = 0`, `image_pooling="cls"` and CLIP's encoders it computes what `CLIPModel`
-    computes, under the same parameter names.
+    computes, under the same parameter names. With SigLIP's encoders and heads, its embeddings and logits are those of
+    `SiglipModel`.
     """
 
     def __init__(self, config: TierConfig):
@@ -149,11 +156,33 @@ class TierModel(TierPreTrainedModel):
         if config.projection == "linear":
             self.visual_projection = nn.Linear(vision_width, config.projection_dim, bias=False)
             self.text_projection = nn.Linear(text_width, config.projection_dim, bias=False)
-        else:
+        elif config.projection == "mlp":
             self.visual_projection = TierVisionMLP(vision_width, config.projection_dim)
             self.text_projection = TierTextMLP(text_width, config.projection_dim)
+        else:
+            self.visual_projection = SiglipMultiheadAttentionPoolingHead(config.vision_config)
+            self.text_projection = nn.Linear(text_width, config.projection_dim)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+        bias = config.logit_bias_init_value
+        self.logit_bias = None if bias is None else nn.Parameter(torch.tensor([float(bias)]))
         self.post_init()
+        self._freeze_untrained()
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        loaded = super().from_pretrained(*args, **kwargs)
+        # The loader puts new parameters in the place of those of __init__, all of which train.
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze_untrained()
+        return loaded
+
+    def _freeze_untrained(self) -> None:
+        """No patch is ever masked here, and DDP wants a gradient for all that train."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("mask_token"):
+                parameter.requires_grad_(False)
+        if self.logit_bias is not None:
+            # The softmax over the batch cancels it: its gradient is rounding noise, which Adam would blow up.
+            self.logit_bias.requires_grad_(False)
 
     @classmethod
     def from_clip(cls, name_or_path: str, **tier_options) -> "TierModel":
@@ -336,8 +365,7 @@ class TierModel(TierPreTrainedModel):
         text_embeds = l2_normalize(text_outputs.pooler_output)
         image_embeds = l2_normalize(vision_outputs.pooler_output)
         token_embeds, patch_embeds = l2_normalize(token_embeds), l2_normalize(patch_embeds)
-        logit_scale = self.logit_scale.exp().to(text_embeds.device)
-        logits_per_text = text_embeds @ image_embeds.t().to(text_embeds.device) * logit_scale
+        logits_per_text = self._logits(text_embeds, image_embeds.to(text_embeds.device))
 
         weighs_entropy = entropy_scale > 0 and (self.config.lambda_token > 0 or self.config.lambda_patch > 0)
         if return_loss or output_entropy:
@@ -351,7 +379,7 @@ class TierModel(TierPreTrainedModel):
                 self.config.entropy_temperature,
             )
         if return_loss:
-            contrastive_loss = self._contrastive_loss(logits_per_text, text_embeds, image_embeds, logit_scale)
+            contrastive_loss = self._contrastive_loss(logits_per_text, text_embeds, image_embeds)
             loss = contrastive_loss
             if weighs_entropy:
                 entropy = self.config.lambda_token * token_entropy + self.config.lambda_patch * patch_entropy
@@ -373,7 +401,17 @@ class TierModel(TierPreTrainedModel):
         )
 
     def _encode_text(self, input_ids, attention_mask=None, position_ids=None, token_type_ids=None, **kwargs):
-        """The encoder's output, its `pooler_output` the projected global state (M, D); token embeddings (M, T, D)."""
+        """
+        The encoder's output, its `pooler_output` the projected global state (M, D); token embeddings (M, T, D).
+
+        SigLIP's text encoder gets what it was trained on, texts padded at their end to full length and no attention
+        mask; its output then has max_position_embeddings states.
+        """
+        num_tokens = input_ids.shape[1]
+        if self.config.text_config.model_type in LAST_POOLED_TEXT:
+            if position_ids is not None:
+                raise ValueError("SigLIP's text encoder takes no position_ids here: its texts are padded.")
+            input_ids, attention_mask = _pad_to_full_length(self.config.text_config, input_ids, attention_mask), None
         # Not every text encoder takes every one of these.
         optional = {"position_ids": position_ids, "token_type_ids": token_type_ids}
         kwargs.update({name: value for name, value in optional.items() if value is not None})
@@ -381,7 +419,7 @@ class TierModel(TierPreTrainedModel):
         token_embeds = self.text_projection(outputs.last_hidden_state)
         position = self._global_token_position(input_ids, attention_mask).to(token_embeds.device)
         outputs["pooler_output"] = token_embeds[torch.arange(len(position), device=position.device), position]
-        return outputs, token_embeds
+        return outputs, token_embeds[:, :num_tokens]
 
     def _encode_image(self, pixel_values, interpolate_pos_encoding=False, **kwargs):
         """The encoder's output, its `pooler_output` the projected global state (N, D); patches (N, P, D); (h, w)."""
@@ -408,6 +446,11 @@ class TierModel(TierPreTrainedModel):
         if config.model_type in _POOLED_NORM:
             hidden_states = getattr(self.vision_model, _POOLED_NORM[config.model_type])(hidden_states)
 
+        if self.config.image_pooling == "attention":
+            outputs["pooler_output"] = self.visual_projection(hidden_states)
+            # Attention over a single patch gives that patch's value: the way of the global embedding, without mixing.
+            patches = hidden_states.flatten(0, 1).unsqueeze(1)
+            return outputs, self.visual_projection(patches).unflatten(0, hidden_states.shape[:2]), grid
         embeds = self.visual_projection(hidden_states)
         patch_embeds = embeds[:, 1:] if with_class_token else embeds
         outputs["pooler_output"] = embeds[:, 0] if with_class_token else embeds.mean(dim=1)
@@ -422,12 +465,9 @@ class TierModel(TierPreTrainedModel):
                 return input_ids.to(torch.int).argmax(dim=-1)
             return (input_ids == config.eos_token_id).to(torch.int).argmax(dim=-1)
         if attention_mask is None:
-            last = input_ids.shape[1] - 1 if config.model_type in LAST_POOLED_TEXT else 0
-            return torch.full((len(input_ids),), last, device=input_ids.device)
-        valid = attention_mask.to(torch.int)
-        if config.model_type in LAST_POOLED_TEXT:
-            return valid.shape[1] - 1 - valid.flip(-1).argmax(dim=-1)
-        return valid.argmax(dim=-1)
+            position = input_ids.shape[1] - 1 if config.model_type in LAST_POOLED_TEXT else 0
+            return torch.full((len(input_ids),), position, device=input_ids.device)
+        return attention_mask.to(torch.int).argmax(dim=-1)
 
     def entropy_mask(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
         """Positions (M, T) that count in the two entropies; None if all do."""
@@ -437,7 +477,12 @@ class TierModel(TierPreTrainedModel):
             mask = ~special if mask is None else mask & ~special
         return mask
 
-    def _contrastive_loss(self, logits_per_text, text_embeds, image_embeds, logit_scale) -> torch.Tensor:
+    def _logits(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """Logits (M, N) of M normalised embeddings against N of the other modality."""
+        logits = rows @ columns.t() * self.logit_scale.exp().to(rows.device)
+        return logits if self.logit_bias is None else logits + self.logit_bias.to(rows.device)
+
+    def _contrastive_loss(self, logits_per_text, text_embeds, image_embeds) -> torch.Tensor:
         """Symmetric cross-entropy of the pairs of this process against those of all processes."""
         targets = torch.arange(len(logits_per_text), device=logits_per_text.device)
         logits_per_image = logits_per_text.t()
@@ -448,8 +493,8 @@ class TierModel(TierPreTrainedModel):
                 torch.cat(distributed_functional.all_gather(embeds.contiguous()))
                 for embeds in (text_embeds, image_embeds)
             )
-            logits_per_text = text_embeds @ all_image.t() * logit_scale
-            logits_per_image = image_embeds @ all_text.t() * logit_scale
+            logits_per_text = self._logits(text_embeds, all_image)
+            logits_per_image = self._logits(image_embeds, all_text)
             targets = targets + torch.distributed.get_rank() * len(targets)
         cross_entropy = nn.functional.cross_entropy
         return (cross_entropy(logits_per_text, targets) + cross_entropy(logits_per_image, targets)) / 2
@@ -465,10 +510,21 @@ def _build_encoder(config: PreTrainedConfig) -> PreTrainedModel:
     elif config.model_type == "siglip_vision_model" and encoder.use_head:
         encoder.use_head = False
         del encoder.head
-    for name, parameter in encoder.named_parameters():
-        if name.endswith("mask_token"):  # no patch is ever masked here, and DDP wants a gradient for all that train
-            parameter.requires_grad_(False)
     return encoder
+
+
+def _pad_to_full_length(
+    config: PreTrainedConfig, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+) -> torch.Tensor:
+    """Token ids (M, max_position_embeddings), with the padding token wherever `input_ids` (M, T) have no token."""
+    length, num_tokens = config.max_position_embeddings, input_ids.shape[1]
+    if num_tokens > length:
+        raise ValueError(
+            f"The texts have {num_tokens} tokens, and {config.model_type!r} takes at most {length}: truncate them."
+        )
+    if attention_mask is not None:
+        input_ids = input_ids.masked_fill(attention_mask == 0, config.pad_token_id)
+    return nn.functional.pad(input_ids, (0, length - num_tokens), value=config.pad_token_id)
 
 
 def _patch_grid(config: PreTrainedConfig, pixel_values: torch.Tensor) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 
 import pytest
 from conftest import TEXT_CONFIGS, VISION_CONFIGS, tier_config
-from transformers import AutoConfig, BertConfig, CLIPConfig, GPT2Config, T5Config, ViTConfig
+from transformers import AutoConfig, BertConfig, CLIPConfig, GPT2Config, SiglipTextConfig, T5Config, ViTConfig
 
 from modeling_tier import TierConfig
 
@@ -20,6 +20,15 @@ def test_default_is_clip():
     [
         ({"projection": "conv"}, r"projection.*linear.*mlp"),
         ({"image_pooling": "max"}, r"image_pooling.*cls.*mean"),
+        ({"projection": "siglip"}, "projection='siglip' and image_pooling='attention'.*'cls'"),
+        ({"image_pooling": "attention"}, "projection='siglip' and image_pooling='attention'.*'linear'"),
+        ({"projection": "siglip", "image_pooling": "attention"}, "siglip_vision_model.*clip_vision_model"),
+        (
+            {"projection": "siglip", "image_pooling": "attention", "vision_config": VISION_CONFIGS["siglip"]},
+            "projection_dim must be 32; got 512",
+        ),
+        ({"logit_bias_init_value": "-10"}, "logit_bias_init_value"),
+        ({"text_config": SiglipTextConfig(pad_token_id=None)}, "siglip_text_model.*pad_token_id"),
         ({"projection_dim": 0}, "projection_dim"),
         ({"projection_dim": 16.0}, "projection_dim"),
         ({"lambda_token": -0.1}, "lambda_token"),
@@ -61,6 +70,15 @@ def test_save_and_load(tmp_path, text, vision):
     assert loaded.to_diff_dict() == config.to_diff_dict()
     assert type(loaded.text_config) is type(TEXT_CONFIGS[text])
     assert type(loaded.vision_config) is type(VISION_CONFIGS[vision])
+
+
+def test_siglips_heads_survive_saving(tmp_path):
+    heads = {"projection": "siglip", "image_pooling": "attention", "projection_dim": 32}
+    config = tier_config("bert", "siglip", **heads, logit_bias_init_value=-9.5)
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert {name: getattr(loaded, name) for name in heads} == heads and loaded.logit_bias_init_value == -9.5
+    assert TierConfig().logit_bias_init_value is None
 
 
 def test_special_token_ids_come_from_the_text_encoder():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import EOS, TEXT_CONFIGS, VISION_CONFIGS, make_inputs, tier_config
 from torch import nn
-from transformers import AutoModel, CLIPModel, ResNetModel, ViTModel
+from transformers import AutoModel, CLIPModel, ResNetModel, SiglipConfig, SiglipModel, ViTModel
 
 from modeling_tier import TierConfig, TierModel, TierOutput, text_image_entropy
 
@@ -184,13 +184,10 @@ def test_patches_take_the_way_of_the_global_embedding(inputs, vision, projection
     torch.testing.assert_close(out.patch_embeds, nn.functional.normalize(patches, dim=-1), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("text", "position"), [("bert", 0), ("roberta", 0), ("siglip", -1)])
-def test_the_token_that_stands_for_the_text(inputs, text, position):
+@pytest.mark.parametrize("text", ["bert", "roberta"])
+def test_the_token_that_stands_for_the_text(inputs, text):
     out = build(text, "vit")(**inputs)
-    last = inputs["attention_mask"].sum(1) - 1
-    for i in range(4):
-        expected = out.token_embeds[i, last[i] if position == -1 else 0]
-        torch.testing.assert_close(out.text_embeds[i], expected)
+    torch.testing.assert_close(out.text_embeds, out.token_embeds[:, 0])
 
 
 def test_paper_heads_have_the_papers_layers():
@@ -221,6 +218,122 @@ def test_another_image_size(inputs):
     model = build()
     out = model(inputs["input_ids"], torch.randn(4, 3, 48, 32), interpolate_pos_encoding=True)
     assert out.patch_embeds.shape == (4, 24, 16)
+
+
+# SigLIP
+
+
+SIGLIP = {"projection": "siglip", "image_pooling": "attention", "projection_dim": 32, "logit_bias_init_value": -10.0}
+
+
+@pytest.fixture
+def siglip_model() -> SiglipModel:
+    """With random biases too, which start at 0."""
+    torch.manual_seed(0)
+    config = SiglipConfig(text_config=TEXT_CONFIGS["siglip"], vision_config=VISION_CONFIGS["siglip"])
+    model = SiglipModel(config).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def from_siglip(siglip_model, **options) -> TierModel:
+    heads = {"text_model.head.": "text_projection.", "vision_model.head.": "visual_projection."}
+    weights = {}
+    for name, tensor in siglip_model.state_dict().items():
+        head = next((head for head in heads if name.startswith(head)), "")
+        weights[heads.get(head, "") + name.removeprefix(head)] = tensor
+    weights["logit_scale"] = weights["logit_scale"].squeeze()
+    model = build("siglip", "siglip", **SIGLIP, **options)
+    model.load_state_dict(weights)
+    return model
+
+
+def full_length(inputs) -> torch.Tensor:
+    """The ids as SigLIP was trained: padded to 24 positions with its padding token, 1."""
+    ids = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, 1)
+    return nn.functional.pad(ids, (0, 24 - ids.shape[1]), value=1)
+
+
+def test_siglip_parity_of_embeddings_and_logits(siglip_model, inputs):
+    model = from_siglip(siglip_model)
+    ours, theirs = model(**inputs), siglip_model(full_length(inputs), inputs["pixel_values"])
+    for name in ("text_embeds", "image_embeds", "logits_per_image", "logits_per_text"):
+        torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), rtol=1e-5, atol=1e-5)
+    for name in ("text_model_output", "vision_model_output"):
+        torch.testing.assert_close(ours[name].pooler_output, theirs[name].pooler_output, rtol=1e-5, atol=1e-5)
+    assert ours.token_embeds.shape == (4, 7, 32)
+    states = theirs.text_model_output.last_hidden_state[:, :7]
+    expected = nn.functional.normalize(siglip_model.text_model.head(states), dim=-1)
+    torch.testing.assert_close(ours.token_embeds, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_patch_goes_through_siglips_head_alone(siglip_model, inputs):
+    states = siglip_model.vision_model(inputs["pixel_values"]).last_hidden_state
+    expected = torch.stack([siglip_model.vision_model.head(states[:, [p]]) for p in range(16)], dim=1)
+    out = from_siglip(siglip_model)(**inputs)
+    torch.testing.assert_close(out.patch_embeds, nn.functional.normalize(expected, dim=-1), rtol=1e-5, atol=1e-5)
+
+
+def test_padding_of_the_batch_changes_nothing_for_siglips_text(siglip_model, inputs):
+    model = from_siglip(siglip_model, count_special_tokens=False, special_token_ids=[0])
+    longer = dict(inputs)
+    longer["input_ids"] = nn.functional.pad(inputs["input_ids"], (0, 17), value=5)
+    longer["attention_mask"] = nn.functional.pad(inputs["attention_mask"], (0, 17))
+    alone = {name: value[[2]] for name, value in inputs.items()}
+    alone |= {name: alone[name][:, :5] for name in ("input_ids", "attention_mask")}  # without any padding
+    plain, padded, single = (model(**x, return_loss=True) for x in (inputs, longer, alone))
+    for name in ("loss", "token_entropy", "patch_entropy", "logits_per_image"):
+        torch.testing.assert_close(getattr(plain, name), getattr(padded, name), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(plain.text_embeds[2], single.text_embeds[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(plain.token_embeds[2, :5], single.token_embeds[0], rtol=1e-5, atol=1e-5)
+    assert padded.token_embeds.shape == (4, 24, 32)
+    maps = model.get_similarity_map(inputs["pixel_values"], inputs["input_ids"], inputs["attention_mask"])
+    assert maps.token_to_patch.shape == (4, 7, 4, 4) and (maps.token_to_patch[2, 5:] == 0).all()
+
+
+def test_siglips_text_has_an_end(inputs):
+    model = build("siglip", "vit")
+    with pytest.raises(ValueError, match="25 tokens.*at most 24"):
+        model.get_text_features(torch.ones(1, 25, dtype=torch.int64))
+    with pytest.raises(ValueError, match="position_ids"):
+        model.get_text_features(inputs["input_ids"], position_ids=torch.arange(7)[None])
+
+
+def test_a_logit_bias_changes_the_logits_alone(inputs):
+    model, plain = build(logit_bias_init_value=-10), build()
+    assert model.logit_bias.shape == (1,) and plain.logit_bias is None
+    plain.load_state_dict({name: value for name, value in model.state_dict().items() if name != "logit_bias"})
+    out, expected = model(**inputs, return_loss=True), plain(**inputs, return_loss=True)
+    torch.testing.assert_close(out.logits_per_image, expected.logits_per_image - 10)
+    torch.testing.assert_close(out.logits_per_text, expected.logits_per_text - 10)
+    torch.testing.assert_close(out.loss, expected.loss)
+
+
+def test_all_of_siglip_trains_but_the_bias(siglip_model, inputs, tmp_path):
+    from_siglip(siglip_model).save_pretrained(tmp_path)
+    for model in (from_siglip(siglip_model), TierModel.from_pretrained(tmp_path)):
+        model.train()(**inputs, return_loss=True).loss.backward()
+        without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+        assert without == {"logit_bias"} == {n for n, p in model.named_parameters() if not p.requires_grad}
+
+
+def test_what_never_trains_stays_frozen_after_loading(inputs, tmp_path):
+    build("bert", "dinov2").save_pretrained(tmp_path)
+    model, _ = TierModel.from_pretrained(tmp_path, output_loading_info=True)
+    model(**inputs, return_loss=True).loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == ["vision_model.embeddings.mask_token"]
+    assert not model.vision_model.embeddings.mask_token.requires_grad
+
+
+def test_new_siglip_heads_start_as_transformers_does():
+    torch.manual_seed(0)
+    model = build("siglip", "siglip", **SIGLIP)
+    assert model.logit_bias.item() == -10
+    head = model.visual_projection
+    assert 0 < head.probe.std() < 1 and (head.attention.in_proj_bias == 0).all()
+    assert model.text_projection.weight.std().item() == pytest.approx(32**-0.5, rel=0.1)
+    assert (model.text_projection.bias == 0).all()
 
 
 # Similarity maps
@@ -277,7 +390,8 @@ def test_similarity_map_on_pixels(inputs):
 @pytest.mark.parametrize(("text", "vision"), [("clip", "clip"), ("bert", "resnet"), ("siglip", "siglip")])
 @pytest.mark.parametrize("max_shard_size", ["5GB", "20KB"])
 def test_save_and_load(tmp_path, inputs, text, vision, max_shard_size):
-    model = build(text, vision, image_pooling="mean", projection="mlp")
+    heads = {"image_pooling": "mean", "projection": "mlp"}
+    model = build(text, vision, **(SIGLIP if text == "siglip" else heads))
     model.save_pretrained(tmp_path, max_shard_size=max_shard_size)
     assert (tmp_path / "model.safetensors.index.json").exists() == (max_shard_size == "20KB")
     loaded, info = TierModel.from_pretrained(tmp_path, output_loading_info=True)
