@@ -50,7 +50,7 @@ def with_options(image_processor, options: dict):
     )
     unknown = sorted(set(options) - set(known))
     if unknown:
-        raise ValueError(f"model.image_options: unknown option {unknown[0]!r} of the image processor; it has {known}.")
+        raise ValueError(f"image_options: unknown option {unknown[0]!r} of the image processor; it has {known}.")
     return type(image_processor)(**image_processor.to_dict() | options) if options else image_processor
 
 
