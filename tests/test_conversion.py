@@ -3,14 +3,11 @@
 
 import argparse
 import hashlib
-import http.server
 import json
 import os
 import re
 import subprocess
 import sys
-import threading
-import urllib.parse
 import zipfile
 from pathlib import Path
 
@@ -18,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TEXT_CONFIGS, VISION_CONFIGS
+from hub import serve
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -834,53 +832,13 @@ for folder in sys.argv[3:]:
 """
 
 
-class FakeHub(http.server.BaseHTTPRequestHandler):
-    """The few routes of the Hub by which the files of a model are read, at one revision only."""
-
-    protocol_version, commit, files, asked = "HTTP/1.1", "2" * 40, {}, []
-
-    def do_GET(self):
-        path = urllib.parse.unquote(urllib.parse.urlparse(self.path).path)
-        api, resolve = f"/api/models/{conversion.CXR_BERT}", f"/{conversion.CXR_BERT}/resolve/"
-        revision, _, file = path.removeprefix(resolve).partition("/")
-        if path in (f"{api}/revision/v1.1", f"{api}/revision/{self.commit}"):
-            siblings = [{"rfilename": name} for name in self.files]
-            about = {"id": conversion.CXR_BERT, "sha": self.commit, "siblings": siblings, "tags": []}
-            self.reply(200, json.dumps(about).encode())
-        elif path.startswith(f"{api}/tree/{self.commit}"):
-            entries = [
-                {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-                for name, content in self.files.items()
-            ]
-            self.reply(200, json.dumps(entries).encode())
-        elif path.startswith(resolve) and revision in ("v1.1", self.commit) and file in self.files:
-            self.asked.append(file)
-            content = self.files[file]
-            self.reply(200, content, ETag=f'"{hashlib.sha1(content).hexdigest()}"', **{"X-Repo-Commit": self.commit})
-        else:
-            self.reply(404, **{"X-Error-Code": "EntryNotFound"})
-
-    do_HEAD = do_GET
-
-    def reply(self, status: int, content: bytes = b"", **headers):
-        self.send_response(status)
-        for name, value in (headers | {"Content-Length": str(len(content))}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-    def log_message(self, *args):
-        pass
-
-
 def run_elsewhere(command: list, folder: Path, environment: dict[str, str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
-def test_from_the_hub_to_a_process_without_the_package(tmp_path, monkeypatch):
+def test_from_the_hub_to_a_process_without_the_package(tmp_path):
     """
     BioViL's two models lie in one repository. A server of this process stands in for the Hub; the command runs in
     another process, as this one is offline; and what it wrote, with a SigLIP beside it, is loaded in a third.
@@ -888,24 +846,14 @@ def test_from_the_hub_to_a_process_without_the_package(tmp_path, monkeypatch):
     image, _ = randomize(BiovilImage()), cxr_bert(tmp_path / "repository")
     torch.save(image.state_dict(), tmp_path / "repository" / conversion.BIOVIL_IMAGE_FILE)
     files = {path.name: path.read_bytes() for path in (tmp_path / "repository").iterdir()}
-    monkeypatch.setattr(FakeHub, "files", files)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    offline = {
-        name: value for name, value in os.environ.items() if name != "PYTHONPATH" and "proxy" not in name.lower()
-    }
-    offline |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
-    online = offline | {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0"}
     folders = [tmp_path / "biovil-tier", tmp_path / "siglip-tier"]
-    try:
+    with serve("models", conversion.CXR_BERT, files, tmp_path / "home", revision="v1.1") as (online, asked):
         told = run_elsewhere([sys.executable, "-m", "modeling_tier.conversion", "biovil", folders[0]], ROOT, online)
-    finally:
-        server.shutdown()
-        server.server_close()
+    offline = {name: value for name, value in online.items() if name != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
     assert f"{conversion.CXR_BERT}/{conversion.BIOVIL_IMAGE_FILE}" in told
     names = {file["name"] for file in json.loads((folders[0] / "conversion.json").read_text())["files"]}
     read = set(files) - {"configuration_cxrbert.py", "modeling_cxrbert.py"}
-    assert names == {f"{conversion.CXR_BERT}/{name}" for name in read} and set(FakeHub.asked) == read
+    assert names == {f"{conversion.CXR_BERT}/{name}" for name in read} and set(asked) == read
 
     siglip_folder(tmp_path / "siglip")
     conversion.convert("siglip", folders[1], model=str(tmp_path / "siglip"))

@@ -4,15 +4,11 @@
 import csv
 import gzip
 import hashlib
-import http.server
 import io
 import json
-import os
 import subprocess
 import sys
 import tarfile
-import threading
-import urllib.parse
 from pathlib import Path
 
 import datasets
@@ -20,6 +16,7 @@ import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict, Features, IterableDataset, Value
 from datasets import Image as ImageFeature
+from hub import serve
 from PIL import Image
 
 from modeling_tier.data import load_pairs
@@ -576,58 +573,6 @@ def test_a_name_goes_to_the_hub_and_a_failure_is_told(monkeypatch):
     assert asked == [(("someone/radiographs",), {"streaming": False}), (("someone/radiographs",), {"streaming": True})]
 
 
-COMMIT = "1" * 40
-
-
-class FakeHub(http.server.BaseHTTPRequestHandler):
-    """The few routes of the Hub that a data set of files needs."""
-
-    protocol_version, name, files = "HTTP/1.1", "someone/radiographs", {}
-
-    def do_GET(self):
-        path = urllib.parse.urlparse(self.path).path
-        api, resolve = f"/api/datasets/{self.name}", f"/datasets/{self.name}/resolve/"
-        if path in (api, f"{api}/revision/{COMMIT}", f"{api}/revision/main"):
-            siblings = [{"rfilename": name} for name in self.files]
-            self.reply(200, json.dumps({"id": self.name, "sha": COMMIT, "siblings": siblings, "tags": []}).encode())
-        elif path.startswith(f"{api}/tree/{COMMIT}"):
-            folder = path.removeprefix(f"{api}/tree/{COMMIT}").strip("/")
-            entries = [
-                {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-                for name, content in self.files.items()
-                if name.rpartition("/")[0] == folder
-            ]
-            self.reply(200, json.dumps(entries).encode()) if entries else self.not_found()
-        elif path.startswith(resolve) and path.removeprefix(resolve).partition("/")[2] in self.files:
-            content = self.files[path.removeprefix(resolve).partition("/")[2]]
-            headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
-            if "Range" in self.headers:
-                first, last = self.headers["Range"].removeprefix("bytes=").split("-")
-                part = content[int(first) : int(last or len(content)) + 1]
-                place = f"bytes {first}-{int(first) + len(part) - 1}/{len(content)}"
-                self.reply(206, part, **headers, **{"Content-Range": place})
-            else:
-                self.reply(200, content, **headers)
-        else:
-            self.not_found()
-
-    do_HEAD = do_GET
-
-    def reply(self, status: int, content: bytes = b"", **headers):
-        self.send_response(status)
-        for name, value in (headers | {"Content-Length": str(len(content))}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-    def not_found(self):
-        self.reply(404, **{"X-Error-Code": "EntryNotFound"})
-
-    def log_message(self, *args):
-        pass
-
-
 READ_FROM_HUB = """
 import hashlib, json, sys
 from modeling_tier.data import load_pairs
@@ -644,25 +589,16 @@ except ValueError as error:
 """
 
 
-def test_a_data_set_on_the_hub(tmp_path, monkeypatch):
+def test_a_data_set_on_the_hub(tmp_path):
     """By a server of this process that stands in for the Hub; another process reads, as this one is offline."""
     table(ROWS[:12]).to_parquet(tmp_path / "train.parquet")
     table(ROWS[12:]).to_parquet(tmp_path / "test.parquet")
     names = {split: f"{split}-00000-of-00001.parquet" for split in ("train", "test")}
     files = {names[split]: (tmp_path / f"{split}.parquet").read_bytes() for split in names}
-    monkeypatch.setattr(FakeHub, "files", files)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
-    environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "home")}
-    environment |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    options = json.dumps(OPTIONS | {"data_dir": FakeHub.name, "validation_share": 0.3})
-    try:
+    options = json.dumps(OPTIONS | {"data_dir": "someone/radiographs", "validation_share": 0.3})
+    with serve("datasets", "someone/radiographs", files, tmp_path / "home") as (environment, _):
         command = [sys.executable, "-c", READ_FROM_HUB, options]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120)
-    finally:
-        server.shutdown()
-        server.server_close()
     assert done.returncode == 0, done.stderr[-3000:]
     *parts, error = [json.loads(line) for line in done.stdout.splitlines()]
     expected = [
