@@ -15,12 +15,13 @@ from pathlib import Path
 
 import yaml
 
-from modeling_tier.data import SPLITS, check_options, describe_datasets, load_pairs
+from modeling_tier.data import PLACES, SPLITS, check_options, describe_datasets, load_pairs
 from modeling_tier.evaluation import (
     LABEL_POLICIES,
     combine_members,
     evaluate_zero_shot,
     has_prompts,
+    is_ensemble,
     load_model,
     load_prompts,
     member_folders,
@@ -28,9 +29,6 @@ from modeling_tier.evaluation import (
 from modeling_tier.evaluation.figures import plot_patch_similarity, plot_roc, plot_similarity_maps
 from modeling_tier.evaluation.tables import metrics_tables
 from modeling_tier.training.configuration import parse_options
-
-
-_PLACES = ("reports", "reports_dir", "exclude_subjects", "boxes", "reads_dir")
 
 
 def main() -> None:
@@ -70,14 +68,19 @@ def run(arguments: argparse.Namespace, options: dict) -> None:
     if arguments.output_dir is None and not Path(arguments.model).is_dir():
         raise ValueError("--output_dir is needed for a model that is not a folder.")
     output_dir = Path(arguments.output_dir or Path(arguments.model) / "evaluation")
-    models = {Path(member).name: load_model(member) for member in member_folders(arguments.model)}
+    members = member_folders(arguments.model)
     dataset = load_pairs(arguments.dataset, arguments.split, **options)
     prompts = {}
     if arguments.prompts or has_prompts(arguments.dataset):
         prompts = load_prompts(arguments.prompts or arguments.dataset, dataset.features.get("labels", {}))
     policies = {"uncertain": arguments.uncertain, "blank": arguments.blank}
+    if len(members) > 1 and not prompts:
+        raise ValueError(
+            f"An ensemble is the mean of scores, and {arguments.dataset} has no sentences: give --prompts."
+        )
     results = {}
-    for name, (model, processor) in models.items():
+    for name, member in members.items():
+        model, processor = load_model(member)
         model.to(arguments.device)
         results[name] = evaluate_zero_shot(model, processor, dataset, prompts, arguments.batch_size, **policies)
     metrics, details = next(iter(results.values())) if len(results) == 1 else combine_members(results)
@@ -115,15 +118,14 @@ def data_options(arguments: argparse.Namespace, given: list[str]) -> dict:
     if unknown:
         raise ValueError(f"Unknown option --{unknown[0]}; see --help.")
     options = {}
-    # That of an ensemble lies in the folder of its run.
-    places = [Path(arguments.model), Path(arguments.model).parent]
-    training_config = next((p for place in places if (p := place / "training_config.yaml").is_file()), None)
-    if training_config:
+    folder = Path(arguments.model)
+    training_config = (folder.parent if is_ensemble(folder) else folder) / "training_config.yaml"
+    if training_config.is_file():
         data = yaml.safe_load(training_config.read_text())["data"]
         if data["name"] == arguments.dataset:
             options = dict(data["options"])
     if arguments.data_dir is not None:  # another place: what lay beside the old one is not there
-        options = {name: value for name, value in options.items() if name not in _PLACES}
+        options = {name: value for name, value in options.items() if name not in PLACES}
         options["data_dir"] = arguments.data_dir
     if arguments.seed is not None:
         options["seed"] = arguments.seed

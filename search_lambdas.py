@@ -17,7 +17,15 @@ from accelerate import PartialState
 from transformers.utils import logging
 
 from modeling_tier.training import load_config
-from modeling_tier.training.search import METHODS, search_lambdas, search_table
+from modeling_tier.training.configuration import parse_options
+
+
+try:
+    from modeling_tier.training.search import METHODS, search_lambdas, search_table
+except ModuleNotFoundError as error:
+    sys.exit(f"error: the search needs {error.name}: pip install {error.name}")
+
+_SET_HERE = ("model.lambda_token", "model.lambda_patch", "training.overwrite", "training.resume_from_checkpoint")
 
 
 def main() -> None:
@@ -45,6 +53,9 @@ def main() -> None:
     defaults += ["--evaluation.keep_best", "1"]
     logging.disable_progress_bar()
     try:
+        for name, _ in parse_options(list(overrides)):
+            if name in _SET_HERE:
+                raise ValueError(f"--{name} is set by the search itself: leave it out.")
         config = load_config(arguments.config, [*defaults, *overrides, "--output_dir", arguments.output_dir])
         trials = search_lambdas(config, arguments.method, arguments.trials, arguments.largest)
     except ValueError as error:

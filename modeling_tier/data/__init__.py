@@ -27,7 +27,10 @@ from .pairs import pairs
 from .synthetic import synthetic_pairs
 
 
-__all__ = ["DATASETS", "SPLITS", "check_options", "describe_datasets", "load_pairs"]
+__all__ = ["DATASETS", "PLACES", "SPLITS", "check_options", "describe_datasets", "load_pairs"]
+
+# Options that say where something lies: another disk has other ones for the same data.
+PLACES = ("data_dir", "reports", "reports_dir", "exclude_subjects", "boxes", "reads_dir")
 
 # A new data set is one file beside this one, and one line here.
 DATASETS = {

@@ -113,14 +113,15 @@ def plot_roc(detail: dict, dataset: Dataset, path: Path) -> None:
     plt.close(figure)
 
 
-def plot_search(trials: list[dict], path: Path, best_metric: str) -> None:
+def plot_search(trials: list[dict], path: Path, largest: float, best_metric: str) -> None:
     """
-    Each measured quantity over the plane of the two lambdas: one dot a trial, in the colour of its value; hollow ones
-    ended early; a ring marks the trial with the best `best_metric`.
+    Each measured quantity over the plane of the two lambdas: one mark a trial, in the colour of its value, a cross if
+    it ended early; a ring marks the trial with the best `best_metric`.
 
     Args:
         trials: as [`~training.search.search_lambdas`] gives them.
         path: PNG file to write.
+        largest: both axes end here.
         best_metric: name of the metric that the trials were compared by.
     """
     names = [name for name in ("auroc", "pointing_game", "cnr") if any(name in trial["metrics"] for trial in trials)]
@@ -138,12 +139,13 @@ def plot_search(trials: list[dict], path: Path, best_metric: str) -> None:
             dots = axis.scatter(*places, c=[values[i] for i in part], marker=marker, s=70, label=label, **scale)
         axis.scatter(best["lambda_token"], best["lambda_patch"], s=190, facecolors="none", edgecolors="#d55e00")
         axis.set_xlabel("lambda_token")
+        axis.set(xlim=(-0.05 * largest, 1.05 * largest), ylim=(-0.05 * largest, 1.05 * largest))
         figure.colorbar(dots, ax=axis)
         axis.set_title({"auroc": "AUROC", "pointing_game": "pointing game", "cnr": "CNR"}.get(name, name), fontsize=10)
     axes[0, 0].set_ylabel("lambda_patch")
     if any(trial["pruned"] for trial in trials):
         axes[0, 0].legend(fontsize=8)
-    figure.suptitle(f"Each dot is a training run; the ring has the best {best_metric}", fontsize=9)
+    figure.suptitle(f"Each mark is a training run; the ring has the best {best_metric}", fontsize=9)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

@@ -1,6 +1,7 @@
 # Licensed under the Apache License, Version 2.0.
 """Zero-shot evaluation of a model on image-report pairs, by the protocol of arXiv 2212.06710."""
 
+import json
 import math
 from collections import defaultdict
 from pathlib import Path
@@ -22,6 +23,8 @@ from .localisation import box_mask
 # What an uncertain or a blank label counts as.
 LABEL_POLICIES = {"ignore": math.nan, "zeros": 0.0, "ones": 1.0}
 
+ENSEMBLE_FILE = "ensemble.json"
+
 _METRICS = Path(__file__).parent / "metrics"
 _MOST_UNREADABLE = 0.01
 
@@ -36,15 +39,19 @@ def load_model(name_or_path: str) -> tuple[TierModel, TierProcessor]:
     return TierModel.from_pretrained(name_or_path).eval(), TierProcessor.from_pretrained(name_or_path)
 
 
-def member_folders(name_or_path: str) -> list[str]:
-    """The models of an ensemble, a folder that holds nothing but model folders; else the model itself."""
+def is_ensemble(folder: Path) -> bool:
+    """Whether a folder has an `ensemble.json`, which lists the folders of its models, relative to it."""
+    return (folder / ENSEMBLE_FILE).is_file()
+
+
+def member_folders(name_or_path: str) -> dict[str, str]:
+    """The folders of an ensemble's models by name; else the model itself."""
     folder = Path(name_or_path)
-    if not folder.is_dir() or (folder / "config.json").is_file():
-        return [name_or_path]
-    members = sorted(str(member.parent) for member in folder.glob("*/config.json"))
-    if not members:
-        raise ValueError(f"{folder} is neither a model folder (no config.json) nor an ensemble of such folders.")
-    return members
+    if is_ensemble(folder):
+        return {name: str(folder / name) for name in json.loads((folder / ENSEMBLE_FILE).read_text())}
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is neither a model (no config.json) nor an ensemble (no {ENSEMBLE_FILE}).")
+    return {folder.name: name_or_path}
 
 
 @torch.inference_mode()

@@ -6,6 +6,8 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..evaluation import ENSEMBLE_FILE
+
 
 STATE_FILE = "trainer_state.json"
 
@@ -66,17 +68,22 @@ def find_checkpoint(resume: str, output_dir: Path) -> Path:
     return folder
 
 
-def keep_best(kept: list[list], epoch: int, value: float, number: int) -> list[list]:
-    """The `number` best of `[epoch, value]`, the best first, with one more; of equal ones the earlier stays."""
-    return sorted([*kept, [epoch, value]], key=lambda entry: -entry[1])[:number]
+def best_epochs(evaluations: list[list], number: int) -> list[int]:
+    """The epochs of the `number` best of `[epoch, value]`, the best first; of equal ones the earlier."""
+    return [epoch for epoch, _ in sorted(evaluations, key=lambda entry: -entry[1])[:number]]
 
 
-def prune_ensemble(folder: Path, kept: list[list]) -> None:
+def settle_ensemble(folder: Path, epochs: list[int]) -> None:
     """
-    Delete the models of an ensemble that are no longer among the kept ones. Only after the checkpoint that says so is
-    whole: a run that resumes from an earlier one finds all that it counts on.
+    Write down the members of an ensemble, and delete the models that are no longer among them. Only after the
+    checkpoint that says so is whole: a run that resumes from an earlier one finds all that it counts on.
     """
-    names = {f"epoch-{epoch}" for epoch, _ in kept}
+    if not folder.is_dir():
+        return
+    names = [f"epoch-{epoch}" for epoch in epochs]
+    temporary = folder / f"{ENSEMBLE_FILE}.tmp"
+    temporary.write_text(json.dumps(names))
+    temporary.replace(folder / ENSEMBLE_FILE)
     for member in folder.glob("epoch-*"):
         if member.name not in names:
             shutil.rmtree(member)

@@ -14,7 +14,7 @@ import yaml
 from transformers import AutoConfig
 
 from ..configuration_tier import TierConfig
-from ..data import SPLITS, check_options
+from ..data import PLACES, SPLITS, check_options
 from ..data.transforms import AUGMENTATIONS
 from ..evaluation import LABEL_POLICIES, has_prompts, load_prompts
 
@@ -202,6 +202,8 @@ def check_config(config: TrainConfig) -> None:
     config_prompts(config)
     _one_of("data.augmentation", config.data.augmentation, ("none", *AUGMENTATIONS))
     _one_of("evaluation.split", evaluation.split, SPLITS)
+    if evaluation.dataset is None and evaluation.split != "validation":
+        raise ValueError("evaluation.split is that of evaluation.dataset, which is not set.")
     for name in ("uncertain", "blank"):
         _one_of(f"evaluation.{name}", getattr(evaluation, name), LABEL_POLICIES)
     _one_of("optimizer.name", config.optimizer.name, OPTIMIZERS)
@@ -218,10 +220,14 @@ def check_config(config: TrainConfig) -> None:
         raise ValueError("training.resume_from_checkpoint and training.overwrite exclude each other.")
     if config.regulariser.ramp_end < config.regulariser.ramp_start:
         raise ValueError("regulariser.ramp_end must not be smaller than regulariser.ramp_start.")
+    if config.model.image_size is not None and "crop_size" in config.model.image_options:
+        raise ValueError("model.image_size and model.image_options.crop_size say the same: leave one out.")
     if not config.model.pretrained:
         _check_new_model(config)
     elif config.model.vision_config or config.model.text_config:
         raise ValueError("model.pretrained has its own encoders: leave out model.vision_config and model.text_config.")
+    elif config.model.logit_scale_init_value is not None:
+        raise ValueError("model.pretrained has its own logit_scale: leave out model.logit_scale_init_value.")
     elif config.model.projection or config.model.projection_dim:
         raise ValueError("model.pretrained has its own projections: leave out model.projection and projection_dim.")
 
@@ -247,6 +253,24 @@ def config_prompts(config: TrainConfig, labels: Iterable[str] | None = None) -> 
         return load_prompts(evaluation.prompts or dataset, labels)
     except ValueError as error:
         raise ValueError(f"evaluation.prompts: {error}") from None
+
+
+def flat(content: dict, prefix: str = "") -> dict:
+    """Nested keys joined by dots; what is not a number, a text or a flag becomes a text."""
+    result = {}
+    for key, value in content.items():
+        if isinstance(value, dict):
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            result[f"{prefix}{key}"] = value if isinstance(value, (int, float, str, bool)) else str(value)
+    return result
+
+
+def changed_options(before: dict, now: dict) -> list[str]:
+    """Options in which two configurations (as dicts) differ, but for where the data lies and how many read it."""
+    before, now = flat(before), flat(now)
+    different = [name for name in dict.fromkeys([*now, *before]) if before.get(name) != now.get(name)]
+    return [name for name in different if name.rpartition(".")[2] not in (*PLACES, "num_workers")]
 
 
 def tier_options(model: ModelOptions) -> dict:

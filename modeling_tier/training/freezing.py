@@ -55,14 +55,17 @@ def _parts(name: str) -> list[str]:
 
 def _first_layers(encoder: nn.Module, kind: str, number: int) -> set[str]:
     """Names of the parameters of the first layers and of all that comes before them, such as the embeddings."""
-    path, layers = next(
-        (path, module) for path, module in encoder.named_modules() if isinstance(module, nn.ModuleList)
-    )
-    if number > len(layers):
-        raise ValueError(
-            f"freeze.{kind.replace('_model', '_layers')} is {number}, but the encoder has {len(layers)} layers."
-        )
+    config = encoder.config
+    depth = getattr(config, "num_hidden_layers", None) or len(getattr(config, "depths", ()))
+    lists = [(path, module) for path, module in encoder.named_modules() if isinstance(module, nn.ModuleList)]
+    outer = [(path, module) for path, module in lists if not any(path.startswith(f"{other}.") for other, _ in lists)]
+    layers = [path for path, module in outer if len(module) == depth]
+    option = f"freeze.{kind.replace('_model', '_layers')}"
+    if len(layers) != 1:  # kept in pieces, or shared
+        raise ValueError(f"{option}: it is not known where {config.model_type} has its layers; use freeze.patterns.")
+    if number > depth:
+        raise ValueError(f"{option} is {number}, but the encoder has {depth} layers.")
     names = [name for name, _ in encoder.named_parameters()]
-    start = next(i for i, name in enumerate(names) if name.startswith(f"{path}."))
-    first = tuple(f"{path}.{i}." for i in range(number))
+    start = next(i for i, name in enumerate(names) if name.startswith(f"{layers[0]}."))
+    first = tuple(f"{layers[0]}.{i}." for i in range(number))
     return {*names[:start], *(name for name in names if name.startswith(first))}

@@ -26,8 +26,24 @@ from ..modeling_tier import TierModel
 from ..processing_tier import TierProcessor
 from .batches import Batches, share_of_subjects
 from .building import build_model, build_processor
-from .checkpoints import find_checkpoint, keep_best, load_checkpoint, prune_ensemble, replacing, save_checkpoint
-from .configuration import BEST_METRICS, OptimizerOptions, TrainConfig, check_config, config_prompts
+from .checkpoints import (
+    best_epochs,
+    find_checkpoint,
+    load_checkpoint,
+    replacing,
+    save_checkpoint,
+    settle_ensemble,
+)
+from .configuration import (
+    BEST_METRICS,
+    OptimizerOptions,
+    TrainConfig,
+    changed_options,
+    check_config,
+    config_prompts,
+    flat,
+    load_config,
+)
 from .freezing import freeze, train_mode
 
 
@@ -83,8 +99,10 @@ def train(config: TrainConfig, after_evaluation: Callable[[int, dict], bool] | N
         validation_pairs = load_pairs(data.name, "validation", **data.options | data.validation)
         if not evaluation.dataset:
             zero_shot_set = validation_pairs
-    if isinstance(validation_pairs, IterableDataset) or isinstance(zero_shot_set, IterableDataset):
+    if isinstance(validation_pairs, IterableDataset):
         raise ValueError("The validation set cannot be a stream: say so in data.train, not in data.options.")
+    if isinstance(zero_shot_set, IterableDataset):
+        raise ValueError("evaluation.options: an evaluation set cannot be a stream.")
     if isinstance(train_pairs, Dataset) and train_pairs.select_columns("text")[0]["text"] is None:
         raise ValueError(f"data.name: {data.name} has no texts to train on.")
     if accelerator.is_main_process and not checkpoint:
@@ -102,6 +120,9 @@ def train(config: TrainConfig, after_evaluation: Callable[[int, dict], bool] | N
     # Model and optimiser
     model = build_model(config, processor)
     freeze(model, config.freeze)
+    max_logit_scale = MAX_LOGIT_SCALE  # as CLIP; a pretrained model may begin above it, as SigLIP's do
+    if config.model.pretrained:
+        max_logit_scale = max(MAX_LOGIT_SCALE, model.logit_scale.item())
     optimizer = build_optimizer(model, optimizer_options)
     total_steps = batches.steps_per_epoch * training.epochs
     scheduler = build_scheduler(optimizer, optimizer_options, total_steps)
@@ -109,13 +130,16 @@ def train(config: TrainConfig, after_evaluation: Callable[[int, dict], bool] | N
     accelerator.register_for_checkpointing(scheduler)
     bare_model = accelerator.unwrap_model(model)
     if training.trackers:
-        accelerator.init_trackers("tier", config=_flat(config.to_dict()))
+        accelerator.init_trackers("tier", config=flat(config.to_dict()))
 
-    state = {"epoch": 0, "step_in_epoch": 0, "step": 0, "best": None}
+    state = {"epoch": 0, "step_in_epoch": 0, "step": 0, "best": None, "evaluations": []}
     if checkpoint:
-        state = load_checkpoint(checkpoint, accelerator)
+        state |= load_checkpoint(checkpoint, accelerator)
         accelerator.print(f"Resumed from {checkpoint} at step {state['step']} of {total_steps}.")
-    log = Log(output_dir / "log.jsonl", accelerator, state["step"])
+    log = Log(output_dir / "log.jsonl", accelerator, state)
+    ensemble = output_dir / "ensemble"
+    if accelerator.is_main_process:  # a run that was stopped may have left more
+        settle_ensemble(ensemble, best_epochs(state["evaluations"], evaluation.keep_best))
     bar = tqdm(
         total=total_steps,
         initial=state["step"],
@@ -143,7 +167,7 @@ def train(config: TrainConfig, after_evaluation: Callable[[int, dict], bool] | N
                 continue
             scheduler.step()
             with torch.no_grad():
-                bare_model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+                bare_model.logit_scale.clamp_(max=max_logit_scale)
             state["step"] += 1
             state["step_in_epoch"] += 1
             bar.update()
@@ -178,10 +202,9 @@ def train(config: TrainConfig, after_evaluation: Callable[[int, dict], bool] | N
             if not state["best"] or value > metric_value(state["best"]["validation"], best_metric, evaluation.dataset):
                 state["best"] = {"step": state["step"], "epoch": state["epoch"], "validation": metrics}
                 folders.append(output_dir / "checkpoints" / "best")
-            if evaluation.keep_best > 1:
-                state["kept"] = keep_best(state.get("kept", []), state["epoch"], value, evaluation.keep_best)
-                if state["epoch"] in [epoch for epoch, _ in state["kept"]]:
-                    folders.append(output_dir / "ensemble" / f"epoch-{state['epoch']}")
+            state["evaluations"].append([state["epoch"], value])
+            if evaluation.keep_best > 1 and state["epoch"] in best_epochs(state["evaluations"], evaluation.keep_best):
+                folders.append(ensemble / f"epoch-{state['epoch']}")
             for folder in folders:
                 with replacing(folder, accelerator) as temporary:
                     if accelerator.is_main_process:
@@ -190,7 +213,7 @@ def train(config: TrainConfig, after_evaluation: Callable[[int, dict], bool] | N
             stop = after_evaluation is not None and after_evaluation(state["epoch"], metrics)
         save_checkpoint(output_dir / "checkpoints" / "last", accelerator, state)
         if accelerator.is_main_process:
-            prune_ensemble(output_dir / "ensemble", state.get("kept", []))
+            settle_ensemble(ensemble, best_epochs(state["evaluations"], evaluation.keep_best))
         if stop:
             break
 
@@ -212,18 +235,20 @@ _LOSS_PARTS = ("loss", "contrastive_loss", "token_entropy", "patch_entropy")
 class Log:
     """One line of JSON for every logged step, and the same to the trackers; on the main process alone."""
 
-    def __init__(self, path: Path, accelerator: Accelerator, step: int):
+    def __init__(self, path: Path, accelerator: Accelerator, state: dict):
         self.path, self.accelerator = path, accelerator
-        if accelerator.is_main_process and path.exists():  # lines of steps that a resumed run does again
-            lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-            path.write_text("".join(line + "\n" for line in lines))
+        if accelerator.is_main_process and path.exists():  # lines of what a resumed run does again
+            lines = [line for line in path.read_text().splitlines(keepends=True) if _is_before(line, state)]
+            temporary = path.with_name(path.name + ".tmp")
+            temporary.write_text("".join(lines))
+            temporary.replace(path)
 
     def write(self, step: int, **values) -> None:
         if self.accelerator.is_main_process:
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
         if self.accelerator.trackers:
-            self.accelerator.log(_flat(values), step=step)
+            self.accelerator.log(flat(values), step=step)
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
@@ -234,11 +259,20 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
     """
     matrices = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d)
     decayed = {id(m.weight) for m in model.modules() if isinstance(m, matrices)}
+    decayed |= {id(m.in_proj_weight) for m in model.modules() if isinstance(m, torch.nn.MultiheadAttention)}
     trained = [p for p in model.parameters() if p.requires_grad]
     return [
         {"params": [p for p in trained if id(p) in decayed], "weight_decay": weight_decay},
         {"params": [p for p in trained if id(p) not in decayed], "weight_decay": 0.0},
     ]
+
+
+def _is_before(line: str, state: dict) -> bool:
+    """Whether a line of the log is of what the checkpoint with this state has behind it."""
+    if not line.endswith("\n"):  # torn
+        return False
+    entry = json.loads(line)
+    return entry["epoch"] < state["epoch"] if "validation" in entry else entry["step"] <= state["step"]
 
 
 def _load_zero_shot_set(config: TrainConfig) -> Dataset:
@@ -388,6 +422,8 @@ def _prepare_folder(config: TrainConfig, output_dir: Path, accelerator: Accelera
         )
     if occupied and config.training.overwrite and not (output_dir / "training_config.yaml").is_file():
         raise ValueError(f"{output_dir} holds no training run: training.overwrite does not empty it.")
+    if checkpoint:
+        _check_same_run(config, output_dir)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         if occupied and config.training.overwrite:
@@ -412,12 +448,13 @@ def _prepare_folder(config: TrainConfig, output_dir: Path, accelerator: Accelera
     return checkpoint
 
 
-def _flat(values: dict, prefix: str = "") -> dict:
-    """Nested keys joined by dots, for the trackers; what is not a number, a text or a flag becomes a text."""
-    flat = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, (int, float, str, bool)) else str(value)
-    return flat
+def _check_same_run(config: TrainConfig, output_dir: Path) -> None:
+    """What a checkpoint has settled cannot be changed when a run goes on."""
+    sections = ("seed", "data", "model", "tokenizer", "freeze", "optimizer")
+    before, now = load_config(output_dir / "training_config.yaml").to_dict(), config.to_dict()
+    changed = changed_options(*({section: options[section] for section in sections} for options in (before, now)))
+    if changed:
+        raise ValueError(
+            f"{changed[0]} is not what the run in {output_dir} was started with: leave it as it was, or start a new "
+            "run, from this one's model with model.pretrained."
+        )

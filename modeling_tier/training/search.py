@@ -17,12 +17,14 @@ from accelerate.utils import broadcast_object_list
 from ..evaluation.figures import plot_search
 from ..evaluation.tables import aligned
 from .checkpoints import STATE_FILE
-from .configuration import TrainConfig
+from .configuration import TrainConfig, changed_options
 from .loop import metric_value, train
 
 
 METHODS = ("random", "tpe")
 LAMBDAS = ("lambda_token", "lambda_patch")
+# Options that change no trial: they may be others when a search goes on.
+_FREE = [f"config.training.{name}" for name in ("log_every", "progress", "save_every_steps", "trackers")]
 # What the table shows of each trial: columns of the best epoch's validation metrics.
 SHOWN = ("auroc", "pointing_game", "cnr", "contrastive_loss", "peak_spread", "negative_share")
 
@@ -39,13 +41,15 @@ def search_lambdas(config: TrainConfig, method: str, trials: int, largest: float
     Args:
         config: of every trial; its lambdas are replaced, and the trials are compared by `evaluation.best_metric`.
         method: "random": uniform draws, as the paper. "tpe": Optuna's tree-structured Parzen estimator after ten such
-            draws, and a trial ends early when after an epoch it is worse than the median of the trials before it.
+            draws; a trial ends early when its best value so far is below the median that the trials which ran to
+            their end had at that epoch, once there are five of them.
         trials: number of pairs. More than before: the search is extended.
         largest: both lambdas are searched in [0, largest].
 
     Returns:
         the trials, the best first, as in `trials.jsonl`: `number`, `lambda_token`, `lambda_patch`, `value` of the best
-        metric, `values` after each epoch, `pruned`: whether it ended early, `metrics`: others of the best epoch.
+        metric, `values`: `[epoch, value]` of each evaluation, `pruned`: whether it ended early, `metrics`: others of
+        the best epoch.
 
     Raises:
         ValueError: for options that cannot work, or a folder that holds another search.
@@ -60,13 +64,14 @@ def search_lambdas(config: TrainConfig, method: str, trials: int, largest: float
     folder = Path(config.output_dir)
     _prepare_folder(folder, config, method, largest, state)
     finished = _read_trials(folder)
-    while len(finished) < trials:
-        finished.append(_run_trial(config, method, largest, finished))
-        if state.is_main_process:
-            _write_results(folder, finished, config.evaluation.best_metric)
+    while True:
+        if state.is_main_process and finished:
+            _write_results(folder, finished, largest, config.evaluation.best_metric)
         state.wait_for_everyone()
+        if len(finished) >= trials:
+            return _ranked(finished)
+        finished.append(_run_trial(config, method, largest, finished))
         gc.collect()
-    return _ranked(finished)
 
 
 def _run_trial(config: TrainConfig, method: str, largest: float, finished: list[dict]) -> dict:
@@ -75,25 +80,25 @@ def _run_trial(config: TrainConfig, method: str, largest: float, finished: list[
     pair = {name: trial.suggest_float(name, 0.0, largest) for name in LAMBDAS}
     pair = broadcast_object_list([pair])[0]  # all processes work it out, but it must not differ by a bit
     folder = Path(config.output_dir) / "trials" / f"{number:03d}"
-    values = _values_before(folder, config)
-    for epoch, value in enumerate(values, start=1):
+    values = _values_before(folder)
+    for epoch, value in values:
         trial.report(value, epoch)
 
-    def worse(epoch: int) -> bool:
-        return method != "random" and epoch < config.training.epochs and trial.should_prune()
+    def worse() -> bool:
+        return method != "random" and bool(values) and values[-1][0] < config.training.epochs and trial.should_prune()
 
     def after_evaluation(epoch: int, metrics: dict) -> bool:
         value = metric_value(metrics, best_metric, dataset)
         if value == -math.inf:
             raise ValueError(f"evaluation.best_metric: {best_metric} is undefined on the validation set.")
-        values.append(value)
+        values.append([epoch, value])
         trial.report(value, epoch)
-        return worse(epoch)
+        return worse()
 
     training = dataclasses.replace(config.training, overwrite=False)
     training.resume_from_checkpoint = "last" if folder.exists() else None
-    if values and worse(len(values)):  # cut off just after it was to end
-        training.epochs = len(values)
+    if worse():  # cut off just after it was to end
+        training.epochs = values[-1][0]
     model = dataclasses.replace(config.model, **pair)
     best = train(dataclasses.replace(config, output_dir=str(folder), model=model, training=training), after_evaluation)
     return {
@@ -101,7 +106,7 @@ def _run_trial(config: TrainConfig, method: str, largest: float, finished: list[
         **pair,
         "value": metric_value(best["validation"], best_metric, dataset),
         "values": values,
-        "pruned": len(values) < config.training.epochs,
+        "pruned": values[-1][0] < config.training.epochs,
         "metrics": _shown(best["validation"], dataset),
     }
 
@@ -126,7 +131,7 @@ def _study(method: str, largest: float, finished: list[dict], seed: int) -> optu
                 params={name: trial[name] for name in LAMBDAS},
                 distributions=distributions,
                 value=trial["value"],
-                intermediate_values=dict(enumerate(trial["values"], start=1)),
+                intermediate_values=dict(trial["values"]),
                 state=states.PRUNED if trial["pruned"] else states.COMPLETE,
             )
         )
@@ -140,14 +145,14 @@ def _prepare_folder(folder: Path, config: TrainConfig, method: str, largest: flo
     asked = {"method": method, "largest": largest, "config": {**config.to_dict(), "output_dir": None}}
     path = folder / "search.json"
     if path.is_file():
-        before = json.loads(path.read_text())
-        different = [name for name, value in _flat(asked).items() if _flat(before).get(name) != value]
-        if different:
+        changed = changed_options(json.loads(path.read_text()), asked)
+        changed = [name for name in changed if name not in _FREE]
+        if changed:
             raise ValueError(
-                f"{folder} holds a search with another {different[0].removeprefix('config.')}: choose another folder, "
+                f"{folder} holds a search with another {changed[0].removeprefix('config.')}: choose another folder, "
                 "or go on with what that one was started with."
             )
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(path.name != "search.json.tmp" for path in folder.iterdir()):
         raise ValueError(f"{folder} is not empty and holds no search: choose another folder.")
     state.wait_for_everyone()
     if state.is_main_process:
@@ -156,34 +161,19 @@ def _prepare_folder(folder: Path, config: TrainConfig, method: str, largest: flo
     state.wait_for_everyone()
 
 
-def _flat(content: dict, prefix: str = "") -> dict:
-    flat = {}
-    for name, value in content.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
-
-
-def _values_before(folder: Path, config: TrainConfig) -> list[float]:
+def _values_before(folder: Path) -> list[list]:
     """
-    Values of a trial that was cut off, up to the checkpoint from which it continues. Where there is none it begins
-    anew: its folder is deleted.
+    Epochs and values of a trial that was cut off, up to the checkpoint from which it continues. Where there is none it
+    begins anew: its folder is deleted.
     """
     state = PartialState()
-    step = 0
-    for name in ("last", "last.old"):
-        path = folder / "checkpoints" / name / STATE_FILE
-        if path.is_file():
-            step = json.loads(path.read_text())["step"]
-            break
+    places = [folder / "checkpoints" / name / STATE_FILE for name in ("last", "last.old")]
+    checkpoint = next((json.loads(path.read_text()) for path in places if path.is_file()), None)
     state.wait_for_everyone()
-    if not step:
-        if state.is_main_process:
-            shutil.rmtree(folder, ignore_errors=True)
-        state.wait_for_everyone()
-        return []
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    evaluations = [line["validation"] for line in lines if "validation" in line and line["step"] <= step]
-    return [metric_value(metrics, config.evaluation.best_metric, config.evaluation.dataset) for metrics in evaluations]
+    if checkpoint is None and state.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)
+    state.wait_for_everyone()
+    return checkpoint["evaluations"] if checkpoint else []
 
 
 def _read_trials(folder: Path) -> list[dict]:
@@ -191,14 +181,15 @@ def _read_trials(folder: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-def _write_results(folder: Path, finished: list[dict], best_metric: str) -> None:
+def _write_results(folder: Path, finished: list[dict], largest: float, best_metric: str) -> None:
     _replace(folder / "trials.jsonl", "".join(json.dumps(trial) + "\n" for trial in finished))
     _replace(folder / "table.txt", search_table(finished) + "\n")
-    plot_search(finished, folder / "search.png", best_metric)
-    for trial in (folder / "trials").iterdir():  # logs and metrics stay; thirty models would fill a disk
+    plot_search(finished, folder / "search.png", largest, best_metric)
+    for trial in finished:  # logs and metrics stay; thirty models would fill a disk
+        own = folder / "trials" / f"{trial['number']:03d}"
         for name in ("checkpoints", "ensemble"):
-            shutil.rmtree(trial / name, ignore_errors=True)
-        (trial / "model.safetensors").unlink(missing_ok=True)
+            shutil.rmtree(own / name, ignore_errors=True)
+        (own / "model.safetensors").unlink(missing_ok=True)
 
 
 def _replace(path: Path, text: str) -> None:
@@ -213,9 +204,10 @@ def _ranked(trials: list[dict]) -> list[dict]:
 
 def _shown(validation: dict, dataset: str | None) -> dict[str, float]:
     """The metrics of a trial that its table and picture show, as far as they were measured."""
-    measured = validation | validation.get("localisation", {})
-    if dataset:
-        measured |= validation[dataset] | validation[dataset].get("localisation", {})
+    zero_shot = validation[dataset] if dataset else validation
+    measured = {name: zero_shot[name] for name in ("auroc", "peak_spread") if name in zero_shot}
+    measured |= {name: validation[name] for name in ("contrastive_loss", "negative_share") if name in validation}
+    measured |= zero_shot.get("localisation", {})
     shown = {name: measured[name] for name in SHOWN if name in measured}
     shown = {name: value["mean"] if isinstance(value, dict) else value for name, value in shown.items()}
     return {name: value for name, value in shown.items() if value is not None}
@@ -227,6 +219,6 @@ def search_table(trials: list[dict]) -> str:
     rows = [["trial", *LAMBDAS, *names, "epochs"]]
     for trial in _ranked(trials):
         values = [f"{trial['metrics'][name]:.3f}" if name in trial["metrics"] else "-" for name in names]
-        epochs = f"{len(trial['values'])}{', ended early' if trial['pruned'] else ''}"
+        epochs = f"{trial['values'][-1][0]}{', ended early' if trial['pruned'] else ''}"
         rows.append([str(trial["number"]), *(f"{trial[name]:.3f}" for name in LAMBDAS), *values, epochs])
     return aligned(rows)

@@ -346,13 +346,13 @@ def test_an_ensemble_is_the_mean_of_its_members_scores():
         combine_members({"a": ({"num_images": 5}, {"rows": np.arange(5), "findings": []})})
 
 
-def test_a_folder_of_models_is_an_ensemble(tmp_path):
-    for name in ("b", "a", "notes"):
+def test_an_ensemble_names_its_models(tmp_path):
+    for name in ("b", "a", "a.tmp"):
         (tmp_path / name).mkdir()
-    with pytest.raises(ValueError, match="neither a model folder"):
-        member_folders(str(tmp_path))
-    for name in ("b", "a"):
         (tmp_path / name / "config.json").write_text("{}")
-    assert member_folders(str(tmp_path)) == [str(tmp_path / "a"), str(tmp_path / "b")]
-    assert member_folders(str(tmp_path / "a")) == [str(tmp_path / "a")]
-    assert member_folders("user/name") == ["user/name"]
+    with pytest.raises(ValueError, match="neither a model.*nor an ensemble"):
+        member_folders(str(tmp_path))
+    (tmp_path / "ensemble.json").write_text('["b", "a"]')
+    assert member_folders(str(tmp_path)) == {"b": str(tmp_path / "b"), "a": str(tmp_path / "a")}
+    assert member_folders(str(tmp_path / "a")) == {"a": str(tmp_path / "a")}
+    assert member_folders("user/name") == {"name": "user/name"}

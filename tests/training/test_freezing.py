@@ -5,10 +5,11 @@ import pytest
 import torch
 from conftest import TEXT_CONFIGS, VISION_CONFIGS, make_inputs, tier_config
 from torch import nn
+from transformers import AlbertConfig, AlbertModel, PvtConfig, PvtModel, XLMConfig, XLMModel
 
 from modeling_tier import TierModel
 from modeling_tier.training.configuration import FreezeOptions, OptimizerOptions
-from modeling_tier.training.freezing import freeze, train_mode
+from modeling_tier.training.freezing import _first_layers, freeze, train_mode
 from modeling_tier.training.loop import build_optimizer
 
 
@@ -48,6 +49,19 @@ def test_the_first_layers_of_every_vision_encoder(vision):
     assert parts and not any(name[1].startswith("embed") for name in parts)
     outermost = {next(part for part in name if part.isdigit()) for name in parts if any(map(str.isdigit, name))}
     assert outermost == {"1"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "encoder"),
+    [
+        ("text_model", XLMModel(XLMConfig(emb_dim=16, n_layers=2, n_heads=2, vocab_size=50))),
+        ("vision_model", PvtModel(PvtConfig(depths=[1, 1, 1, 1]))),
+        ("text_model", AlbertModel(AlbertConfig(hidden_size=16, num_attention_heads=2, vocab_size=50))),
+    ],
+)
+def test_layers_in_pieces_or_shared_are_not_counted(kind, encoder):
+    with pytest.raises(ValueError, match=rf"freeze\.{kind[:-6]}_layers.*freeze\.patterns"):
+        _first_layers(encoder, kind, 1)
 
 
 def test_zero_layers_are_the_embeddings_alone():

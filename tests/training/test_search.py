@@ -2,6 +2,8 @@
 """The search for the lambdas: which pairs, that an interruption changes nothing, early stopping, what it leaves."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -34,27 +36,27 @@ class FakeTraining:
     def __call__(self, config, after_evaluation):
         folder = Path(config.output_dir)
         checkpoint = folder / "checkpoints" / "last" / "trainer_state.json"
-        done = 0
+        state = {"epoch": 0, "evaluations": []}
         if config.training.resume_from_checkpoint:
-            done = json.loads(checkpoint.read_text())["step"]
+            state = json.loads(checkpoint.read_text())
             self.resumed.append(folder.name)
         token, patch = config.model.lambda_token, config.model.lambda_patch
         auroc = 0.8 - (token - 0.3) ** 2 - (patch - 0.1) ** 2
-        for epoch in range(done + 1, config.training.epochs + 1):
+        ended = False
+        while state["epoch"] < config.training.epochs and not ended:
             if self.epochs == self.stop_before:
                 raise Stopped
             self.epochs += 1
-            metrics = {"auroc": {"mean": auroc + 0.01 * epoch}, "localisation": {"cnr": {"mean": token}}}
+            state["epoch"] += 1
+            if state["epoch"] % config.evaluation.every_epochs == 0 or state["epoch"] == config.training.epochs:
+                value = auroc + 0.01 * state["epoch"]
+                state["evaluations"].append([state["epoch"], value])
+                ended = after_evaluation(state["epoch"], {"auroc": {"mean": value}})
             checkpoint.parent.mkdir(parents=True, exist_ok=True)
-            with (folder / "log.jsonl").open("a") as file:
-                file.write(json.dumps({"step": epoch, "validation": metrics}) + "\n")
-            ended = after_evaluation(epoch, metrics)
-            checkpoint.write_text(json.dumps({"step": epoch}))
-            done = epoch
-            if ended:
-                break
+            checkpoint.write_text(json.dumps(state))
         (folder / "model.safetensors").write_text("weights")
-        return {"validation": {"auroc": {"mean": auroc + 0.01 * done}, "localisation": {"cnr": {"mean": token}}}}
+        best = max(value for _, value in state["evaluations"])
+        return {"validation": {"auroc": {"mean": best}, "localisation": {"cnr": {"mean": token}}}}
 
 
 def run(folder, monkeypatch, method="random", trials=8, epochs=1, stop_before=None, **options):
@@ -62,7 +64,8 @@ def run(folder, monkeypatch, method="random", trials=8, epochs=1, stop_before=No
     monkeypatch.setattr(search, "train", fake)
     monkeypatch.setattr(search, "plot_search", lambda *_: None)  # drawn in the last test
     monkeypatch.setattr(search.gc, "collect", lambda: None)  # there are no models to free
-    config = load_config(ROOT / "configs" / "demo.yaml", ["--training.epochs", str(epochs)])
+    every = ["--evaluation.every_epochs", str(options.get("every_epochs", 1))]
+    config = load_config(ROOT / "configs" / "demo.yaml", ["--training.epochs", str(epochs), *every])
     config.output_dir = str(folder)
     return search_lambdas(config, method, trials, options.get("largest", 0.5)), fake
 
@@ -79,17 +82,22 @@ def test_random_draws_begin_without_the_regulariser(tmp_path, monkeypatch):
         assert trial["value"] == pytest.approx(expected) and trial["metrics"]["cnr"] == trial["lambda_token"]
 
 
-@pytest.mark.parametrize(("method", "epochs"), [("random", 2), ("tpe", 3)])
-def test_an_interrupted_search_gives_the_same_trials(tmp_path, monkeypatch, method, epochs):
-    whole, fake = run(tmp_path / "whole", monkeypatch, method, 14, epochs)
+@pytest.mark.parametrize(("method", "epochs", "every_epochs"), [("random", 2, 1), ("tpe", 3, 1), ("tpe", 5, 2)])
+def test_an_interrupted_search_gives_the_same_trials(tmp_path, monkeypatch, method, epochs, every_epochs):
+    every = {"every_epochs": every_epochs}
+    whole, fake = run(tmp_path / "whole", monkeypatch, method, 14, epochs, **every)
     for stop_before in (1, 2, fake.epochs // 2, fake.epochs - 1):
         folder = tmp_path / str(stop_before)
         with pytest.raises(Stopped):
-            run(folder, monkeypatch, method, 14, epochs, stop_before)
+            run(folder, monkeypatch, method, 14, epochs, stop_before, **every)
         cut_off = len(list((folder / "trials").glob("*/checkpoints/last/trainer_state.json")))
-        trials, second = run(folder, monkeypatch, method, 14, epochs)
+        trials, second = run(folder, monkeypatch, method, 14, epochs, **every)
         assert trials == whole and len(second.resumed) == cut_off
         assert second.epochs == fake.epochs - stop_before, "nothing is trained twice"
+    epochs_of = lambda trial: [epoch for epoch, _ in trial["values"]]  # noqa: E731
+    evaluated = [epoch for epoch in range(1, epochs + 1) if epoch % every_epochs == 0 or epoch == epochs]
+    assert all(epochs_of(trial) == evaluated for trial in whole if not trial["pruned"])
+    assert any(trial["pruned"] for trial in whole) == (method == "tpe")
 
 
 def test_a_trial_cut_off_just_after_it_was_to_end_ends_there(tmp_path, monkeypatch):
@@ -100,7 +108,8 @@ def test_a_trial_cut_off_just_after_it_was_to_end_ends_there(tmp_path, monkeypat
     path.write_text("".join(lines[: ended["number"]]))
     checkpoint = tmp_path / "s" / "trials" / f"{ended['number']:03d}" / "checkpoints" / "last"
     checkpoint.mkdir(parents=True)
-    (checkpoint / "trainer_state.json").write_text(json.dumps({"step": len(ended["values"])}))
+    state = {"epoch": ended["values"][-1][0], "evaluations": ended["values"]}
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
     trials, _ = run(tmp_path / "s", monkeypatch, "tpe", ended["number"] + 1, 3)
     assert ended in trials
 
@@ -120,6 +129,9 @@ def test_a_search_is_extended_but_not_changed(tmp_path, monkeypatch):
     run(tmp_path / "s", monkeypatch, trials=3)
     extended, fake = run(tmp_path / "s", monkeypatch, trials=8)
     assert extended == longer and fake.epochs == 5
+    (tmp_path / "s" / "table.txt").unlink()
+    assert run(tmp_path / "s", monkeypatch, trials=8)[0] == longer
+    assert (tmp_path / "s" / "table.txt").is_file(), "made again"
     with pytest.raises(ValueError, match="another method"):
         run(tmp_path / "s", monkeypatch, "tpe", trials=8)
     with pytest.raises(ValueError, match="another largest"):
@@ -132,6 +144,21 @@ def test_a_search_is_extended_but_not_changed(tmp_path, monkeypatch):
         run(tmp_path / "mine", monkeypatch)
     with pytest.raises(ValueError, match="at least one trial"):
         run(tmp_path / "none", monkeypatch, trials=0)
+
+
+def test_what_changes_no_trial_may_change_when_a_search_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "train", FakeTraining())
+    for trials, options in ((2, []), (4, ["--data.num_workers=1", "--training.log_every=3"])):
+        config = load_config(ROOT / "configs" / "demo.yaml", ["--training.epochs=1", *options])
+        config.output_dir = str(tmp_path / "s")
+        assert len(search_lambdas(config, "random", trials, 0.5)) == trials
+
+
+def test_the_search_sets_its_own_options():
+    for option in ("model.lambda_token", "training.overwrite"):
+        command = [sys.executable, "search_lambdas.py", "--config", "configs/demo.yaml", f"--{option}", "0"]
+        process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        assert process.returncode == 1 and f"--{option} is set by the search" in process.stderr
 
 
 def test_the_loss_cannot_compare_lambdas(tmp_path):

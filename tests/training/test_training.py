@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
 from safetensors.torch import load_file
 from transformers import AutoModel
 
@@ -20,7 +21,7 @@ from modeling_tier import TierModel, TierProcessor
 from modeling_tier.data import load_pairs
 from modeling_tier.training import load_config, loop, train
 from modeling_tier.training.batches import share_of_subjects
-from modeling_tier.training.building import train_tokenizer
+from modeling_tier.training.building import build_model, train_tokenizer
 from modeling_tier.training.loop import Batches, metric_value, parameter_groups, ramp
 
 
@@ -197,13 +198,14 @@ def as_the_paper(tmp_path_factory):
     return folder, train(tiny(folder, *PAPER))
 
 
-def test_the_paper_s_options_reach_the_run(as_the_paper):
+def test_the_papers_options_reach_the_run(as_the_paper, tmp_path):
     folder, _ = as_the_paper
     assert {line["lr"] for line in lines(folder) if "lr" in line} == {2e-3}
-    torch.manual_seed(0)
-    first, last = weights(folder / "checkpoints" / "best"), weights(folder / "checkpoints" / "last")
-    frozen = {name for name in last if name.startswith(("text_model.embeddings", "text_model.encoder"))}
-    assert frozen and {name for name in last if torch.equal(first[name], last[name])} >= frozen
+    set_seed(0)
+    start = build_model(tiny(tmp_path, *PAPER), TierProcessor.from_pretrained(folder)).state_dict()
+    last = weights(folder / "checkpoints" / "last")
+    unchanged = {name for name in last if torch.equal(start[name], last[name])}
+    assert unchanged == {name for name in last if name.startswith(("text_model.embeddings.", "text_model.encoder."))}
 
 
 def test_checkpoints_are_chosen_on_another_data_set(as_the_paper):
@@ -223,7 +225,8 @@ def test_the_best_checkpoints_are_an_ensemble(as_the_paper, tmp_path):
     folder, best = as_the_paper
     auroc = [line["validation"]["synthetic"]["auroc"]["mean"] for line in lines(folder) if "validation" in line]
     order = sorted(range(4), key=lambda i: -auroc[i])[:2]
-    assert {path.name for path in (folder / "ensemble").iterdir()} == {f"epoch-{i + 1}" for i in order}
+    assert {path.name for path in (folder / "ensemble").glob("*-*")} == {f"epoch-{i + 1}" for i in order}
+    assert json.loads((folder / "ensemble" / "ensemble.json").read_text()) == [f"epoch-{i + 1}" for i in order]
     for model, output in ((folder / "ensemble", "all"), *((folder / "ensemble" / f"epoch-{i + 1}", i) for i in order)):
         command = [sys.executable, "evaluate_zeroshot.py", "--model", str(model), "--num_images", "25"]
         command += ["--data.options.image_size", "32", "--seed", "9", "--output_dir", str(tmp_path / str(output))]
@@ -236,14 +239,24 @@ def test_the_best_checkpoints_are_an_ensemble(as_the_paper, tmp_path):
 
 
 def test_a_resumed_run_keeps_the_same_ensemble(as_the_paper, tmp_path):
-    config = tiny(tmp_path / "run", *PAPER)
-    train(config, after_evaluation=lambda epoch, _: epoch == 2)
-    assert {path.name for path in (tmp_path / "run/ensemble").iterdir()} == {"epoch-1", "epoch-2"}
-    AcceleratorState._reset_state(reset_partial_state=True)
-    train(tiny(tmp_path / "run", *PAPER, "--training.resume_from_checkpoint=last"))
-    for member in (as_the_paper[0] / "ensemble").iterdir():
-        for name, weight in weights(member).items():
-            assert torch.equal(weight, weights(tmp_path / "run/ensemble" / member.name)[name])
+    members = json.loads((as_the_paper[0] / "ensemble" / "ensemble.json").read_text())
+    folder = tmp_path / "run"
+    train(tiny(folder, *PAPER), after_evaluation=lambda epoch, _: epoch == 2)
+    assert set(json.loads((folder / "ensemble" / "ensemble.json").read_text())) == {"epoch-1", "epoch-2"}
+    for _ in range(2):  # the second time only what a kill just before the end would have left is put right
+        AcceleratorState._reset_state(reset_partial_state=True)
+        (folder / "ensemble" / "epoch-9.tmp").mkdir()
+        train(tiny(folder, *PAPER, "--training.resume_from_checkpoint=last"))
+        assert {path.name for path in (folder / "ensemble").iterdir()} == {*members, "ensemble.json"}
+    for member in members:
+        for name, weight in weights(as_the_paper[0] / "ensemble" / member).items():
+            assert torch.equal(weight, weights(folder / "ensemble" / member)[name])
+
+
+def test_what_a_checkpoint_has_settled_is_not_changed(finished):
+    for option in ("optimizer.name=adam", "freeze.text_layers=1", "data.subject_share=0.5", "model.lambda_token=0.9"):
+        with pytest.raises(ValueError, match=rf"{option.split('=')[0]} is not what the run"):
+            train(tiny(finished[0], "--training.resume_from_checkpoint=last", f"--{option}"))
 
 
 def test_a_run_can_be_ended_after_an_evaluation(tmp_path):
@@ -354,6 +367,19 @@ def test_the_ramp_reaches_the_loss(tmp_path):
     assert early["entropy_scale"] == 0 and early["loss"] == early["contrastive_loss"]
     assert "token_entropy" not in early, "and nothing of it is computed before"
     assert late["entropy_scale"] == 1 and late["loss"] > late["contrastive_loss"]
+
+
+def test_a_frozen_or_large_logit_scale_stays(finished, tmp_path):
+    model = TierModel.from_pretrained(finished[0])
+    model.logit_scale.data.fill_(4.7654)  # as a published SigLIP
+    model.save_pretrained(tmp_path / "large")
+    TierProcessor.from_pretrained(finished[0]).save_pretrained(tmp_path / "large")
+    content = load_config(ROOT / "configs" / "demo.yaml", TINY).to_dict()
+    content |= {"model": {"pretrained": str(tmp_path / "large")}, "freeze": {"patterns": ["logit_scale"]}}
+    content["training"]["epochs"] = 1
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content | {"output_dir": str(tmp_path / "run")}))
+    train(load_config(tmp_path / "c.yaml"))
+    assert weights(tmp_path / "run")["logit_scale"].item() == pytest.approx(4.7654)
 
 
 def test_logit_scale_is_clamped(tmp_path):

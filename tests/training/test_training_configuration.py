@@ -52,6 +52,8 @@ DEMO = ROOT / "configs" / "demo.yaml"
         (["--evaluation.dataset", "chexpert", "--evaluation.options.view", "all"], r"evaluation\.options.*'view'"),
         (["--evaluation.options.views", "all"], r"evaluation\.options.*not set"),
         (["--evaluation.dataset", "chexpert", "--evaluation.split", "val"], r"evaluation\.split.*validation"),
+        (["--evaluation.split", "test"], r"evaluation\.split.*not set"),
+        (["--model.image_options.crop_size", "48"], r"crop_size say the same"),
         (["--evaluation.keep_best", "0"], r"evaluation\.keep_best must be at least 1"),
         (["--training.epochs"], "needs a value"),
         (["training.epochs", "3"], "--section.option"),
