@@ -7,28 +7,21 @@ are checked, and what has no place in TIER is told with the reason. No code that
 """
 
 import argparse
-import hashlib
 import inspect
-import io
 import json
 import os
-import pickle
 import re
 import shutil
 import sys
-import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.jit._pickle as torchscript_lists
 import transformers
 import yaml
-from huggingface_hub import hf_hub_download, snapshot_download
 from PIL import Image
-from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -46,40 +39,30 @@ from .configuration_tier import TierConfig
 from .modeling_tier import TierModel
 from .processing_tier import TierProcessor
 from .training.building import with_options
+from .weight_files import (
+    Record,
+    Weights,
+    add_weights,
+    existing,
+    find_file,
+    find_folder,
+    folder_weights,
+    read_torch,
+    state_dict,
+)
 
 
 CXR_BERT = "microsoft/BiomedVLP-CXR-BERT-specialized"
-REVISIONS = {CXR_BERT: "v1.1"}
 BIOVIL_IMAGE_FILE = "biovil_image_resnet50_proj_size_128.pt"
 OPENAI_TOKENIZER = "openai/clip-vit-base-patch32"
 
-Weights = dict[str, torch.Tensor]
 Converted = tuple[TierModel, TierProcessor]
-
-_TEXT_FILES = ["config.json", "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "vocab.json"]
-_TEXT_FILES += ["added_tokens.json", "vocab.txt", "merges.txt", "spiece.model", "tokenizer.model"]
-_IMAGE_FILES = ["preprocessor_config.json", "processor_config.json"]
-_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # or their shards, with an index
 
 # What the authors' files hold beside tensors: the command line, and losses as numbers of numpy 1 or 2.
 _AUTHORS_GLOBALS = [argparse.Namespace, np.dtype, *(type(np.dtype(kind)) for kind in (np.float32, np.float64))]
 _AUTHORS_GLOBALS += [(np.float32(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
 
 _POSITIONS = {r".*\.position_ids": "the numbers 0, 1, 2, ...: counted here, not stored"}
-
-
-@dataclass
-class Record:
-    """What a conversion read, and what it had no place for."""
-
-    files: list[dict[str, str]] = field(default_factory=list)  # name and sha256 of each
-    unused: dict[str, str] = field(default_factory=dict)  # a key of the source: why it has no place in TIER
-    initial: dict[str, str] = field(default_factory=dict)  # a parameter of TIER: why it is not from the source
-
-    def add_file(self, path: Path, name: str) -> Path:
-        with path.open("rb") as file:
-            self.files.append({"name": name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()})
-        return path
 
 
 # The sources
@@ -107,9 +90,10 @@ def biovil(
         ValueError: if a file is missing, unreadable or refused, or weights are missing, left over or of another shape.
     """
     record = record or Record()
-    weights = _state_dict(_read_torch(_file(image_model, record, BIOVIL_IMAGE_FILE)))
-    folder = _folder(text_model, record)
-    weights |= _folder_weights(folder)
+    weights = state_dict(read_torch(find_file(image_model, record, BIOVIL_IMAGE_FILE)))
+    folder = find_folder(text_model, record)
+    _resnet_config(weights, "encoder.encoder.")  # another model's file is told before the names are laid together
+    add_weights(weights, folder_weights(folder))
     record.initial["logit_scale"] = "BioViL's files have none"
     image_processor = _image_processor(512, 480, Image.Resampling.BILINEAR, image_options, do_normalize=False)
     return _convert_biovil(weights, "", "", folder, image_processor, record)
@@ -128,10 +112,10 @@ def tier_authors(
         record, returns, raises: as in [`biovil`].
     """
     record = record or Record()
-    checkpoint = _read_torch(_file(model, record), _AUTHORS_GLOBALS)
+    checkpoint = read_torch(find_file(model, record), _AUTHORS_GLOBALS)
     if not isinstance(checkpoint, dict) or "model_state_dict" not in checkpoint:
         raise ValueError(f"{Path(model).name} has no 'model_state_dict': it is not by the code of arXiv 2212.06710.")
-    weights = _state_dict(checkpoint["model_state_dict"])
+    weights = state_dict(checkpoint["model_state_dict"])
     record.unused |= {key: "about the training, not the model" for key in checkpoint if key != "model_state_dict"}
     for key in [key for key in weights if key.startswith("cls_projection_head.")]:
         tensor, twin = weights.pop(key), weights.get(f"transformer.{key}")
@@ -140,7 +124,7 @@ def tier_authors(
         record.unused[key] = f"the same parameter as transformer.{key}"
     normalisation = {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}
     image_processor = _image_processor(256, 224, Image.Resampling.BILINEAR, image_options, **normalisation)
-    folder = _folder(text_model, record, weights=False)
+    folder = find_folder(text_model, record, weights=False)
     tier, processor = _convert_biovil(weights, "cnn.", "transformer.", folder, image_processor, record)
     processor.tokenizer.model_max_length = min(processor.tokenizer.model_max_length, 128)  # as in their training
     return tier, processor
@@ -155,7 +139,7 @@ def clip(model: str, image_options: dict | None = None, record: Record | None = 
         image_options, record, returns, raises: as in [`biovil`]; the image processor is the model's own.
     """
     record = record or Record()
-    folder = _folder(model, record, images=True)
+    folder = find_folder(model, record, images=True)
     source = _source_config(folder, "clip")
     config = TierConfig(
         text_config=source.text_config,
@@ -165,7 +149,7 @@ def clip(model: str, image_options: dict | None = None, record: Record | None = 
     )
     image_processor = with_options(_load(AutoImageProcessor, folder), image_options or {})
     processor = _processor(image_processor, _load(AutoTokenizer, folder), config)
-    return _convert(config, _folder_weights(folder), [], _POSITIONS, processor, record)
+    return _convert(config, folder_weights(folder), [], _POSITIONS, processor, record)
 
 
 def siglip(model: str, image_options: dict | None = None, record: Record | None = None) -> Converted:
@@ -177,8 +161,8 @@ def siglip(model: str, image_options: dict | None = None, record: Record | None 
         image_options, record, returns, raises: as in [`biovil`]; the image processor is the model's own.
     """
     record = record or Record()
-    folder = _folder(model, record, images=True)
-    source, weights = _source_config(folder, "siglip"), _folder_weights(folder)
+    folder = find_folder(model, record, images=True)
+    source, weights = _source_config(folder, "siglip"), folder_weights(folder)
     for name in ("logit_scale", "logit_bias"):
         _shape(weights, name, 1, "a SiglipModel")
     weights["logit_scale"] = weights["logit_scale"].squeeze()
@@ -215,8 +199,8 @@ def openai(
         record, returns, raises: as in [`biovil`].
     """
     record = record or Record()
-    weights = _state_dict(_read_torch(_file(model, record)))
-    tokenizer = _load(AutoTokenizer, _folder(tokenizer, record, weights=False))
+    weights = state_dict(read_torch(find_file(model, record)))
+    tokenizer = _load(AutoTokenizer, find_folder(tokenizer, record, weights=False))
     config = _openai_config(weights, tokenizer)
     size = config.vision_config.image_size
     image_processor = _image_processor(size, size, Image.Resampling.BICUBIC, image_options)
@@ -272,7 +256,7 @@ def _convert_biovil(
 
 def _cxr_bert_config(folder: Path) -> tuple[BertConfig, int]:
     """BERT's configuration, and the dimension of the joint space."""
-    content = json.loads(_existing(folder / "config.json").read_text())
+    content = json.loads(existing(folder / "config.json").read_text())
     if content.pop("model_type", None) != "cxr-bert":
         raise ValueError(f"{folder.name} does not hold a CXR-BERT: the model_type in its config.json is another one.")
     projection_dim = content.pop("projection_size", 128)
@@ -406,10 +390,16 @@ def _convert(
 
 
 def _check_fit(weights: Weights, state: Weights, unexpected: list[str]) -> None:
-    shapes = {key: (tuple(state[key].shape), tuple(weights[key].shape)) for key in state if key in weights}
-    wrong = [f"{key} (expected {ours}, found {theirs})" for key, (ours, theirs) in shapes.items() if ours != theirs]
+    wrong, integers = [], []
+    for key in (key for key in state if key in weights):
+        ours, theirs = tuple(state[key].shape), tuple(weights[key].shape)
+        if ours != theirs:
+            wrong.append(f"{key} (expected {ours}, found {theirs})")
+        if state[key].is_floating_point() and not weights[key].is_floating_point():
+            integers.append(f"{key} ({weights[key].dtype})")
     missing = [key for key in state if key not in weights]
     problems = {"missing": missing, "without a known place": unexpected, "of another shape": wrong}
+    problems["of integers, as quantised ones are"] = integers
     if any(problems.values()):
         told = "; ".join(f"{what}: {', '.join(keys)}" for what, keys in problems.items() if keys)
         raise ValueError(f"The weights do not fit the model. {told}.")
@@ -430,6 +420,9 @@ def _processor(image_processor, tokenizer, config: TierConfig) -> TierProcessor:
     text_config = config.text_config
     if len(tokenizer) > text_config.vocab_size:
         raise ValueError(f"The tokenizer has {len(tokenizer)} tokens, and the text encoder {text_config.vocab_size}.")
+    word = tokenizer("effusion", add_special_tokens=False).input_ids
+    if not set(word) - set(tokenizer.all_special_ids):  # transformers makes one without its vocabulary, too
+        raise ValueError(f"The tokenizer in {tokenizer.name_or_path} does not know any word: its files are not there.")
     tokenizer.init_kwargs.pop("auto_map", None)  # names code of the source
     tokenizer.model_max_length = min(tokenizer.model_max_length, text_config.max_position_embeddings)
     return TierProcessor(image_processor=image_processor, tokenizer=tokenizer)
@@ -445,7 +438,7 @@ def _load(auto_class, folder: Path):
 
 
 def _source_config(folder: Path, model_type: str):
-    _existing(folder / "config.json")
+    existing(folder / "config.json")
     config = _load(AutoConfig, folder)
     if config.model_type != model_type:
         raise ValueError(f"{folder.name} holds a model of type {config.model_type!r}; {model_type!r} is needed.")
@@ -458,144 +451,6 @@ def _shape(weights: Weights, key: str, ndim: int, kind: str) -> tuple[int, ...]:
         found = f"has the shape {tuple(weights[key].shape)}" if key in weights else "is missing"
         raise ValueError(f"{key} {found}: the weights are not those of {kind}.")
     return tuple(weights[key].shape)
-
-
-# Reading
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise ValueError(f"There is no {path.name} in {path.parent}.")
-    return path
-
-
-def _file(name: str, record: Record, inside: str | None = None) -> Path:
-    """A file on the disk or on the Hub; of a folder or a repository, the file `inside` it."""
-    path, parts = Path(name), name.split("/")
-    if path.is_dir() and inside:
-        path = _existing(path / inside)
-    if path.is_file():
-        return record.add_file(path, path.name)
-    repository, file = "/".join(parts[:2]), "/".join(parts[2:]) or inside
-    if path.is_dir() or path.is_absolute() or len(parts) < 2 or not file:
-        raise ValueError(f"There is no file {name}; one on the Hub is written user/name/path/in/repository.pt.")
-    return record.add_file(_from_hub(hf_hub_download, repository, filename=file), f"{repository}/{file}")
-
-
-def _folder(name: str, record: Record, weights: bool = True, images: bool = False) -> Path:
-    """A folder on the disk, or one with the needed files of a repository on the Hub."""
-    files, path, prefix = _TEXT_FILES + _IMAGE_FILES * images, Path(name), ""
-    if not path.is_dir():
-        prefix, wanted = f"{name}/", ["model*.safetensors*"] if weights else []
-        path = _from_hub(snapshot_download, name, allow_patterns=files + wanted)
-        if weights and not _weight_files(path):
-            _from_hub(snapshot_download, name, allow_patterns=["pytorch_model*.bin*"])
-    for file in files + (_weight_files(path) if weights else []):
-        if (path / file).is_file():
-            record.add_file(path / file, prefix + file)
-    return path
-
-
-def _from_hub(download: Callable, repository: str, **options) -> Path:
-    try:
-        return Path(download(repository, revision=REVISIONS.get(repository), **options))
-    except Exception as error:  # whatever goes wrong between here and the Hub
-        raise ValueError(f"{repository} is not on this disk, and the Hub does not give it: {error}") from error
-
-
-def _weight_files(folder: Path) -> list[str]:
-    """Those of the first kind that is there: one file, or the shards that an index names."""
-    for name in _WEIGHT_FILES:
-        index = folder / f"{name}.index.json"
-        if (folder / name).is_file():
-            return [name]
-        if index.is_file():
-            return sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    return []
-
-
-def _folder_weights(folder: Path) -> Weights:
-    weights, files = {}, _weight_files(folder)
-    if not files:
-        raise ValueError(f"{folder.name} has no weights: neither {' nor '.join(_WEIGHT_FILES)}.")
-    for path in (_existing(folder / file) for file in files):
-        weights |= load_file(path) if path.suffix == ".safetensors" else _state_dict(_read_torch(path))
-    return weights
-
-
-def _state_dict(content) -> Weights:
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise ValueError("The file does not hold a state dict, names and tensors and nothing else.")
-    return dict(content)
-
-
-def _read_torch(path: Path, allowed: Sequence = ()):
-    """
-    What torch.save wrote, or the weights that torch.jit.save wrote, for the CPU.
-
-    A pickle can have any function called. torch's restricted reader calls only those that make tensors and plain
-    containers, and the `allowed` ones.
-
-    Raises:
-        ValueError: if the file asks for anything else, or cannot be read.
-    """
-    try:
-        if _is_torchscript(path):
-            return _read_torchscript(path)
-        with torch.serialization.safe_globals(list(allowed)):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of many kinds, for whatever may be in a file
-        asked = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if asked is None:
-            raise ValueError(f"{path.name} cannot be read as a file of PyTorch ({type(error).__name__}).") from error
-        raise ValueError(
-            f"{path.name} is refused: to read it could run code, for it asks for {asked[1]}. If you trust it, load it "
-            "yourself and save the tensors alone: torch.save(model.state_dict(), ...)."
-        ) from error
-
-
-class _Module:
-    """A module of a TorchScript archive: attributes without code."""
-
-
-def _is_torchscript(path: Path) -> bool:
-    return zipfile.is_zipfile(path) and "constants.pkl" in _entries(path)
-
-
-def _entries(path: Path) -> dict[str, zipfile.ZipInfo]:
-    """The entries of an archive of torch by their names within its one folder."""
-    with zipfile.ZipFile(path) as archive:
-        return {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
-
-
-def _read_torchscript(path: Path) -> Weights:
-    """
-    The tensors of an archive by their names, without torch.jit.load, which compiles and runs the code in it.
-
-    Without code and constants an archive is one of torch.save's, and its modules are read as empty containers.
-    """
-    content = io.BytesIO()
-    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(content, "w") as copy:
-        for name, entry in _entries(path).items():
-            if not name.startswith(("code/", "constants")):
-                copy.writestr(entry, archive.read(entry))
-    content.seek(0)
-    asked = torch.serialization.get_unsafe_globals_in_checkpoint(content)
-    modules = [(_Module, name) for name in asked if name.startswith("__torch__.")]
-    lists = [function for _, function in inspect.getmembers(torchscript_lists, inspect.isfunction)]  # they do nothing
-    content.seek(0)
-    with torch.serialization.safe_globals([*modules, *lists]):
-        return _tensors(torch.load(content, map_location="cpu", weights_only=True))
-
-
-def _tensors(module: _Module, prefix: str = "") -> Weights:
-    weights = {}
-    for name, value in vars(module).items():
-        if isinstance(value, torch.Tensor):
-            weights[prefix + name] = value
-        elif isinstance(value, _Module):
-            weights |= _tensors(value, f"{prefix}{name}.")
-    return weights
 
 
 # The command

@@ -397,6 +397,38 @@ def test_weights_that_do_not_fit_are_all_listed(biovil_files):
     )
 
 
+def test_no_weight_takes_the_place_of_another(biovil_files):
+    image, text, files = biovil_files
+    key = "bert.embeddings.LayerNorm.bias"
+    torch.save(image.state_dict() | {key: text.state_dict()[key]}, files["image_model"])
+    with pytest.raises(ValueError, match=f"same name: {key}"):
+        conversion.biovil(**files)
+    state = image.state_dict()
+    state["projector.model.0.weight"] = state["projector.model.0.weight"].to(torch.int8)
+    torch.save(state, files["image_model"])
+    with pytest.raises(ValueError, match=r"of integers.*projector\.model\.0\.weight \(torch\.int8\)"):
+        conversion.biovil(**files)
+
+
+def test_weights_of_a_distributed_model_are_read(biovil_files):
+    image, _, files = biovil_files
+    expected = conversion.biovil(**files)[0].state_dict()
+    torch.save({f"module.{key}": tensor for key, tensor in image.state_dict().items()}, files["image_model"])
+    found = conversion.biovil(**files)[0].state_dict()
+    assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
+
+
+def test_a_tokenizer_without_its_vocabulary_is_refused(biovil_files, tmp_path):
+    (tmp_path / "cxr-bert" / "vocab.txt").unlink()
+    with pytest.raises(ValueError, match="does not know any word"):
+        conversion.biovil(**biovil_files[2])
+    clip_folder(tmp_path / "clip")
+    for path in (tmp_path / "clip").glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises((ValueError, OSError)):
+        conversion.clip(str(tmp_path / "clip"))
+
+
 def test_weights_that_give_nothing_are_refused(biovil_files):
     image, _, files = biovil_files
     state = image.state_dict()
@@ -415,6 +447,8 @@ def test_other_models_are_refused_as_biovil(biovil_files, tmp_path):
         conversion.biovil(files["text_model"], files["text_model"])
     with pytest.raises(ValueError, match="nothing-here is not on this disk.*Hub"):
         conversion.biovil(files["image_model"], str(tmp_path / "nothing-here"))
+    with pytest.raises(ValueError, match="no file models/image.pt"):
+        conversion.biovil("models/image.pt", files["text_model"])
     vocabulary = tmp_path / "cxr-bert" / "vocab.txt"
     vocabulary.write_text(vocabulary.read_text() + "more\n")
     with pytest.raises(ValueError, match="tokenizer has 20 tokens, and the text encoder 19"):
@@ -777,7 +811,7 @@ def umask() -> int:
 def test_a_folder_that_is_not_empty_is_refused_before_anything_is_read(tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "notes.txt").write_text("keep me")
-    monkeypatch.setattr(conversion, "_file", lambda *_: pytest.fail("something was read"))
+    monkeypatch.setattr(conversion, "find_file", lambda *_: pytest.fail("something was read"))
     for output in (tmp_path / "model", tmp_path / "model" / "notes.txt"):
         with pytest.raises(SystemExit, match="error: .* is not an empty folder"):
             run(monkeypatch, "openai", output, "--model", "model.pt")
