@@ -18,6 +18,7 @@ bench: $(VENV)/.installed
 	$(RUN) benchmarks/loader.py
 	$(RUN) benchmarks/transforms.py
 	$(RUN) benchmarks/memory.py
+	$(RUN) benchmarks/paper_step.py
 
 $(VENV)/.installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'

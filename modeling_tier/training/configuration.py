@@ -243,10 +243,10 @@ def config_prompts(config: TrainConfig, labels: Iterable[str] | None = None) -> 
     evaluation = config.evaluation
     dataset = evaluation.dataset or config.data.name
     if not evaluation.prompts and not has_prompts(dataset):
-        if evaluation.best_metric not in ("loss", "contrastive_loss"):
+        if evaluation.best_metric == "auroc":
             raise ValueError(
-                f"evaluation.best_metric: {evaluation.best_metric} needs sentences, and {dataset} has none: "
-                "set evaluation.prompts, or best_metric to contrastive_loss."
+                f"evaluation.best_metric: auroc needs sentences, and {dataset} has none: set evaluation.prompts, or "
+                "best_metric to contrastive_loss."
             )
         return {}
     try:

@@ -647,6 +647,27 @@ def test_a_data_set_without_texts_is_not_trained_on(chexpert, tmp_path):
         train(config)
 
 
+@pytest.mark.filterwarnings("ignore:ms_cxr")
+def test_checkpoints_are_chosen_by_places_alone(mimic, tmp_path):
+    """MS-CXR has places and no sentences."""
+    options = ["--data.options.image_size=32", "--data.train.num_images=32", "--data.validation.num_images=20"]
+    options += [
+        "--model.image_size=32",
+        "--training.batch_size=16",
+        "--training.epochs=1",
+        "--training.progress=false",
+    ]
+    options += [
+        "--evaluation.dataset=ms_cxr",
+        "--evaluation.split=test",
+        f"--evaluation.options={{data_dir: {mimic}}}",
+    ]
+    options += ["--evaluation.best_metric=cnr", f"--output_dir={tmp_path / 'run'}"]
+    best = train(load_config(ROOT / "configs" / "demo.yaml", options))
+    assert "auroc" not in best["validation"]["ms_cxr"] and "localisation" not in best["validation"]
+    assert -5 < best["validation"]["ms_cxr"]["localisation"]["cnr"]["mean"] < 5
+
+
 @pytest.mark.filterwarnings("ignore:padchest")
 def test_padchest_evaluated(padchest, run):
     metrics = run("padchest", "--data_dir", padchest)["metrics"]
