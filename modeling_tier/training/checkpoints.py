@@ -80,7 +80,8 @@ def settle_ensemble(folder: Path, epochs: list[int]) -> None:
     """
     if not folder.is_dir():
         return
-    names = [f"epoch-{epoch}" for epoch in epochs]
+    # A run that is resumed with a larger number has not kept all of them.
+    names = [name for name in (f"epoch-{epoch}" for epoch in epochs) if (folder / name / "config.json").is_file()]
     temporary = folder / f"{ENSEMBLE_FILE}.tmp"
     temporary.write_text(json.dumps(names))
     temporary.replace(folder / ENSEMBLE_FILE)
