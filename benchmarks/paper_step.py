@@ -232,7 +232,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128, help="length of the longest text")
     parser.add_argument("--repeats", type=int, default=20 if DEVICE == "cuda" else 8, help="rounds that are timed")
     parser.add_argument("--bfloat16", action="store_true", help="autocast on the CPU, too")
-    parser.add_argument("--output", "--json", type=Path, help="file for the results as JSON")
+    parser.add_argument("--output", type=Path, help="file for the results as JSON")
     args = parser.parse_args()
     names, results = (CLIP, ZERO, TIER, AUTHORS), {}
     for precision in ("float32", "bfloat16") if DEVICE == "cuda" or args.bfloat16 else ("float32",):
