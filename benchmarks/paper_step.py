@@ -6,7 +6,9 @@ the way in which the authors' code computes the same loss. All rows share one se
 step, in one process; the time ratios are medians over the rounds, with quartiles. Memory is the peak of what torch's
 allocator has handed out, weights included, in a process of its own for each row; on the CPU it is read from the
 profiler and lacks what oneDNN takes for itself (resident memory differs by 2% between two runs of the same row). On a
-CPU with other work to do, set OMP_NUM_THREADS=1 and look at the processor time: waiting threads do not count in it.
+CPU with other work to do, set OMP_NUM_THREADS=1 (threads that wait for each other count as processor time) and, with
+glibc, MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=100000000000: memory is otherwise given back and fetched anew in
+every step, a tenth of the time and much of the spread. In full it takes a quarter of an hour on two cores.
 """
 
 import argparse
