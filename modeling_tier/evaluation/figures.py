@@ -144,7 +144,8 @@ def plot_search(trials: list[dict], path: Path, largest: float, best_metric: str
         axis.set_title({"auroc": "AUROC", "pointing_game": "pointing game", "cnr": "CNR"}.get(name, name), fontsize=10)
     axes[0, 0].set_ylabel("lambda_patch")
     if any(trial["pruned"] for trial in trials):
-        axes[0, 0].legend(fontsize=8)
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
     figure.suptitle(f"Each mark is a training run; the ring has the best {best_metric}", fontsize=9)
     figure.savefig(path, dpi=130)
     plt.close(figure)
