@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument(
         "--model",
         required=True,
-        help="folder or Hub id of a TIER model or a CLIPModel, or a folder of such folders: an ensemble",
+        help="folder or Hub id of a TIER model or a CLIPModel, or the folder of an ensemble (with an ensemble.json)",
     )
     parser.add_argument("--dataset", default="synthetic", help="data set, a key of modeling_tier.data.DATASETS")
     parser.add_argument("--split", choices=SPLITS, default="test")

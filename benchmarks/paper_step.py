@@ -7,8 +7,8 @@ step, in one process; the time ratios are medians over the rounds, with quartile
 allocator has handed out, weights included, in a process of its own for each row; on the CPU it is read from the
 profiler and lacks what oneDNN takes for itself (resident memory differs by 2% between two runs of the same row). On a
 CPU with other work to do, set OMP_NUM_THREADS=1 (threads that wait for each other count as processor time) and, with
-glibc, MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=100000000000: memory is otherwise given back and fetched anew in
-every step, a tenth of the time and much of the spread. In full it takes a quarter of an hour on two cores.
+glibc, MALLOC_MMAP_MAX_=0, MALLOC_TRIM_THRESHOLD_=100000000000 and MALLOC_TOP_PAD_=268435456: memory is otherwise given
+back and fetched anew in every step, a tenth of the time and much of the spread. Five rounds take a quarter of an hour.
 """
 
 import argparse

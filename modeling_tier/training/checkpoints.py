@@ -32,6 +32,13 @@ def replacing(folder: Path, accelerator):
     accelerator.wait_for_everyone()
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write a file that is there whole or as it was before."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
 def save_checkpoint(folder: Path, accelerator, state: dict) -> None:
     """Model, optimiser, scheduler and random numbers of every process, and where the run stands."""
     with replacing(folder, accelerator) as temporary:
@@ -82,9 +89,7 @@ def settle_ensemble(folder: Path, epochs: list[int]) -> None:
         return
     # A run that is resumed with a larger number has not kept all of them.
     names = [name for name in (f"epoch-{epoch}" for epoch in epochs) if (folder / name / "config.json").is_file()]
-    temporary = folder / f"{ENSEMBLE_FILE}.tmp"
-    temporary.write_text(json.dumps(names))
-    temporary.replace(folder / ENSEMBLE_FILE)
+    replace_text(folder / ENSEMBLE_FILE, json.dumps(names))
     for member in folder.glob("epoch-*"):
         if member.name not in names:
             shutil.rmtree(member)

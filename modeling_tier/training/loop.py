@@ -30,6 +30,7 @@ from .checkpoints import (
     best_epochs,
     find_checkpoint,
     load_checkpoint,
+    replace_text,
     replacing,
     save_checkpoint,
     settle_ensemble,
@@ -239,9 +240,7 @@ class Log:
         self.path, self.accelerator = path, accelerator
         if accelerator.is_main_process and path.exists():  # lines of what a resumed run does again
             lines = [line for line in path.read_text().splitlines(keepends=True) if _is_before(line, state)]
-            temporary = path.with_name(path.name + ".tmp")
-            temporary.write_text("".join(lines))
-            temporary.replace(path)
+            replace_text(path, "".join(lines))
 
     def write(self, step: int, **values) -> None:
         if self.accelerator.is_main_process:

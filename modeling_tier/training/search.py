@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list
 
 from ..evaluation.figures import plot_search
 from ..evaluation.tables import aligned
-from .checkpoints import STATE_FILE
+from .checkpoints import STATE_FILE, replace_text
 from .configuration import TrainConfig, changed_options
 from .loop import metric_value, train
 
@@ -157,7 +157,7 @@ def _prepare_folder(folder: Path, config: TrainConfig, method: str, largest: flo
     state.wait_for_everyone()
     if state.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(path, json.dumps(asked, indent=2))
+        replace_text(path, json.dumps(asked, indent=2))
     state.wait_for_everyone()
 
 
@@ -182,20 +182,14 @@ def _read_trials(folder: Path) -> list[dict]:
 
 
 def _write_results(folder: Path, finished: list[dict], largest: float, best_metric: str) -> None:
-    _replace(folder / "trials.jsonl", "".join(json.dumps(trial) + "\n" for trial in finished))
-    _replace(folder / "table.txt", search_table(finished) + "\n")
+    replace_text(folder / "trials.jsonl", "".join(json.dumps(trial) + "\n" for trial in finished))
+    replace_text(folder / "table.txt", search_table(finished) + "\n")
     plot_search(finished, folder / "search.png", largest, best_metric)
     for trial in finished:  # logs and metrics stay; thirty models would fill a disk
         own = folder / "trials" / f"{trial['number']:03d}"
         for name in ("checkpoints", "ensemble"):
             shutil.rmtree(own / name, ignore_errors=True)
         (own / "model.safetensors").unlink(missing_ok=True)
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def _ranked(trials: list[dict]) -> list[dict]:

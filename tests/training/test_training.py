@@ -68,6 +68,7 @@ def own_accelerator():
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
+    AcceleratorState._reset_state(reset_partial_state=True)  # this comes before what is done for each test
     folder = tmp_path_factory.mktemp("runs") / "finished"
     return folder, train(tiny(folder))
 
