@@ -73,8 +73,8 @@ def run_demo(output_dir: Path, overrides: list[str]) -> dict[str, dict]:
         )
     figures = output_dir / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    trained = {name: models[name] for name in ("CLIP", "TIER")}
-    plot_similarity_maps(trained, processor, test, figures / "similarity_maps.png", list(prompts))
+    trained = {name: (models[name], processor) for name in ("CLIP", "TIER")}
+    plot_similarity_maps(trained, test, figures / "similarity_maps.png", list(prompts))
     plot_patch_similarity({name: details[name] for name in trained}, test, figures / "patch_similarity.png")
     (output_dir / "metrics.json").write_text(json.dumps(results, indent=2))
     return results

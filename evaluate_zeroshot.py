@@ -1,33 +1,27 @@
 # Licensed under the Apache License, Version 2.0.
 """
-Evaluate a model folder or Hub model zero-shot: tables on the screen, metrics.json and figures in a folder.
+Evaluate one model zero-shot, or several side by side: tables on the screen; metrics.json, report.html, report.md and
+figures in a folder. Models are folders or names on the Hub.
 
     python evaluate_zeroshot.py --model runs/tier --dataset synthetic --output_dir runs/tier/evaluation
-    python evaluate_zeroshot.py --model runs/tier --dataset chexpert --data_dir /data/CheXpert --data.options.by study
+    python evaluate_zeroshot.py --model runs/clip --model runs/tier --dataset chexpert --data_dir /data/CheXpert \\
+        --validation_split validation --output_dir runs/comparison
+    accelerate launch --num_processes 8 evaluate_zeroshot.py --model runs/tier --dataset mimic_cxr ...
+
+Several processes share the images and give the same numbers as one. What was scored stays in the folder's `cache`: an
+evaluation that was stopped goes on from there, by the same command.
 """
 
 import argparse
-import json
 import sys
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 
 import yaml
 
-from modeling_tier.data import PLACES, SPLITS, check_options, describe_datasets, load_pairs
-from modeling_tier.evaluation import (
-    LABEL_POLICIES,
-    combine_members,
-    evaluate_zero_shot,
-    has_prompts,
-    is_ensemble,
-    load_model,
-    load_prompts,
-    member_folders,
-)
-from modeling_tier.evaluation.figures import plot_patch_similarity, plot_roc, plot_similarity_maps
-from modeling_tier.evaluation.tables import metrics_tables
+from modeling_tier.data import PLACES, SPLITS, check_options, describe_datasets
+from modeling_tier.evaluation import DTYPES, LABEL_POLICIES, PROTOCOLS, is_ensemble
+from modeling_tier.evaluation.run import DataChoice, EvaluationConfig, run_evaluation
 from modeling_tier.training.configuration import parse_options
 
 
@@ -39,102 +33,111 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--model",
         required=True,
-        help="folder or Hub id of a TIER model or a CLIPModel, or the folder of an ensemble (with an ensemble.json)",
+        action="append",
+        help="folder or Hub id of a TIER model or a CLIPModel, or the folder of an ensemble (with an ensemble.json); "
+        "may be given several times: each further model is compared with the first",
     )
-    parser.add_argument("--dataset", default="synthetic", help="data set, a key of modeling_tier.data.DATASETS")
-    parser.add_argument("--split", choices=SPLITS, default="test")
-    parser.add_argument("--data_dir", help="where the data set lies, for those that lie on a disk")
-    parser.add_argument("--num_images", type=int, default=1000, help="of a data set that is drawn")
-    parser.add_argument("--seed", type=int, help="of a data set that is drawn; default: that of the model's training")
-    parser.add_argument("--prompts", help="YAML file with sentences; default: the data set's own")
-    parser.add_argument("--uncertain", choices=LABEL_POLICIES, default="ignore", help="what a label of -1 counts as")
-    parser.add_argument(
-        "--blank", choices=LABEL_POLICIES, default="ignore", help="what a label not mentioned counts as"
+    add("--dataset", default="synthetic", help="data set, a key of modeling_tier.data.DATASETS")
+    add("--split", choices=SPLITS, default="test")
+    add("--data_dir", help="where the data set lies, for those that lie on a disk")
+    add("--num_images", type=int, default=1000, help="of a data set that is drawn")
+    add("--seed", type=int, help="of a data set that is drawn; default: that of the first model's training")
+    add("--protocol", choices=PROTOCOLS, default="tier", help="which sentences, and what the score of a finding is")
+    add("--prompts", help="YAML file with sentences; default: the data set's own")
+    add("--uncertain", choices=LABEL_POLICIES, default="ignore", help="what a label of -1 counts as")
+    add("--blank", choices=LABEL_POLICIES, default="ignore", help="what a label not mentioned counts as")
+    add(
+        "--validation_split",
+        choices=SPLITS,
+        help="split on which thresholds (for MCC, F1, sensitivity, specificity) and calibration are chosen; default: "
+        "none, and these numbers are left out",
     )
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--device", default="cpu", help="torch device, such as cuda")
-    parser.add_argument("--output_dir", help="default: the folder 'evaluation' in the model's folder")
+    add("--validation_dataset", help="its data set; default: that of --dataset, with the same options")
+    add("--validation_data_dir", help="where that one lies; its other options are --validation.options.NAME VALUE")
+    add("--resamples", type=int, default=1000, help="of the bootstrap over subjects; 0: no intervals")
+    add("--batch_size", type=int, default=64, help="images a step, of each process")
+    add("--dtype", choices=DTYPES, default="float32", help="bfloat16 or float16: by autocast")
+    add("--num_workers", type=int, default=0, help="processes that read pictures, for each process of the evaluation")
+    add("--device", help="torch device, such as cpu; default: the accelerator, where there is one")
+    add(
+        "--examples", type=int, default=6, help="findings whose maps are shown over a picture of the data set; 0: none"
+    )
+    add("--output_dir", help="default: the folder 'evaluation' in the first model's folder")
     arguments, options = parser.parse_known_args()
     try:
-        run(arguments, data_options(arguments, options))
+        run_evaluation(configuration(arguments, options))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
-def run(arguments: argparse.Namespace, options: dict) -> None:
-    if arguments.output_dir is None and not Path(arguments.model).is_dir():
+def configuration(arguments: argparse.Namespace, given: list[str]) -> EvaluationConfig:
+    """Everything checked, before anything is loaded."""
+    first = Path(arguments.model[0])
+    if arguments.output_dir is None and not first.is_dir():
         raise ValueError("--output_dir is needed for a model that is not a folder.")
-    output_dir = Path(arguments.output_dir or Path(arguments.model) / "evaluation")
-    members = member_folders(arguments.model)
-    dataset = load_pairs(arguments.dataset, arguments.split, **options)
-    prompts = {}
-    if arguments.prompts or has_prompts(arguments.dataset):
-        prompts = load_prompts(arguments.prompts or arguments.dataset, dataset.features.get("labels", {}))
-    policies = {"uncertain": arguments.uncertain, "blank": arguments.blank}
-    if len(members) > 1 and not prompts:
-        raise ValueError(
-            f"An ensemble is the mean of scores, and {arguments.dataset} has no sentences: give --prompts."
-        )
-    results = {}
-    for name, member in members.items():
-        model, processor = load_model(member)
-        model.to(arguments.device)
-        results[name] = evaluate_zero_shot(model, processor, dataset, prompts, arguments.batch_size, **policies)
-    metrics, details = next(iter(results.values())) if len(results) == 1 else combine_members(results)
-
-    output_dir.mkdir(parents=True, exist_ok=True)
-    source = {
-        "model": arguments.model,
-        "dataset": arguments.dataset,
-        "split": arguments.split,
-        "options": options,
-        "labels": policies,
-        "versions": {name: version(name) for name in ("torch", "transformers", "datasets", "evaluate")},
-    }
-    (output_dir / "metrics.json").write_text(json.dumps({**source, "metrics": metrics}, indent=2))
-    print(metrics_tables(metrics))
-    if "labels" in dataset.features and not prompts:
-        print("\nThere are no sentences for its labels, so no AUROC: give --prompts FILE.")
-    figures = output_dir / "figures"
-    figures.mkdir(parents=True, exist_ok=True)
-    if "regions" in dataset.features and len(results) == 1:
-        findings = list(prompts) or list(dataset.features["labels"])
-        plot_similarity_maps({"map": model}, processor, dataset, figures / "similarity_maps.png", findings)
-    if "rank_similarity" in details:
-        plot_patch_similarity({Path(arguments.model).name: details}, dataset, figures / "patch_similarity.png")
-    if prompts:
-        plot_roc(details, dataset, figures / "roc.png")
-    print(f"\nmetrics.json and figures/ are in {output_dir}")
+    data, validation = data_options(arguments, given)
+    return EvaluationConfig(
+        models=arguments.model,
+        output_dir=Path(arguments.output_dir or first / "evaluation"),
+        data=data,
+        validation=validation,
+        **{
+            name: getattr(arguments, name)
+            for name in (
+                *("protocol", "prompts", "uncertain", "blank", "resamples", "batch_size"),
+                *("dtype", "num_workers", "device", "examples"),
+            )
+        },
+    )
 
 
-def data_options(arguments: argparse.Namespace, given: list[str]) -> dict:
-    """Options of the data set: those of the model's own training on it, and what the command line says."""
-    prefix = "data.options."
-    given = {name: value for name, value in parse_options(given)}
-    unknown = [name for name in given if not name.startswith(prefix)]
-    if unknown:
-        raise ValueError(f"Unknown option --{unknown[0]}; see --help.")
+def data_options(arguments: argparse.Namespace, given: list[str]) -> tuple[DataChoice, DataChoice | None]:
+    """The data set, with the options of the first model's own training on it and what the command line says."""
+    said: dict[str, dict] = {"data": {}, "validation": {}}
+    for name, value in parse_options(given):
+        which, _, option = name.partition(".options.")
+        if which not in said or not option:
+            raise ValueError(f"Unknown option --{name}; see --help.")
+        said[which][option] = value
     options = {}
-    folder = Path(arguments.model)
+    folder = Path(arguments.model[0])
     training_config = (folder.parent if is_ensemble(folder) else folder) / "training_config.yaml"
     if training_config.is_file():
         data = yaml.safe_load(training_config.read_text())["data"]
         if data["name"] == arguments.dataset:
             options = dict(data["options"])
-    if arguments.data_dir is not None:  # another place: what lay beside the old one is not there
-        options = {name: value for name, value in options.items() if name not in PLACES}
-        options["data_dir"] = arguments.data_dir
-    if arguments.seed is not None:
-        options["seed"] = arguments.seed
-    if arguments.dataset == "synthetic":
-        options["num_images"] = arguments.num_images
-    options |= {name.removeprefix(prefix): value for name, value in given.items()}
-    options = {name: value for name, value in options.items() if value is not None}  # null: the default
-    check_options(arguments.dataset, options)
-    return options
+    drawn = {"num_images": arguments.num_images} if arguments.dataset == "synthetic" else {}
+    drawn |= {} if arguments.seed is None else {"seed": arguments.seed}
+    options = _placed(options, arguments.data_dir) | drawn | said["data"]
+    choice = _checked(arguments.dataset, arguments.split, options)
+    if arguments.validation_split is None:
+        if arguments.validation_dataset or arguments.validation_data_dir or said["validation"]:
+            raise ValueError("--validation_split is needed to say which split the thresholds are chosen on.")
+        return choice, None
+    name = arguments.validation_dataset or arguments.dataset
+    options = dict(options) if name == arguments.dataset else {}
+    options = _placed(options, arguments.validation_data_dir) | said["validation"]
+    validation = _checked(name, arguments.validation_split, options)
+    if validation == choice:
+        raise ValueError("Thresholds must not be chosen on the images that they are judged on: another split or data.")
+    return choice, validation
+
+
+def _placed(options: dict, data_dir: str | None) -> dict:
+    """At another place; what lay beside the old one is not there."""
+    if data_dir is None:
+        return options
+    return {name: value for name, value in options.items() if name not in PLACES} | {"data_dir": data_dir}
+
+
+def _checked(name: str, split: str, options: dict) -> DataChoice:
+    options = {option: value for option, value in options.items() if value is not None}  # null: the default
+    check_options(name, options)
+    return DataChoice(name, split, options)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 # Licensed under the Apache License, Version 2.0.
 """What a model can do: zero-shot classification, localisation, sparsity of its maps, retrieval."""
 
-from .prompts import has_prompts, load_prompts
+from .prompts import has_prompts, load_no_finding, load_prompts
+from .protocols import PROTOCOLS
+from .scoring import DTYPES
 from .zero_shot import (
     ENSEMBLE_FILE,
     LABEL_POLICIES,
@@ -14,13 +16,16 @@ from .zero_shot import (
 
 
 __all__ = [
+    "DTYPES",
     "ENSEMBLE_FILE",
     "LABEL_POLICIES",
+    "PROTOCOLS",
     "combine_members",
     "evaluate_zero_shot",
     "has_prompts",
     "is_ensemble",
     "load_model",
+    "load_no_finding",
     "load_prompts",
     "member_folders",
 ]

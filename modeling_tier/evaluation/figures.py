@@ -1,16 +1,22 @@
 # Licensed under the Apache License, Version 2.0.
-"""Figures of an evaluation: maps over radiographs, similarity by rank, ROC curves."""
+"""Figures of an evaluation: maps over radiographs, similarity by rank, ROC curves, reliability, a search's plane."""
 
+import math
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+import torch
 from datasets import Dataset
+from matplotlib.lines import Line2D
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from ..entropy_tier import l2_normalize
 from ..modeling_tier import TierModel
 from ..processing_tier import TierProcessor
 from .localisation import box_mask
+from .statistics import reliability
 
 
 matplotlib.use("Agg")
@@ -19,54 +25,56 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 # Told apart by every kind of colour vision.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+_MARKERS = "os^Dvp*"
+_MOST_COLUMNS = 5
 
 
 def plot_similarity_maps(
-    models: dict[str, TierModel], processor: TierProcessor, dataset: Dataset, path: Path, findings: list[str]
+    models: dict[str, tuple[TierModel, TierProcessor]],
+    dataset: Dataset,
+    path: Path,
+    findings: list[str],
+    no_finding: list[str] | None = None,
 ) -> None:
     """
-    One column a finding: the radiograph as the model sees it with the true places outlined, and under it each model's
-    map of the phrase, from its own smallest (dark) to its own largest cosine (bright), which are written below it; a
-    cross marks the largest.
+    One column a finding: the radiograph as the first model sees it with the true places outlined, and under it each
+    model's map of the phrase over what that model sees, from its own smallest (dark) to its own largest value
+    (bright), which are written below it; a cross marks the largest.
 
     Args:
-        models: models by the name that stands beside their row.
-        processor: the processor of all of them.
+        models: models with their processors, by the name that stands beside their row.
         dataset: rows with regions; the first one that shows a finding, and few others, is taken for it.
         path: PNG file to write; none, if no row shows any of the findings.
         findings: what to show; a finding that no row shows is left out.
+        no_finding: sentences for the absence of any finding. A second row for each model then shows its map minus the
+            map of their embeddings' normalised mean, as the heat maps of arXiv 2212.06710.
     """
     chosen = _choose(dataset, findings)
     if not chosen:
         return
+    kinds = [(name, minus) for name in models for minus in ((False, True) if no_finding else (False,))]
     figure, axes = plt.subplots(
-        1 + len(models),
+        1 + len(kinds),
         len(chosen),
-        figsize=(2.1 * len(chosen) + 0.4, 2.35 * (1 + len(models))),
+        figsize=(2.1 * len(chosen) + 0.4, 2.35 * (1 + len(kinds))),
         squeeze=False,
         layout="constrained",
     )
     for column, (finding, row, phrase) in zip(axes.T, chosen):
         boxes = [region["box"] for region in row["regions"] if region["phrase"] == phrase]
-        place = box_mask(boxes, row["image"].size, processor.image_processor)
-        pixel_values = processor(images=row["image"])["pixel_values"]
-        picture = pixel_values[0].mean(dim=0).numpy()
-        column[0].imshow(picture, cmap="gray")
+        _show(column[0], *_seen(row["image"], boxes, next(iter(models.values()))[1]))
         column[0].set_title(f"{finding}\n“{phrase}”", fontsize=7.5)
-        for axis, model in zip(column[1:], models.values()):
-            inputs = processor(text=phrase).to(model.device)
-            maps = model.get_similarity_map(pixel_values.to(model.device), **inputs, size=place.shape)
-            fine = maps.text_to_patch[0].float().cpu().numpy()
-            peak = np.unravel_index(fine.argmax(), fine.shape)
-            axis.imshow(picture, cmap="gray")
+        for axis, (name, minus) in zip(column[1:], kinds):
+            model, processor = models[name]
+            picture, place = _seen(row["image"], boxes, processor)
+            fine = _map(model, processor, row["image"], phrase, no_finding if minus else None, place.shape)
+            _show(axis, picture, place)
             axis.imshow(fine, cmap="viridis", alpha=0.6)
-            axis.plot(peak[1], peak[0], "x", color="white", markersize=7, markeredgewidth=1.8)
-            axis.set_xlabel(f"cosine {fine.min():.2f} to {fine.max():.2f}", fontsize=7)
-        for axis in column:
-            axis.contour(place, levels=[0.5], colors="#ff3030", linewidths=1.2)
-            axis.set_xticks([])
-            axis.set_yticks([])
-    for axis, name in zip(axes[:, 0], ["radiograph", *models]):
+            axis.plot(*np.unravel_index(fine.argmax(), fine.shape)[::-1], "x", color="white", ms=7, mew=1.8)
+            what = "difference" if minus else "cosine"
+            axis.set_xlabel(f"{what} {fine.min():.2f} to {fine.max():.2f}", fontsize=7)
+    rows = [name + (" minus\n“No finding”" if minus else "") for name, minus in kinds]
+    for axis, name in zip(axes[:, 0], ["radiograph", *rows]):
         axis.set_ylabel(name, fontsize=9)
     title = "Where the phrases point; red: the true place, cross: the map's maximum"
     figure.suptitle(_caption(dataset, title), fontsize=9)
@@ -77,15 +85,24 @@ def plot_similarity_maps(
 def plot_patch_similarity(details: dict[str, dict], dataset: Dataset, path: Path) -> None:
     """
     Cosines of the patches to the text of their own image, sorted within each image: mean and standard deviation over
-    the images by rank, one curve a model. A sparse map falls steeply.
+    the images by rank, one curve a model. A sparse map falls steeply. Models that cut a picture into different numbers
+    of patches share the axis as shares of the patches.
+
+    Args:
+        details: for each model's name, `rank_similarity`: (N, P), each row from the largest to the smallest.
+        dataset: the data set; its description says whether its pictures are drawn.
+        path: PNG file to write.
     """
+    shares = len({detail["rank_similarity"].shape[1] for detail in details.values()}) > 1
     figure, axis = plt.subplots(figsize=(5.5, 3.8), layout="constrained")
-    for (name, detail), colour in zip(details.items(), _COLOURS):
+    for (name, detail), colour in zip(details.items(), cycle(_COLOURS)):
         ranked = detail["rank_similarity"]
         rank, mean, deviation = np.arange(1, ranked.shape[1] + 1), ranked.mean(axis=0), ranked.std(axis=0)
-        axis.plot(rank, mean, color=colour, label=name)
-        axis.fill_between(rank, mean - deviation, mean + deviation, color=colour, alpha=0.2, linewidth=0)
-    axis.set_xlabel("patch, from the most to the least similar")
+        x, label = (rank / len(rank), f"{name} ({len(rank)} patches)") if shares else (rank, name)
+        axis.plot(x, mean, color=colour, label=label)
+        axis.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.2, linewidth=0)
+    what = "share of the patches" if shares else "patch"
+    axis.set_xlabel(f"{what}, from the most to the least similar")
     axis.set_ylabel("cosine to the whole text (mean, sd)")
     axis.legend()
     axis.set_title(_caption(dataset, "Similarity of the patches by rank"), fontsize=9)
@@ -93,22 +110,94 @@ def plot_patch_similarity(details: dict[str, dict], dataset: Dataset, path: Path
     plt.close(figure)
 
 
-def plot_roc(detail: dict, dataset: Dataset, path: Path) -> None:
-    """ROC curve of each finding that has both classes."""
-    figure, axis = plt.subplots(figsize=(5, 4.6), layout="constrained")
-    for i, finding in enumerate(detail["findings"]):
-        known = ~np.isnan(detail["labels"][:, i])
-        labels, scores = detail["labels"][known, i], detail["scores"][known, i]
-        if len(set(labels)) < 2:
-            continue
-        false_positive, true_positive, _ = roc_curve(labels, scores)
-        style = {"color": _COLOURS[i % len(_COLOURS)], "linestyle": "-" if i < len(_COLOURS) else "--"}
-        axis.plot(false_positive, true_positive, label=f"{finding} {roc_auc_score(labels, scores):.2f}", **style)
-    axis.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
-    axis.set_xlabel("1 - specificity")
-    axis.set_ylabel("sensitivity")
-    axis.legend(title="area under the curve", fontsize=8)
-    axis.set_title(_caption(dataset, "Zero-shot classification"), fontsize=9)
+def plot_roc(
+    curves: dict[str, dict[str, np.ndarray]],
+    findings: list[str],
+    path: Path,
+    caption: str,
+    readers: dict[str, dict[str, tuple[float, float]]] | None = None,
+) -> None:
+    """
+    ROC curves in one panel a finding, one curve a model, with the area under it.
+
+    Args:
+        curves: for each model's name `scores` and `labels`, both (N, F); a label of NaN does not count.
+        findings: the F names; one that lacks a class has no panel.
+        path: PNG file to write; none, if no finding has both classes.
+        caption: what stands above.
+        readers: for each finding each reader's sensitivity and specificity, drawn as a mark.
+    """
+    panels = [i for i in range(len(findings)) if any(len(set(_known(part, i)[0])) == 2 for part in curves.values())]
+    if not panels:
+        return
+    columns = min(_MOST_COLUMNS, len(panels))
+    size = 2.4 if len(panels) <= 4 * _MOST_COLUMNS else 1.7
+    figure, axes = _panels(len(panels), columns, size, "1 - specificity", "sensitivity")
+    names = dict.fromkeys(name for marks in (readers or {}).values() for name in marks)
+    markers = dict(zip(names, cycle(_MARKERS)))
+    for axis, i in zip(axes.flat, panels):
+        for (_, part), colour in zip(curves.items(), cycle(_COLOURS)):
+            labels, scores = _known(part, i)
+            if len(set(labels)) == 2:
+                false_positive, true_positive, _ = roc_curve(labels, scores)
+                area = f"{roc_auc_score(labels, scores):.3f}"
+                axis.plot(false_positive, true_positive, color=colour, linewidth=1.3, label=area)
+        for name, (sensitivity, specificity) in (readers or {}).get(findings[i], {}).items():
+            axis.plot(1 - specificity, sensitivity, markers[name], color="black", mfc="white", ms=5.5)
+        axis.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
+        axis.set_title(findings[i], fontsize=8)
+        axis.legend(fontsize=7, loc="lower right", handlelength=1.2, borderpad=0.3, labelspacing=0.2)
+    handles = [Line2D([], [], color=colour, label=name) for name, colour in zip(curves, cycle(_COLOURS))]
+    style = {"color": "black", "mfc": "white", "linestyle": ""}
+    handles += [
+        Line2D([], [], marker=_MARKERS[i % len(_MARKERS)], label=name, **style) for i, name in enumerate(names)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(2 * columns, len(handles)), fontsize=8)
+    figure.suptitle(f"{caption}\nin each panel: the area under the curve", fontsize=9)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def plot_reliability(
+    parts: dict[str, dict[str, np.ndarray | None]], findings: list[str], path: Path, caption: str
+) -> None:
+    """
+    Reliability diagrams, pooled over the findings: in ten bins of the probability, the share that is positive against
+    the mean probability. One column a model; one row as given and, where a model has them, one of calibrated ones.
+    Bars below: how many probabilities a bin holds, beside the fullest one. The calibration error is the mean
+    distance of the points from the diagonal, weighted by these numbers.
+
+    Args:
+        parts: for each model's name `probabilities`, `labels` and `calibrated`, all (N, F), the last one or None; a
+            label or a probability of NaN does not count.
+        findings: the F names.
+        path: PNG file to write; none, if no label is known.
+        caption: what stands above.
+    """
+    kinds = ["probabilities"] + ["calibrated"] * any(part.get("calibrated") is not None for part in parts.values())
+    if all(np.isnan(part["labels"]).all() for part in parts.values()):
+        return
+    figure, axes = _panels(len(kinds) * len(parts), len(parts), 2.6, "mean probability in the bin", "share positive")
+    titles = {"probabilities": "as the model gives them", "calibrated": "calibrated on the validation set"}
+    for axis_row, kind in zip(axes, kinds):
+        for axis, (name, part), colour in zip(axis_row, parts.items(), cycle(_COLOURS)):
+            probabilities = np.nan if part.get(kind) is None else part[kind]
+            known = ~np.isnan(part["labels"] + probabilities)
+            if not known.any():
+                axis.set_axis_off()
+                continue
+            axis.set_title(f"{name}\n{titles[kind]}", fontsize=8)
+            bins = reliability(part["labels"][known], probabilities[known])
+            full = bins["count"] > 0
+            mean, positive, count = (bins[key][full] for key in ("mean_probability", "share_positive", "count"))
+            share = count / count.sum()
+            axis.bar(mean, 0.2 * share / share.max(), width=0.035, color=colour, alpha=0.3)
+            axis.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
+            axis.plot(mean, positive, "o-", color=colour, linewidth=1.2, markersize=4)
+            error = (share * abs(mean - positive)).sum()
+            axis.text(0.04, 0.96, f"calibration error {error:.3f}", va="top", fontsize=8, transform=axis.transAxes)
+    number = f"{len(findings)} findings" if len(findings) > 1 else findings[0]
+    figure.suptitle(f"{caption}\npooled over {number}; bars: how many probabilities a bin holds", fontsize=9)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -149,6 +238,67 @@ def plot_search(trials: list[dict], path: Path, largest: float, best_metric: str
     figure.suptitle(f"Each mark is a training run; the ring has the best {best_metric}", fontsize=9)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def _panels(count: int, columns: int, size: float, x_label: str, y_label: str):
+    """A figure with `count` panels over the unit square, row by row; labels at the left and at the foot only."""
+    rows = math.ceil(count / columns)
+    width, height = max(size * columns + 0.5, 5.2), (size + 0.2) * rows + 1.1  # a single panel has a title as well
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width, height), squeeze=False, sharex=True, sharey=True, layout="constrained"
+    )
+    figure.get_layout_engine().set(h_pad=0.08, w_pad=0.06)
+    axes[0, 0].set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+    for i, axis in enumerate(axes.flat):
+        axis.set_aspect("equal")
+        foot = count - columns <= i < count
+        axis.tick_params(labelsize=7, labelbottom=foot)
+        axis.set_xlabel(x_label if foot else "", fontsize=8)
+        axis.set_ylabel(y_label if i % columns == 0 else "", fontsize=8)
+        if i >= count:
+            axis.set_axis_off()
+    return figure, axes
+
+
+def _known(part: dict[str, np.ndarray], i: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and scores of a finding where its label is known."""
+    known = ~np.isnan(part["labels"][:, i])
+    return part["labels"][known, i], part["scores"][known, i]
+
+
+def _seen(image, boxes: list[list[float]], processor: TierProcessor) -> tuple[np.ndarray, np.ndarray]:
+    """The picture as a model sees it, grey, and the mask of the places in it; both (H, W)."""
+    picture = processor(images=image)["pixel_values"][0].mean(dim=0).numpy()
+    return picture, box_mask(boxes, image.size, processor.image_processor)
+
+
+def _show(axis, picture: np.ndarray, place: np.ndarray) -> None:
+    axis.imshow(picture, cmap="gray")
+    axis.contour(place, levels=[0.5], colors="#ff3030", linewidths=1.2)
+    axis.set_xticks([])
+    axis.set_yticks([])
+
+
+@torch.no_grad()
+def _map(
+    model: TierModel,
+    processor: TierProcessor,
+    image,
+    phrase: str,
+    no_finding: list[str] | None,
+    size: tuple[int, int],
+) -> np.ndarray:
+    """Cosines (H, W) of a phrase, less those of the normalised mean of the embeddings of `no_finding`."""
+    pixel_values = processor(images=image)["pixel_values"].to(model.device)
+    text = processor(text=[phrase]).to(model.device)
+    fine = model.get_similarity_map(pixel_values, **text, size=size).text_to_patch[0].float()
+    if no_finding:
+        text = processor(text=no_finding).to(model.device)
+        maps = model.get_similarity_map(pixel_values, **text, size=size).text_to_patch.float()
+        # A cosine is linear in the unit embedding of the text, so the mean of the maps is that of the mean embedding.
+        mean = l2_normalize(model.get_text_features(**text).pooler_output.float()).mean(dim=0)
+        fine = fine - maps.mean(dim=0) / mean.norm()
+    return fine.cpu().numpy()
 
 
 def _choose(dataset: Dataset, findings: list[str]) -> list[tuple[str, dict, str]]:

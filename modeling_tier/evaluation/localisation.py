@@ -1,7 +1,134 @@
 # Licensed under the Apache License, Version 2.0.
-"""From boxes in a picture's own pixels to masks over the model's input, where the maps lie."""
+"""Do the maps point at the right place? From places in a picture's pixels to masks, and from patches to numbers."""
+
+import itertools
+from collections import defaultdict
+from typing import NamedTuple
 
 import numpy as np
+import PIL.Image
+import torch
+
+from .metrics.phrase_grounding.phrase_grounding import measure_maps
+
+
+class Probe(NamedTuple):
+    """What is laid against the patches for one phrase: its sentence, then each of its tokens alone."""
+
+    embeds: torch.Tensor
+    """`(1 + T, D)`, of unit length."""
+    tokens: list[str]
+    """The T tokens, without special ones and padding."""
+
+
+# How a map can be looked at, as `variant_name` joins them. The first of each is what training and the demo report.
+PLACES = ("box", "mask")
+RESOLUTIONS = ("pixel", "patch")
+MAPS = ("plain", "minus_no_finding")
+
+
+def variant_name(place: str, resolution: str, kind: str) -> str:
+    return f"{place}/{resolution}/{kind}"
+
+
+def ground(
+    patch_embeds: torch.Tensor,
+    grid: tuple[int, int],
+    regions: list[dict],
+    image_size: tuple[int, int],
+    image_processor,
+    probe,
+    no_finding: torch.Tensor | None,
+    thorough: bool,
+) -> tuple[dict[str, np.ndarray], int]:
+    """
+    Measure the maps of all phrases that name a place in one image.
+
+    Args:
+        patch_embeds: (P, D), of unit length.
+        grid: rows and columns of the patches.
+        regions: of the image; boxes (masks) with the same phrase are one place.
+        image_size: width and height of the picture.
+        image_processor: the one that made `pixel_values` of it.
+        probe: from a phrase to its [`Probe`].
+        no_finding: (D,), whose map is subtracted in the maps "minus_no_finding"; None: there are none.
+        thorough: every combination of place (box, and mask where there is one), resolution (of `pixel_values`, and of
+            the patches) and map, for sentences and single tokens; else the sentence's plain map against the box, at
+            the resolution of the pixels.
+
+    Returns:
+        arrays with one row a map: `finding`, `phrase`, `token` (empty for the sentence), and by variant
+        [`variant_name`] the numbers of `measure_maps` as `VARIANT:NAME`, NaN where the place is not there; and the
+        number of phrases whose place the crop leaves out.
+    """
+    phrases = defaultdict(list)
+    for region in regions:
+        phrases[region["finding"], region["phrase"]].append(region)
+    rows, num_outside = defaultdict(list), 0
+    for (finding, phrase), places in phrases.items():
+        masks = {"box": box_mask([place["box"] for place in places], image_size, image_processor)}
+        if not masks["box"].any() or masks["box"].all():
+            num_outside += 1
+            continue
+        if thorough and "mask" in places[0]:
+            masks["mask"] = picture_mask([place["mask"] for place in places], image_processor)
+        embeds, tokens = probe(phrase)
+        if not thorough:
+            embeds, tokens = embeds[:1], []
+        rows["finding"] += [finding] * len(embeds)
+        rows["phrase"] += [phrase] * len(embeds)
+        rows["token"] += ["", *tokens]
+        coarse = {"plain": embeds @ patch_embeds.T}  # (R, P)
+        if thorough and no_finding is not None:
+            coarse["minus_no_finding"] = coarse["plain"] - patch_embeds @ no_finding
+        resolutions = RESOLUTIONS if thorough else RESOLUTIONS[:1]
+        for (kind, maps), resolution in itertools.product(coarse.items(), resolutions):
+            size = masks["box"].shape if resolution == "pixel" else grid
+            scaled = _scaled(maps, grid, size).flatten(1).cpu().numpy()
+            for place, mask in masks.items():
+                inside = (mask if resolution == "pixel" else patch_mask(mask, grid)).ravel()
+                name = variant_name(place, resolution, kind)
+                measured = _measure(scaled, inside)
+                for number, values in measured.items():
+                    rows[f"{name}:{number}"].append(values)
+    texts = ("finding", "phrase", "token")
+    return {k: np.array(v, dtype=str) if k in texts else np.concatenate(v) for k, v in rows.items()}, num_outside
+
+
+def _measure(maps: np.ndarray, inside: np.ndarray) -> dict[str, np.ndarray]:
+    """As `measure_maps`, all maps against one place; NaN where the place is nowhere or everywhere."""
+    if inside.any() and not inside.all():
+        return measure_maps(maps, np.broadcast_to(inside, maps.shape))
+    some = measure_maps(maps, np.broadcast_to(np.arange(len(inside)) == 0, maps.shape))
+    return {name: np.full_like(values, np.nan, dtype=np.float64) for name, values in some.items()}
+
+
+def _scaled(maps: torch.Tensor, grid: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
+    coarse = maps.unflatten(1, grid).unsqueeze(1)
+    if tuple(size) != tuple(grid):
+        coarse = torch.nn.functional.interpolate(coarse, tuple(size), mode="bilinear", align_corners=False)
+    return coarse.squeeze(1)
+
+
+def patch_mask(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """
+    The patches (h, w) that a mask over the input (H, W) covers by at least one half; where it covers none so far, the
+    one of which it covers most.
+    """
+    tensor = torch.from_numpy(mask.astype(np.float32))[None, None]
+    share = torch.nn.functional.adaptive_avg_pool2d(tensor, grid)[0, 0].numpy()
+    covered = share >= 0.5
+    return covered if covered.any() else share == share.max()
+
+
+def picture_mask(masks: list[PIL.Image.Image], image_processor) -> np.ndarray:
+    """The union of masks drawn over the picture as a mask over the model's input; as [`box_mask`]."""
+    union = np.any([np.asarray(mask) > 0 for mask in masks], axis=0)
+    image = PIL.Image.fromarray(union.astype(np.uint8) * 255)
+    (scale_x, scale_y), (left, top), (width, height) = _geometry(image.size, image_processor)
+    size = round(image.width * scale_x), round(image.height * scale_y)
+    resized = image.resize(size, PIL.Image.Resampling.BILINEAR)
+    return np.asarray(resized.crop((left, top, left + width, top + height))) >= 128
 
 
 def box_mask(boxes: list[list[float]], image_size: tuple[int, int], image_processor) -> np.ndarray:

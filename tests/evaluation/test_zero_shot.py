@@ -1,8 +1,10 @@
 # Licensed under the Apache License, Version 2.0.
 """The evaluation of a model against the same protocol written out pair by pair, and its geometry."""
 
+import importlib
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +35,8 @@ from modeling_tier.evaluation import (
 )
 from modeling_tier.evaluation.figures import plot_similarity_maps
 from modeling_tier.evaluation.localisation import box_mask
-from modeling_tier.evaluation.zero_shot import peak_spread, recall, top_share
+from modeling_tier.evaluation.run import model_names
+from modeling_tier.evaluation.zero_shot import recall, wrong_before
 
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +79,7 @@ def test_against_the_protocol_pair_by_pair(model, processor, pairs, prompts):
             out = model(**processor(images=row["image"], text=row["text"]))
             entropies.append(tuple(text_image_entropy(out.token_embeds, out.patch_embeds)))
             cosines = out.token_embeds[0] @ out.patch_embeds[0].T
-            negative.append((cosines < 0).float().flatten())
+            negative.append((cosines < 0).float().mean().item())
             own = torch.sort(out.patch_embeds[0] @ out.text_embeds[0], descending=True).values
             shifted = own - own.min()
             tops.append((shifted[: math.ceil(0.1 * len(own))].sum() / shifted.sum()).item())
@@ -90,7 +93,7 @@ def test_against_the_protocol_pair_by_pair(model, processor, pairs, prompts):
     np.testing.assert_allclose(details["scores"], scores, atol=1e-5)
     assert metrics["token_entropy"] == pytest.approx(np.mean([e[0] for e in entropies]), abs=1e-5)
     assert metrics["patch_entropy"] == pytest.approx(np.mean([e[1] for e in entropies]), abs=1e-5)
-    assert metrics["negative_share"] == pytest.approx(torch.cat(negative).mean().item(), abs=1e-5)
+    assert metrics["negative_share"] == pytest.approx(np.mean(negative), abs=1e-5)
     assert metrics["top10_share"] == pytest.approx(np.mean(tops), abs=1e-4)
     for i, finding in enumerate(prompts):
         labels = [row[finding] for row in pairs["labels"]]
@@ -151,8 +154,8 @@ def test_recall_in_blocks_is_the_metric():
     groups = rng.integers(0, 50, 70)
     metric = evaluate.load(str(ROOT / "modeling_tier/evaluation/metrics/retrieval_recall"))
     for queries, candidates in ((images, texts), (texts, images)):
-        expected = metric.compute(predictions=queries @ candidates.T, references=groups)
-        assert recall(queries, candidates, groups, block=16) == pytest.approx(expected)
+        expected = metric.compute(predictions=queries @ candidates.T, references=groups, resamples=0)
+        assert recall(wrong_before(queries, candidates, groups, block=16)) == pytest.approx(expected)
         assert 0 < expected["r@1"] < expected["r@10"] < 1
 
 
@@ -162,18 +165,10 @@ def test_a_figure_that_has_nothing_to_show_is_not_drawn_and_pictures_are_opened_
     opened = []
     original = Dataset.__getitem__
     monkeypatch.setattr(Dataset, "__getitem__", lambda self, key: opened.append(key) or original(self, key))
-    plot_similarity_maps({"map": model}, processor, pairs, tmp_path / "none.png", ["Support Devices"])
+    plot_similarity_maps({"map": (model, processor)}, pairs, tmp_path / "none.png", ["Support Devices"])
     assert not (tmp_path / "none.png").exists() and not opened
-    plot_similarity_maps({"map": model}, processor, pairs, tmp_path / "some.png", ["Edema", "Cardiomegaly"])
+    plot_similarity_maps({"map": (model, processor)}, pairs, tmp_path / "some.png", ["Edema", "Cardiomegaly"])
     assert (tmp_path / "some.png").is_file() and len(opened) == 2
-
-
-def test_top_share_and_peak_spread():
-    one = np.zeros((3, 20))
-    one[:, 0] = 5
-    assert top_share(one) == 1 and top_share(np.linspace(1, 0, 20)[None]) == pytest.approx(37 / 190)
-    assert peak_spread(np.full((50, 2), 7), 16) == 0
-    assert peak_spread(np.arange(64)[:, None] % 16, 16) == pytest.approx(1)
 
 
 def test_labels_that_say_nothing_are_left_out(model, processor, pairs, prompts):
@@ -230,7 +225,7 @@ def test_a_few_images_may_be_unreadable_and_are_named(model, processor, prompts)
     assert details["rows"].tolist() == [0, 1, 2, *range(4, 120)] and len(details["scores"]) == 119
     whole, _ = evaluate_zero_shot(model, processor, pairs.select(details["rows"]), prompts, 16, progress=False)
     assert metrics["auroc"] == whole["auroc"] and metrics["retrieval"] == whole["retrieval"]
-    with pytest.raises(ValueError, match=f"{pairs[3]['image_id']}.*2 of the first 16 images"):
+    with pytest.raises(ValueError, match=f"{pairs[3]['image_id']}.*2 of the 120 images"):
         evaluate_zero_shot(model, processor, broken(3, 5), prompts, batch_size=16, progress=False)
 
 
@@ -320,11 +315,70 @@ def test_command_line(model, processor, tmp_path):
         assert word in process.stdout
     written = json.loads((out / "metrics.json").read_text())
     assert written["metrics"]["num_images"] == 40 and written["versions"]["torch"]
-    for name in ("similarity_maps", "patch_similarity", "roc"):
+    for name in ("similarity_maps", "patch_similarity", "roc_image", "reliability"):
         with Image.open(out / "figures" / f"{name}.png") as figure:
             assert min(figure.size) > 300
-    process = subprocess.run([*command, "--data_dir", "x"], capture_output=True, text=True, cwd=ROOT)
-    assert process.returncode == 1 and "data_dir" in process.stderr and "Traceback" not in process.stderr
+    for name in ("report.html", "report.md"):
+        assert "Cardiomegaly" in (out / name).read_text()
+
+
+def test_the_same_model_twice_in_two_processes(model, processor, tmp_path):
+    """Equal tables, p = 1, and the numbers of one process."""
+    folder = tmp_path / "model"
+    model.save_pretrained(folder), processor.save_pretrained(folder)
+    options = ["evaluate_zeroshot.py", "--num_images", "70", "--batch_size", "4", "--examples", "0"]
+    options += ["--validation_split", "validation", "--model", str(folder), "--model", str(folder)]
+    launch = [str(Path(sys.executable).with_name("accelerate")), "launch", "--multi_gpu", "--num_processes", "2"]
+    results = []
+    for name, command in {"one": [sys.executable], "two": launch}.items():
+        command = [*command, *options, "--output_dir", str(tmp_path / name)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+        assert process.returncode == 0, process.stderr
+        results.append(json.loads((tmp_path / name / "metrics.json").read_text()))
+    one, two = results
+    assert (one["settings"].pop("processes"), two["settings"].pop("processes")) == (1, 2) and one == two
+    assert one["name"] == "model" and list(one["compared"]) == ["model (2)"]
+    other = one["compared"]["model (2)"]
+    assert other["metrics"] == one["metrics"]
+    differences = [each for unit in other["difference"]["classification"].values() for each in unit.values()]
+    differences += [row for row in other["difference"]["localisation_maps"]]
+    differences += [other["difference"]["sparsity"]["with_padding"], other["difference"]["retrieval"]["text_to_image"]]
+    found = [values for each in differences for values in each.values() if isinstance(values, dict)]
+    assert len(found) > 100 and all(values["value"] in (0, None) for values in found)
+    p_values = [values[name] for values in found for name in ("p_bootstrap", "p_delong", "p_holm") if name in values]
+    assert len(p_values) > 100 and set(p_values) <= {1, None}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data_dir", "x"], "data_dir"),
+        (["--validation_split", "test"], "another split"),
+        (["--validation_dataset", "chexpert"], "--validation_split is needed"),
+        (["--validation_split", "validation", "--validation.options.colour", "1"], "colour"),
+        (["--data.colour", "1"], "Unknown option --data.colour"),
+        (["--resamples", "-1"], "--resamples must be at least 0"),
+        (["--batch_size", "0"], "--batch_size must be at least 1"),
+        (["--protocol", "chexzero", "--prompts", "nowhere.yaml"], "nowhere.yaml"),
+        (["--model", "nowhere/at/all"], "nowhere/at/all"),
+    ],
+)
+def test_what_the_command_line_refuses(model, processor, tmp_path, options, message, monkeypatch, capsys):
+    folder = tmp_path / "model"
+    model.save_pretrained(folder), processor.save_pretrained(folder)
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+    monkeypatch.setattr(sys, "argv", ["evaluate_zeroshot.py", "--model", str(folder), "--num_images", "20", *options])
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module("evaluate_zeroshot").main()
+    assert str(stopped.value).startswith("error: ") and message in str(stopped.value)
+
+
+def test_names_of_models_tell_them_apart():
+    assert model_names(["runs/clip", "runs/tier"]) == ["clip", "tier"]
+    assert model_names(["runs/clip/final", "runs/tier/final"]) == ["clip/final", "tier/final"]
+    assert model_names(["user/tier", "user/tier", "a"]) == ["tier", "tier (2)", "a"]
+    assert model_names(["tier", "runs/tier"]) == ["tier", "runs/tier"]
 
 
 def test_an_ensemble_is_the_mean_of_its_members_scores():

@@ -13,6 +13,11 @@ Instead of `findings`, or beside it for those that it does not name, sentences f
     templates:
       positive: ["{finding} is present."]
       negative: ["No {finding}."]
+
+The protocols "chexzero" and "pipeline" take the findings' names, in templates that a file may replace:
+
+    chexzero: {positive: ["{finding}"], negative: ["no {finding}"]}
+    pipeline: {positive: ["This is a photo of {finding}."]}
 """
 
 from collections.abc import Iterable
@@ -20,45 +25,52 @@ from pathlib import Path
 
 import yaml
 
+from ..protocols import PROTOCOLS
+
+
+# What "no finding" means where a file does not say it.
+NO_FINDING = (
+    "No acute cardiopulmonary process.",
+    "No acute cardiopulmonary abnormality.",
+    "The lungs are clear.",
+)
+
 
 def has_prompts(name: str) -> bool:
     """Whether a data set has a file here."""
     return (Path(__file__).parent / f"{name}.yaml").is_file()
 
 
-def load_prompts(name_or_path: str, labels: Iterable[str] | None = None) -> dict[str, dict[str, list[str]]]:
+def load_prompts(
+    name_or_path: str, labels: Iterable[str] | None = None, protocol: str = "tier"
+) -> dict[str, dict[str, list[str]]]:
     """
     Read the prompts of a data set.
 
     Args:
         name_or_path: name of a data set that has a file beside this one, or the path of a YAML file.
         labels: names of the data set's findings, for which templates are filled in.
+        protocol: a key of `PROTOCOLS`.
 
     Returns:
         for each finding `{"positive": sentences, "negative": sentences}`, the sentences of "no_finding" among the
-        negative ones.
+        negative ones; for other protocols than "tier", the templates of the protocol (or the file's own) filled with
+        the finding's name, for "pipeline" without "negative".
 
     Raises:
-        ValueError: if there is no such file, or it is not of the form above (the message names file and finding).
+        ValueError: if there is no such file or protocol, or the file is not of the form above (the message names file
+            and finding).
     """
-    folder = Path(__file__).parent
-    path = folder / f"{name_or_path}.yaml"
-    if not path.is_file():
-        path = Path(name_or_path)
-    if not path.is_file():
-        known = sorted(file.stem for file in folder.glob("*.yaml"))
-        raise ValueError(f"No prompts called {name_or_path!r}: use one of {known} or the path of a YAML file.")
-    content = yaml.safe_load(path.read_text())
-    if not isinstance(content, dict) or not (content.get("findings") or content.get("templates")):
-        raise ValueError(f"{path}: needs a key 'findings' with at least one finding under it, or 'templates'.")
-    unknown = sorted(set(content) - {"findings", "no_finding", "templates"})
-    if unknown:
-        raise ValueError(f"{path}: unknown key {unknown[0]!r}; known are 'findings', 'no_finding' and 'templates'.")
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"Unknown protocol {protocol!r}; known are {list(PROTOCOLS)}.")
+    path, content = _read(name_or_path)
     by_finding = content.get("findings") or {}
     if not isinstance(by_finding, dict):
         raise ValueError(f"{path}: 'findings' must hold findings with their sentences.")
     if "templates" in content:
-        by_finding = _filled(path, content["templates"], labels or ()) | by_finding
+        _check_templates(path, "templates", content["templates"], ("positive", "negative"))
+        names = [label for label in labels or () if label != "No Finding"]
+        by_finding = {name: _filled(content["templates"], name) for name in names} | by_finding
     denials = content.get("no_finding", [])
     if denials:
         _check_sentences(path, "no_finding", denials)
@@ -71,18 +83,54 @@ def load_prompts(name_or_path: str, labels: Iterable[str] | None = None) -> dict
         prompts[finding] = {"positive": lists["positive"], "negative": denials + lists["negative"]}
     if not prompts and labels is not None:
         raise ValueError(f"{path}: 'templates' are filled with the data set's labels, and it has none.")
-    return prompts
+    standard = PROTOCOLS[protocol].templates
+    if standard is None:
+        return prompts
+    templates = content.get(protocol, standard)
+    _check_templates(path, protocol, templates, tuple(standard))
+    if protocol == "pipeline" and len(templates["positive"]) > 1:
+        raise ValueError(f"{path}: 'pipeline' takes one positive sentence, as the pipeline does.")
+    return {finding: _filled(templates, finding) for finding in prompts}
 
 
-def _filled(path: Path, templates, labels: Iterable[str]) -> dict:
-    if not isinstance(templates, dict) or set(templates) != {"positive", "negative"}:
-        raise ValueError(f"{path}: 'templates' needs the two lists 'positive' and 'negative', and nothing else.")
-    for key, sentences in templates.items():
-        _check_sentences(path, f"templates: {key}", sentences)
+def load_no_finding(name_or_path: str | None) -> list[str]:
+    """The sentences of "no_finding" of a file as in [`load_prompts`]; `NO_FINDING` where it has none."""
+    return list((_read(name_or_path)[1].get("no_finding") if name_or_path else None) or NO_FINDING)
+
+
+def _read(name_or_path: str) -> tuple[Path, dict]:
+    folder = Path(__file__).parent
+    path = folder / f"{name_or_path}.yaml"
+    if not path.is_file():
+        path = Path(name_or_path)
+    if not path.is_file():
+        known = sorted(file.stem for file in folder.glob("*.yaml"))
+        raise ValueError(f"No prompts called {name_or_path!r}: use one of {known} or the path of a YAML file.")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML file: {error}") from error
+    if not isinstance(content, dict) or not (content.get("findings") or content.get("templates")):
+        raise ValueError(f"{path}: needs a key 'findings' with at least one finding under it, or 'templates'.")
+    known = ["findings", "no_finding", "templates", *(name for name, each in PROTOCOLS.items() if each.templates)]
+    unknown = sorted(set(content) - set(known))
+    if unknown:
+        raise ValueError(f"{path}: unknown key {unknown[0]!r}; known are {known}.")
+    return path, content
+
+
+def _check_templates(path: Path, key: str, templates, wanted: tuple[str, ...]) -> None:
+    if not isinstance(templates, dict) or set(templates) != set(wanted):
+        raise ValueError(f"{path}: {key!r} needs the lists {list(wanted)}, and nothing else.")
+    for name, sentences in templates.items():
+        _check_sentences(path, f"{key}: {name}", sentences)
         if not all("{finding}" in sentence for sentence in sentences):
-            raise ValueError(f"{path}: every sentence of 'templates' must have the place {{finding}}.")
-    fill = lambda key, label: [s.replace("{finding}", label.replace("_", " ")) for s in templates[key]]  # noqa: E731
-    return {label: {key: fill(key, label) for key in templates} for label in labels if label != "No Finding"}
+            raise ValueError(f"{path}: every sentence of {key!r} must have the place {{finding}}.")
+
+
+def _filled(templates: dict[str, list[str]], finding: str) -> dict[str, list[str]]:
+    name = finding.replace("_", " ")
+    return {key: [each.replace("{finding}", name) for each in sentences] for key, sentences in templates.items()}
 
 
 def _check_sentences(path: Path, key: str, sentences) -> None:

@@ -1,0 +1,426 @@
+# Licensed under the Apache License, Version 2.0.
+"""
+One pass of a model over a data set: numbers for each image, from which all results are computed afterwards.
+
+The batches of an evaluation are fixed by the data set and the batch size alone. Whoever scores them, one process or
+several, at once or after an interruption, the numbers are the same.
+"""
+
+import hashlib
+import io
+import json
+import math
+import os
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from ..data.pictures import read_picture, undecoded
+from ..entropy_tier import l2_normalize
+from ..modeling_tier import TierModel
+from ..processing_tier import TierProcessor
+from .localisation import Probe, ground
+from .sparsity import sparsity
+
+
+DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_BATCHES_PER_PART = 8
+_MOST_UNREADABLE = 0.01
+
+
+class Probes:
+    """The texts that images are laid against, each embedded once."""
+
+    def __init__(
+        self,
+        model: TierModel,
+        processor: TierProcessor,
+        prompts: dict[str, dict[str, list[str]]],
+        no_finding: list[str],
+        autocast: torch.autocast,
+    ):
+        self.model, self.processor, self.autocast = model, processor, autocast
+        self._phrases: dict[str, Probe] = {}
+        self.positive = self._stacked(prompts, "positive")  # (F, D), None without prompts
+        self.negative = self._stacked(prompts, "negative")  # (F, D), None if the findings compete with each other
+        self.no_finding = self._embed(no_finding) if no_finding else None
+
+    def _stacked(self, prompts: dict[str, dict[str, list[str]]], key: str) -> torch.Tensor | None:
+        if not prompts or any(key not in lists for lists in prompts.values()):
+            return None
+        return torch.stack([self._embed(lists[key]) for lists in prompts.values()])
+
+    def _embed(self, sentences: list[str]) -> torch.Tensor:
+        with self.autocast:
+            return embed_sentences(self.model, self.processor, sentences)
+
+    def phrase(self, phrase: str) -> Probe:
+        if phrase not in self._phrases:
+            tokenizer = self.processor.tokenizer
+            inputs = self.processor(text=[phrase]).to(self.model.device)
+            ids = inputs["input_ids"]  # (1, T)
+            with self.autocast:
+                outputs = self.model.get_text_features(**inputs)
+                # SigLIP's encoder returns states of padding too, behind the tokens.
+                tokens = self.model.text_projection(outputs.last_hidden_state)[0, : ids.shape[1]].float()
+            # An unknown word is a word: not all_special_ids.
+            special = [getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "cls", "sep", "pad")]
+            special = torch.tensor([each for each in special if each is not None], device=ids.device)
+            counts = ~torch.isin(ids[0], special)
+            embeds = l2_normalize(torch.cat([outputs.pooler_output.float(), tokens[counts]]))
+            names = tokenizer.convert_ids_to_tokens(ids[0, counts].tolist())
+            self._phrases[phrase] = Probe(embeds, names)
+        return self._phrases[phrase]
+
+
+@torch.inference_mode()
+def embed_sentences(model: TierModel, processor: TierProcessor, sentences: list[str]) -> torch.Tensor:
+    """One embedding (D,) for a list of sentences: each normalised, then their mean normalised."""
+    embeds = model.get_text_features(**processor(text=sentences).to(model.device)).pooler_output.float()
+    return l2_normalize(l2_normalize(embeds).mean(dim=0))
+
+
+class Batches(torch.utils.data.Dataset):
+    """Batch i of a data set: what is known of its rows, and the inputs of the model."""
+
+    def __init__(self, dataset: Dataset, processor: TierProcessor, batch_size: int, with_text: bool):
+        self.stored, self.processor = undecoded(dataset), processor
+        self.batch_size, self.with_text = batch_size, with_text
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.stored) / self.batch_size)
+
+    def __getitem__(self, i: int) -> dict:
+        start = i * self.batch_size
+        rows = self.stored[start : start + self.batch_size]
+        pictures, digests, unreadable = {}, [], {}
+        for k, (cell, image_id) in enumerate(zip(rows["image"], rows["image_id"])):
+            try:
+                pictures[k] = read_picture(cell, image_id)
+                digests.append(_content_digest(cell))
+            except ValueError as error:
+                unreadable[start + k] = str(error)
+        pick = lambda name: [rows[name][k] for k in pictures]  # noqa: E731
+        batch = {
+            "rows": [start + k for k in pictures],
+            "digests": digests,
+            "image_ids": pick("image_id"),
+            "sizes": [picture.size for picture in pictures.values()],
+            "regions": pick("regions") if "regions" in rows else None,
+            "unreadable": unreadable,
+        }
+        if pictures:
+            # Where there are no texts, one empty text: the model asks for one.
+            text = pick("text") if self.with_text else [""]
+            batch["inputs"] = dict(self.processor(images=list(pictures.values()), text=text))
+        return batch
+
+
+def score(
+    model: TierModel,
+    processor: TierProcessor,
+    dataset: Dataset,
+    prompts: dict[str, dict[str, list[str]]],
+    no_finding: Iterable[str] = (),
+    batch_size: int = 64,
+    localisation: bool = True,
+    thorough: bool = False,
+    dtype: str = "float32",
+    num_workers: int = 0,
+    progress: bool = True,
+    cache: Path | None = None,
+    process: tuple[int, int] = (0, 1),
+) -> list[dict[str, np.ndarray]]:
+    """
+    Score the parts of a data set that belong to this process.
+
+    Args:
+        model: the model; its training mode is restored afterwards.
+        processor: its processor.
+        dataset: rows as [`~data.load_pairs`] gives them.
+        prompts: sentences by finding, as [`load_prompts`] gives them.
+        no_finding: sentences whose map is subtracted from others, where `thorough`.
+        batch_size: images a step.
+        localisation: whether to measure maps of the phrases in `regions`, where the data set has them.
+        thorough: every way of looking at a map, and both entropies with padding counted (as [`ground`] and
+            [`score_batch`] say).
+        dtype: "float32", or "bfloat16" or "float16" for the encoders, by autocast; what comes after them is float32.
+        num_workers: worker processes that read and prepare pictures.
+        progress: whether to show a bar.
+        cache: folder of finished parts; those that are there are not computed again. None: everything in memory.
+        process: number of this process, and how many there are.
+
+    Returns:
+        without a cache the parts, in order, for [`join_parts`]; with one nothing: [`read_parts`] reads it.
+
+    Raises:
+        ValueError: if more than 1% of the images cannot be read, or the model gives NaN (with the image's id).
+    """
+    with_text = has_texts(dataset)
+    batches = Batches(dataset, processor, batch_size, with_text)
+    parts = [range(i, min(i + _BATCHES_PER_PART, len(batches))) for i in range(0, len(batches), _BATCHES_PER_PART)]
+    mine = list(range(len(parts)))[process[0] :: process[1]]
+    if cache is not None:
+        mine = [number for number in mine if not _is_whole(_part_file(cache, number))]
+    if not mine:
+        return []
+    todo = [i for number in mine for i in parts[number]]
+    training, device = model.training, model.device
+    model.eval()
+    autocast = torch.autocast(device.type, dtype=DTYPES[dtype], enabled=DTYPES[dtype] is not None)
+    results, unreadable = [], 0
+    try:
+        with torch.inference_mode():
+            probes = Probes(model, processor, prompts, list(no_finding), autocast)
+            loader = DataLoader(
+                torch.utils.data.Subset(batches, todo),
+                batch_size=None,
+                num_workers=num_workers,
+                generator=torch.Generator(),  # the workers' seeds must not take from the model's random numbers
+            )
+            loaded = iter(tqdm(loader, desc="evaluating", disable=not progress, leave=False))
+            for number in mine:
+                scored = []
+                for _ in parts[number]:
+                    batch = next(loaded)
+                    unreadable += len(batch["unreadable"])
+                    _check_unreadable(list(batch["unreadable"].values()), unreadable, len(dataset))
+                    scored.append(
+                        score_batch(model, processor, batch, probes, with_text, localisation, thorough, device)
+                    )
+                part = join_parts(scored)
+                if cache is None:
+                    results.append(part)
+                else:
+                    _write_part(_part_file(cache, number), part)
+    finally:
+        model.train(training)
+    return results
+
+
+def score_batch(
+    model: TierModel,
+    processor: TierProcessor,
+    batch: dict,
+    probes: Probes,
+    with_text: bool,
+    localisation: bool,
+    thorough: bool,
+    device: torch.device,
+) -> dict[str, np.ndarray]:
+    """
+    The numbers of one batch's images.
+
+    Returns:
+        arrays with one row an image: `rows` (its place in the data set), `digests` (of its file), `image_embeds` (D,),
+        `positive` and `negative` (F,) cosines, `peaks` (F,) patches that the positive sentences fit best; with texts
+        `text_embeds` (D,), `loss` and `contrastive_loss` of its batch, `rank_similarity` (P,) of the patches to its
+        own text from the largest to the smallest, what [`sparsity`] gives as `sparsity/NAME` and, where `thorough`,
+        `padded/NAME` with the positions of padding counted, up to the longest text of the batch, and
+        `max_patch_entropy`; with one row a map those of [`ground`] as `map/NAME`, with `map/row`; `unreadable`
+        (reasons), `unreadable_rows` and `num_outside`, which stand for themselves.
+    """
+    scored: dict[str, np.ndarray] = {
+        "unreadable": np.array(list(batch["unreadable"].values()), dtype=str),
+        "unreadable_rows": np.array(list(batch["unreadable"]), dtype=np.int64),
+    }
+    localisation = localisation and batch["regions"] is not None
+    if localisation:
+        scored["num_outside"] = np.zeros(1, dtype=np.int64)
+    if not batch["rows"]:
+        return scored
+    inputs = {name: tensor.to(device) for name, tensor in batch["inputs"].items()}
+    with probes.autocast:
+        out = model(**inputs, return_loss=with_text)
+    image_embeds, patch_embeds = out.image_embeds.float(), out.patch_embeds.float()
+    bad = torch.isnan(image_embeds).any(dim=1) | torch.isnan(patch_embeds).flatten(1).any(dim=1)
+    if bad.any():
+        raise ValueError(f"The model gives NaN for the image {batch['image_ids'][int(bad.nonzero()[0])]}.")
+    found = {
+        "image_embeds": image_embeds,
+        "num_patches": torch.full((len(image_embeds),), patch_embeds.shape[1], device=device),
+    }
+    if probes.positive is not None:
+        found["positive"] = image_embeds @ probes.positive.T
+        found["peaks"] = (patch_embeds @ probes.positive.T).argmax(dim=1)
+        if probes.negative is not None:
+            found["negative"] = image_embeds @ probes.negative.T
+    if with_text:
+        text_embeds = out.text_embeds.float()
+        bad = torch.isnan(text_embeds).any(dim=1)
+        if bad.any():
+            raise ValueError(f"The model gives NaN for the text of {batch['image_ids'][int(bad.nonzero()[0])]}.")
+        number, temperature = len(image_embeds), model.config.entropy_temperature
+        cosines = out.token_embeds.float() @ patch_embeds.transpose(1, 2)  # (N, T, P)
+        everything = torch.ones_like(inputs["input_ids"], dtype=torch.bool)
+        mask = model.entropy_mask(inputs["input_ids"], inputs.get("attention_mask"))
+        mask = everything if mask is None else mask
+        own = (patch_embeds @ text_embeds.unsqueeze(2)).squeeze(2)  # (N, P)
+        found |= {
+            "text_embeds": text_embeds,
+            "loss": out.loss.expand(number),
+            "contrastive_loss": out.contrastive_loss.expand(number),
+            "rank_similarity": own.sort(dim=1, descending=True).values,
+            "max_patch_entropy": mask.sum(dim=1).clamp(min=1).log(),
+        }
+        masks = {"sparsity": mask} | ({"padded": everything} if thorough else {})
+        for prefix, counted in masks.items():
+            found |= {f"{prefix}/{k}": v for k, v in sparsity(cosines, counted, temperature).items()}
+    scored |= {name: tensor.float().cpu().numpy() for name, tensor in found.items()}
+    scored |= {"rows": np.array(batch["rows"]), "digests": np.array(batch["digests"])}
+    if localisation:
+        grid, maps = _grid(inputs["pixel_values"], patch_embeds), defaultdict(list)
+        for row, regions, size, patches in zip(batch["rows"], batch["regions"], batch["sizes"], patch_embeds):
+            measured, num_outside = ground(
+                patches, grid, regions, size, processor.image_processor, probes.phrase, probes.no_finding, thorough
+            )
+            scored["num_outside"] += num_outside
+            for name, values in measured.items():
+                maps[f"map/{name}"].append(values)
+            if measured:
+                maps["map/row"].append(np.full(len(measured["phrase"]), row))
+        scored |= {name: np.concatenate(values) for name, values in maps.items()}
+    return scored
+
+
+def join_parts(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Rows of all the parts, one below the other; `num_outside` added up."""
+    joined = defaultdict(list)
+    for part in parts:
+        for name, values in part.items():
+            joined[name].append(values)
+    result = {name: np.concatenate(values) for name, values in joined.items()}
+    if "num_outside" in result:
+        result["num_outside"] = result["num_outside"].sum(keepdims=True)
+    return result
+
+
+def read_parts(cache: Path, dataset: Dataset, batch_size: int) -> dict[str, np.ndarray]:
+    """All that [`score`] has put into a cache, whoever wrote it."""
+    number = math.ceil(math.ceil(len(dataset) / batch_size) / _BATCHES_PER_PART)
+    parts = []
+    for i in range(number):
+        with np.load(_part_file(cache, i), allow_pickle=False) as part:
+            parts.append({name: part[name] for name in part.files})
+    joined = join_parts(parts)
+    _check_unreadable(joined["unreadable"].tolist(), len(joined["unreadable"]), len(dataset))
+    return joined
+
+
+def has_texts(dataset: Dataset) -> bool:
+    return all(isinstance(text, str) and text for text in dataset["text"])
+
+
+def model_fingerprint(model: TierModel, processor: TierProcessor) -> str:
+    """Of the weights, the configuration and all that makes inputs of pictures and texts; wherever it was loaded."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    settings = _own_settings(model.config.to_dict()), _own_settings(processor.image_processor.to_dict())
+    tokenizer = processor.tokenizer
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    settings += (vocabulary, tokenizer.model_max_length, str(getattr(tokenizer, "backend_tokenizer", "")))
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+def _own_settings(settings):
+    """Without what a library's release, the way of loading or a folder's place puts into a configuration."""
+    foreign = ("_name_or_path", "transformers_version", "auto_map", "architectures", "dtype")
+    if not isinstance(settings, dict):
+        return settings
+    return {name: _own_settings(value) for name, value in settings.items() if name not in foreign}
+
+
+def table_fingerprint(dataset: Dataset) -> str:
+    """Of the rows of a data set before a picture is opened: their texts, labels and places, and the files' state."""
+    digest = hashlib.sha256()
+    stored = undecoded(dataset)
+    for row in stored.select_columns([name for name in stored.column_names if name != "regions"]):
+        digest.update(json.dumps(row | {"image": _state(row["image"])}, sort_keys=True, default=str).encode())
+    if "regions" in stored.column_names:
+        digest.update(json.dumps(_plain_regions(stored), sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def data_fingerprint(dataset: Dataset, scored: dict[str, np.ndarray]) -> str:
+    """Of what was evaluated: the contents of the pictures' files and their rows, wherever they lie."""
+    digest = hashlib.sha256()
+    columns = [name for name in dataset.column_names if name not in ("image", "regions")]
+    rows = dataset.select_columns(columns).select(scored["rows"])
+    for row, content in zip(rows, scored["digests"].tolist()):
+        digest.update(json.dumps(row | {"image": content}, sort_keys=True, default=str).encode())
+    if "regions" in dataset.column_names:
+        digest.update(json.dumps(_plain_regions(dataset.select(scored["rows"])), sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _plain_regions(dataset: Dataset) -> list:
+    """Without their masks, which are drawn with the picture."""
+    column = dataset.select_columns("regions").with_format("arrow")[:]["regions"].to_pylist()
+    return [[{k: v for k, v in region.items() if k != "mask"} for region in regions or ()] for regions in column]
+
+
+def _state(cell: dict | None) -> list:
+    """Of a stored picture: a digest of its bytes, or its path, size and time of change."""
+    if cell is None:
+        return []
+    if cell["bytes"] is not None:
+        return [hashlib.sha256(cell["bytes"]).hexdigest()]
+    try:
+        status = os.stat(cell["path"])
+    except OSError:
+        return [cell["path"]]
+    return [cell["path"], status.st_size, status.st_mtime_ns]
+
+
+def _content_digest(cell: dict) -> str:
+    content = cell["bytes"]
+    if content is None:
+        try:
+            content = Path(cell["path"]).read_bytes()
+        except OSError:  # an address
+            content = cell["path"].encode()
+    return hashlib.sha256(content).hexdigest()
+
+
+def _check_unreadable(reasons: list[str], number: int, total: int) -> None:
+    if reasons and number > _MOST_UNREADABLE * total:
+        raise ValueError(f"{reasons[0]} ({number} of the {total} images could not be read: more than 1%.)")
+
+
+def _part_file(cache: Path, number: int) -> Path:
+    return cache / f"part-{number:05d}.npz"
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return zipfile.ZipFile(path).testzip() is None
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def _write_part(path: Path, part: dict[str, np.ndarray]) -> None:
+    """Under another name, then renamed: a part that is there is whole."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **part)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    temporary.write_bytes(buffer.getvalue())
+    temporary.replace(path)
+
+
+def _grid(pixel_values: torch.Tensor, patch_embeds: torch.Tensor) -> tuple[int, int]:
+    """Rows and columns of the patches, in the proportions of the input."""
+    height, width = pixel_values.shape[-2:]
+    rows = round(math.sqrt(patch_embeds.shape[1] * height / width))
+    return rows, patch_embeds.shape[1] // rows

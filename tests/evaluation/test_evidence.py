@@ -1,0 +1,333 @@
+# Licensed under the Apache License, Version 2.0.
+"""Intervals and comparisons against scikit-learn, pandas and bootstraps written out."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import (
+    average_precision_score,
+    f1_score,
+    matthews_corrcoef,
+    recall_score,
+    roc_auc_score,
+)
+
+from modeling_tier.data.columns import make_pairs, pair_features
+from modeling_tier.evaluation.evidence import compare, gather_evidence, judged_units
+from modeling_tier.evaluation.statistics import Resamples, choose_threshold, delong
+
+
+FINDINGS = ["Edema", "Nodule"]
+N, RESAMPLES = 90, 60
+
+
+def table(n=N, seed=0, reads=False, positives=None):
+    """Three images a study at most, two studies a subject at most; some labels say nothing."""
+    rng = np.random.default_rng(seed)
+    study = np.sort(rng.integers(0, n // 2, n))
+    labels = rng.integers(0, 2, (n // 2, 2)).astype(float)
+    labels = labels[study]
+    labels[rng.random((n, 2)) < 0.05] = np.nan
+    if positives is not None:
+        labels[:, 1] = positives
+    columns = {
+        "image": [None] * n,
+        "subject_id": [f"p{s // 2}" for s in study],
+        "study_id": [f"s{s}" for s in study],
+        "image_id": [f"i{i}" for i in range(n)],
+        "labels": [{f: None if np.isnan(v) else v for f, v in zip(FINDINGS, row)} for row in labels],
+    }
+    pairs = make_pairs(columns, pair_features(FINDINGS, ids="string"))
+    if reads:
+        answers = [
+            [
+                {"reader": name, "labels": dict(zip(FINDINGS, map(float, rng.integers(0, 2, 2))))}
+                for name in ("bc4", "bc6", "bc8")
+            ]
+            for _ in range(n // 2)
+        ]
+        pairs = pairs.add_column("reads", [answers[s] for s in study])
+    return pairs, labels
+
+
+def part(pairs, labels, seed=1, rows=None):
+    rng = np.random.default_rng(seed)
+    rows = np.arange(len(pairs)) if rows is None else rows
+    scores = rng.normal(size=(len(pairs), 2)) + np.nan_to_num(labels, nan=0.5)
+    details = {
+        "findings": FINDINGS,
+        "rows": rows,
+        "scores": scores[rows],
+        "probabilities": 1 / (1 + np.exp(-scores[rows])),
+        "labels": labels[rows],
+    }
+    return {"num_images": len(rows)}, details, {"rows": rows}
+
+
+def frame(pairs, details):
+    rows = details["rows"]
+    ids = {name: np.array(pairs[name][:])[rows] for name in ("subject_id", "study_id")}
+    return pd.DataFrame(
+        ids | {f"s{i}": details["scores"][:, i] for i in (0, 1)} | {f"y{i}": details["labels"][:, i] for i in (0, 1)}
+    )
+
+
+def test_intervals_are_those_of_a_bootstrap_over_subjects_written_out():
+    pairs, labels = table()
+    _, details, _ = one = part(pairs, labels)
+    found = gather_evidence({"data": one}, {"data": pairs}, RESAMPLES, seed=5).metrics["classification"]["image"]
+    weights = np.concatenate(list(Resamples([f"subject {s}" for s in pairs["subject_id"]], RESAMPLES, 5).blocks()))
+    assert len(weights) == RESAMPLES and len(np.unique(weights)) > 2
+    by_subject = pd.Series(weights[0]).groupby(pairs["subject_id"][:]).nunique()
+    assert (by_subject == 1).all(), "a subject's images come together"
+    macro = []
+    for i, finding in enumerate(FINDINGS):
+        known = ~np.isnan(labels[:, i])
+        values = {"auroc": [], "average_precision": []}
+        for draw in weights:
+            rows = np.repeat(np.arange(N), draw.astype(int) * known)
+            y, s = labels[rows, i], details["scores"][rows, i]
+            (
+                values["auroc"].append(roc_auc_score(y, s)),
+                values["average_precision"].append(average_precision_score(y, s)),
+            )
+        macro.append(values["auroc"])
+        assert found[finding]["num_positive"] == (labels[:, i] == 1).sum()
+        y, s = labels[known, i], details["scores"][known, i]
+        for name, score in (("auroc", roc_auc_score), ("average_precision", average_precision_score)):
+            assert found[finding][name]["value"] == pytest.approx(score(y, s), abs=1e-9)
+            ends = np.percentile(values[name], [2.5, 97.5])
+            assert [found[finding][name][end] for end in ("low", "high")] == pytest.approx(ends, abs=1e-9)
+    ends = np.percentile(np.mean(macro, axis=0), [2.5, 97.5])
+    assert [found["mean"]["auroc"][end] for end in ("low", "high")] == pytest.approx(ends, abs=1e-9)
+
+
+def test_studies_are_the_mean_and_the_largest_of_their_images():
+    pairs, labels = table()
+    _, details, _ = part(pairs, labels)
+    units = judged_units(pairs, details)
+    by_study = frame(pairs, details).groupby(["subject_id", "study_id"])
+    for name, of in (("study_mean", by_study.mean()), ("study_max", by_study.max())):
+        unit = units[name]
+        expected = {study: row for (_, study), row in of.iterrows()}
+        studies = np.array(pairs["study_id"][:])[unit.first_row]
+        assert len(studies) == len(set(studies)) == len(expected) < N
+        for study, scores, known in zip(studies, unit.scores, unit.labels):
+            assert scores == pytest.approx([expected[study]["s0"], expected[study]["s1"]])
+            np.testing.assert_array_equal(known, by_study.max().xs(study, level="study_id")[["y0", "y1"]].iloc[0])
+    found = gather_evidence({"data": (None or {}, details, {})}, {"data": pairs}, 5).metrics["classification"]
+    assert set(found) == {"image", "study_mean", "study_max"}
+    of = by_study.mean().join(by_study.max()[["y0"]].rename(columns={"y0": "shown"})).dropna(subset="shown")
+    assert found["study_mean"]["Edema"]["auroc"]["value"] == pytest.approx(roc_auc_score(of["shown"], of["s0"]))
+    alone = judged_units(pairs.select(range(1)), {k: v[:1] if k != "findings" else v for k, v in details.items()})
+    assert set(alone) == {"image"}
+
+
+def test_a_row_without_study_or_subject_stands_for_itself():
+    pairs, labels = table(8)
+    pairs = make_pairs({"image": [None] * 8, "labels": pairs["labels"][:]}, pair_features(FINDINGS, ids="string"))
+    units = judged_units(pairs, part(pairs, labels)[1])
+    assert set(units) == {"image"} and len(set(units["image"].subjects)) == 8
+
+
+def test_thresholds_come_from_the_same_unit_of_the_validation_set():
+    pairs, labels = table()
+    other, other_labels = table(70, seed=3)
+    data, validation = part(pairs, labels), part(other, other_labels, seed=4)
+    evidence = gather_evidence({"data": data, "validation": validation}, {"data": pairs, "validation": other}, 20)
+    for name, unit in evidence.units.items():
+        chosen = judged_units(other, validation[1])[name]
+        for i, finding in enumerate(FINDINGS):
+            found = evidence.metrics["classification"][name][finding]
+            known = ~np.isnan(unit.labels[:, i])
+            y, s = unit.labels[known, i], unit.scores[known, i]
+            threshold = {m: choose_threshold(chosen.labels[:, i], chosen.scores[:, i], m) for m in ("mcc", "f1")}
+            assert found["threshold_mcc"] == threshold["mcc"] and found["threshold_f1"] == threshold["f1"]
+            at = s > threshold["mcc"]
+            assert found["mcc"]["value"] == pytest.approx(matthews_corrcoef(y, at))
+            assert found["sensitivity"]["value"] == pytest.approx(recall_score(y, at))
+            assert found["specificity"]["value"] == pytest.approx(recall_score(y, at, pos_label=0))
+            assert found["f1"]["value"] == pytest.approx(f1_score(y, s > threshold["f1"]))
+            assert found["mcc"]["low"] < found["mcc"]["value"] < found["mcc"]["high"]
+            assert set(found["ece"]) == set(found["ece_calibrated"]) == {"value"}
+    without = gather_evidence({"data": data}, {"data": pairs}, 20).metrics["classification"]["image"]["Edema"]
+    assert not {"mcc", "threshold_mcc", "ece_calibrated"} & set(without)
+
+
+def test_readers_are_scored_by_study_and_beside_the_model():
+    pairs, labels = table(reads=True)
+    other, other_labels = table(70, seed=3)
+    sets = {"data": pairs, "validation": other}
+    evidence = gather_evidence({"data": part(pairs, labels), "validation": part(other, other_labels)}, sets, 30)
+    readers = evidence.metrics["readers"]
+    assert readers["unit"] == "study_mean" and set(readers["by_reader"]) == {"bc4", "bc6", "bc8"}
+    unit = evidence.units["study_mean"]
+    reads = pairs["reads"][:]
+    mccs = []
+    for k, reader in enumerate(("bc4", "bc6", "bc8")):
+        for i, finding in enumerate(FINDINGS):
+            known = ~np.isnan(unit.labels[:, i])
+            y = unit.labels[known, i]
+            said = np.array([reads[row][k]["labels"][finding] for row in unit.first_row])[known]
+            found = readers["by_reader"][reader][finding]
+            assert found["mcc"]["value"] == pytest.approx(matthews_corrcoef(y, said))
+            assert found["f1"]["value"] == pytest.approx(f1_score(y, said))
+            point = recall_score(y, said), recall_score(y, said, pos_label=0)
+            assert (found["sensitivity"]["value"], found["specificity"]["value"]) == pytest.approx(point)
+            assert evidence.reader_points[finding][reader] == pytest.approx(point)
+            mccs += [found["mcc"]["value"]] if finding == "Edema" else []
+    mean = readers["mean_of_readers"]["Edema"]["mcc"]
+    assert mean["value"] == pytest.approx(np.mean(mccs)) and mean["low"] < mean["value"] < mean["high"]
+    own = evidence.metrics["classification"]["study_mean"]["Edema"]["mcc"]["value"]
+    against = readers["model_minus_readers"]["Edema"]["mcc"]
+    assert against["value"] == pytest.approx(own - mean["value"]) and 0 < against["p_bootstrap"] <= 1
+
+
+def test_a_model_against_itself_differs_in_nothing():
+    pairs, labels = table()
+    other, other_labels = table(70, seed=3)
+    parts = {"data": part(pairs, labels), "validation": part(other, other_labels)}
+    a, b = (gather_evidence(parts, {"data": pairs, "validation": other}, RESAMPLES) for _ in range(2))
+    assert a.metrics == b.metrics
+    for unit in compare(a, b)["classification"].values():
+        for finding, values in unit.items():
+            for name, difference in values.items():
+                assert difference["value"] == 0
+                if not name.startswith("ece"):
+                    assert difference["low"] == difference["high"] == 0 and difference["p_bootstrap"] == 1
+            assert finding == "mean" or values["auroc"]["p_delong"] == values["auroc"]["p_holm"] == 1
+
+
+def test_two_models_are_compared_on_the_same_draws():
+    pairs, labels = table()
+    first, second = part(pairs, labels), part(pairs, labels, seed=8)
+    second[1]["scores"][:, 0] += 2 * np.nan_to_num(labels[:, 0])  # better, beyond doubt
+    a, b = (gather_evidence({"data": each}, {"data": pairs}, RESAMPLES) for each in (first, second))
+    difference = compare(b, a)["classification"]["image"]["Edema"]["auroc"]
+    own = [each.metrics["classification"]["image"]["Edema"]["auroc"]["value"] for each in (a, b)]
+    assert difference["value"] == pytest.approx(own[1] - own[0]) and difference["low"] > 0
+    assert difference["p_bootstrap"] == pytest.approx(2 / (RESAMPLES + 1))
+    subjects = a.units["image"].subjects
+    test = delong(labels[:, 0], second[1]["scores"][:, 0], first[1]["scores"][:, 0], subjects)
+    assert difference["p_delong"] == test["p"] < 0.01 and difference["p_holm"] == pytest.approx(2 * test["p"])
+    draws = (
+        b.estimates["classification", "image", "auroc"].distribution
+        - a.estimates["classification", "image", "auroc"].distribution
+    )
+    assert [difference["low"], difference["high"]] == pytest.approx(np.percentile(draws[:, 0], [2.5, 97.5]))
+    shorter = part(pairs, labels, rows=np.arange(N - 1))
+    with pytest.raises(ValueError, match="not read the same images"):
+        compare(gather_evidence({"data": shorter}, {"data": pairs}, 2), a)
+
+
+@pytest.mark.parametrize(("positives", "why"), [(0.0, f"n+ = 0, n- = {N}"), (1.0, f"n+ = {N}, n- = 0")])
+def test_a_finding_of_one_class_is_undefined_everywhere(positives, why):
+    pairs, labels = table(positives=positives, reads=True)
+    other, other_labels = table(70, seed=3)
+    parts = {"data": part(pairs, labels), "validation": part(other, other_labels)}
+    sets = {"data": pairs, "validation": other}
+    a, b = gather_evidence(parts, sets, 20), gather_evidence(parts | {"data": part(pairs, labels, 9)}, sets, 20)
+    result = {"metrics": a.metrics, "difference": compare(b, a)}
+    assert "NaN" not in json.dumps(result)
+    image = a.metrics["classification"]["image"]
+    for name in ("auroc", "average_precision", "mcc", "f1", "sensitivity", "specificity"):
+        assert image["Nodule"][name] == {"value": None, "undefined": why}
+        assert image["mean"][name]["value"] == image["Edema"][name]["value"]
+    difference = result["difference"]["classification"]["image"]["Nodule"]["auroc"]
+    assert difference == {"value": None, "undefined": why, "p_delong": None, "p_holm": None}
+    assert a.metrics["readers"]["by_reader"]["bc4"]["Nodule"]["mcc"]["value"] is None
+    assert "Nodule" not in a.reader_points
+
+
+def test_no_resamples_give_values_alone():
+    pairs, labels = table()
+    found = gather_evidence({"data": part(pairs, labels)}, {"data": pairs}, 0).metrics["classification"]["image"]
+    assert set(found["Edema"]["auroc"]) == {"value"}
+
+
+def grounded(pairs, seed=0):
+    """Two maps a row, the second of a token; the best threshold of a finding is that of its own maps."""
+    rng = np.random.default_rng(seed)
+    rows = np.repeat(np.arange(len(pairs)), 2)
+    scored = {
+        "rows": np.arange(len(pairs)),
+        "num_outside": np.array([0]),
+        "map/row": rows,
+        "map/finding": np.where(rows % 3 == 0, "Nodule", "Edema"),
+        "map/phrase": np.full(len(rows), "a phrase"),
+        "map/token": np.tile(["", "phrase"], len(pairs)),
+    }
+    for variant in ("box/pixel/plain", "mask/patch/minus_no_finding"):
+        scored[f"map/{variant}:hit"] = rng.random(len(rows)) < 0.4
+        scored[f"map/{variant}:chance"] = rng.random(len(rows)) / 5
+        scored[f"map/{variant}:cnr"] = rng.normal(size=len(rows))
+        scored[f"map/{variant}:mious"] = rng.random(len(rows))
+        scored[f"map/{variant}:ious"] = rng.random((len(rows), 19))
+    scored["map/mask/patch/minus_no_finding:cnr"][:6] = np.nan
+    return scored
+
+
+def test_localisation_is_a_mean_over_findings_with_intervals_over_subjects():
+    pairs, labels = table()
+    details = part(pairs, labels)[1]
+    scored = grounded(pairs)
+    evidence = gather_evidence({"data": ({}, details, scored)}, {"data": pairs}, RESAMPLES, seed=2)
+    rows = evidence.metrics["localisation_maps"]
+    assert [(row["text"], row["place"], row["map"]) for row in rows] == [
+        ("sentence", "box", "plain"),
+        ("sentence", "mask", "minus_no_finding"),
+        ("token", "box", "plain"),
+        ("token", "mask", "minus_no_finding"),
+    ]
+    weights = np.concatenate(list(Resamples([f"subject {s}" for s in pairs["subject_id"]], RESAMPLES, 2).blocks()))
+    for row in rows:
+        chosen = scored["map/token"] == ("" if row["text"] == "sentence" else "phrase")
+        variant = f"map/{row['place']}/{row['resolution']}/{row['map']}"
+        data = pd.DataFrame(
+            {
+                "finding": scored["map/finding"][chosen],
+                "row": scored["map/row"][chosen],
+                "cnr": scored[f"{variant}:cnr"][chosen],
+                "hit": scored[f"{variant}:hit"][chosen].astype(float),
+            }
+        )
+        means = data.groupby("finding")[["cnr", "hit"]].mean().mean()
+        assert row["cnr"]["value"] == pytest.approx(means["cnr"])
+        assert row["pointing_game"]["value"] == pytest.approx(means["hit"])
+        draws = []
+        for draw in weights:
+            again = data.loc[np.repeat(data.index, draw[data["row"]].astype(int))]
+            draws.append(again.groupby("finding")["cnr"].mean().mean())
+        assert [row["cnr"][end] for end in ("low", "high")] == pytest.approx(np.percentile(draws, [2.5, 97.5]))
+        best = [
+            scored[f"{variant}:ious"][chosen][(data["finding"] == f).to_numpy()].mean(axis=0).max()
+            for f in ("Edema", "Nodule")
+        ]
+        assert row["iou"]["value"] == pytest.approx(np.mean(best))
+    tokens = evidence.metrics["localisation_tokens"]
+    assert [(token["token"], token["num_maps"]) for token in tokens] == [("phrase", N)]
+    other = gather_evidence({"data": ({}, details, grounded(pairs, 4))}, {"data": pairs}, RESAMPLES, seed=2)
+    difference = compare(other, evidence)["localisation_maps"]
+    assert len(difference) == 4
+    for now, before, gap in zip(other.metrics["localisation_maps"], rows, difference):
+        assert gap["cnr"]["value"] == pytest.approx(now["cnr"]["value"] - before["cnr"]["value"])
+        assert gap["text"] == now["text"] and gap["cnr"]["low"] < gap["cnr"]["value"] < gap["cnr"]["high"]
+
+
+def test_sparsity_and_retrieval_have_intervals_over_subjects():
+    pairs, labels = table()
+    rng = np.random.default_rng(0)
+    _, details, scored = part(pairs, labels)
+    names = ("token_entropy", "patch_entropy", "effective_patches", "gini", "negative_share", "peak")
+    scored |= {f"{prefix}/{name}": rng.random(N) for prefix in ("sparsity", "padded") for name in names}
+    scored["sparsity/gini"][0] = np.nan  # a text without a counted token
+    details["ranks"] = {"image_to_text": rng.integers(0, 20, N), "text_to_image": rng.integers(0, 20, N)}
+    metrics = gather_evidence({"data": ({}, details, scored)}, {"data": pairs}, 40).metrics
+    gini = metrics["sparsity"]["without_padding"]["gini"]
+    assert gini["value"] == pytest.approx(np.nanmean(scored["sparsity/gini"])) and gini["low"] < gini["high"]
+    assert metrics["sparsity"]["with_padding"]["peak"]["value"] == pytest.approx(scored["padded/peak"].mean())
+    recall = metrics["retrieval_intervals"]["text_to_image"]["r@5"]
+    assert recall["value"] == pytest.approx((details["ranks"]["text_to_image"] < 5).mean())
+    assert recall["low"] < recall["value"] < recall["high"]

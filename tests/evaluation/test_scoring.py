@@ -1,0 +1,320 @@
+# Licensed under the Apache License, Version 2.0.
+"""The pass of a model over a data set: the same numbers however it is cut up, stopped and gone on with."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TEXT_CONFIGS, VISION_CONFIGS
+from datasets import Dataset
+from transformers import BertConfig
+
+from modeling_tier import TierConfig, TierModel, text_image_entropy
+from modeling_tier.data import load_pairs
+from modeling_tier.evaluation import load_no_finding, load_prompts
+from modeling_tier.evaluation.localisation import patch_mask, picture_mask
+from modeling_tier.evaluation.scoring import (
+    Probes,
+    data_fingerprint,
+    join_parts,
+    model_fingerprint,
+    read_parts,
+    score,
+    table_fingerprint,
+)
+
+
+ROOT = Path(__file__).parents[2]
+BATCH = 6
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return load_pairs("synthetic", "test", num_images=130, image_size=40, seed=2)  # 22 batches, 3 parts
+
+
+@pytest.fixture
+def model(tokenizer):
+    torch.manual_seed(3)
+    text = BertConfig(**TEXT_CONFIGS["bert"].to_diff_dict() | {"vocab_size": len(tokenizer)})
+    config = TierConfig(
+        text_config=text, vision_config=VISION_CONFIGS["resnet"], image_pooling="mean", projection_dim=16
+    )
+    return TierModel(config).eval()
+
+
+@pytest.fixture
+def scored(model, processor, pairs):
+    """With a cache of one's own or without."""
+
+    def run(cache=None, process=(0, 1), **options):
+        prompts, no_finding = load_prompts("synthetic"), load_no_finding("synthetic")
+        options = {"batch_size": BATCH, "thorough": True, "progress": False} | options
+        parts = score(model, processor, pairs, prompts, no_finding, cache=cache, process=process, **options)
+        return join_parts(parts) if cache is None else None
+
+    return run
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_a_cache_and_any_number_of_processes_give_the_same_bits(scored, pairs, tmp_path):
+    whole = scored()
+    assert whole["rows"].tolist() == list(range(130)) and len(whole["map/row"]) > 130
+    scored(tmp_path / "one")
+    assert_same(read_parts(tmp_path / "one", pairs, BATCH), whole)
+    for process in (2, 0, 1):
+        scored(tmp_path / "three", process=(process, 3))
+    assert_same(read_parts(tmp_path / "three", pairs, BATCH), whole)
+    assert_same(scored(num_workers=2), whole)
+
+
+def test_what_is_in_the_cache_is_not_computed_again_and_a_torn_part_is(scored, model, pairs, tmp_path, monkeypatch):
+    calls = []
+    forward = TierModel.forward
+
+    def counted(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 12:  # in the second of three parts
+            raise KeyboardInterrupt
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(TierModel, "forward", counted)
+    with pytest.raises(KeyboardInterrupt):
+        scored(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["part-00000.npz"]
+    scored(tmp_path)
+    assert len(calls) == 12 + 14, "22 batches, 8 of them in the cache"
+    assert_same(read_parts(tmp_path, pairs, BATCH), scored())
+    before = len(calls)
+    scored(tmp_path)
+    assert len(calls) == before
+    part = tmp_path / "part-00001.npz"
+    part.write_bytes(part.read_bytes()[:-200])
+    scored(tmp_path)
+    assert len(calls) == before + 8
+    assert_same(read_parts(tmp_path, pairs, BATCH), scored())
+
+
+def test_an_evaluation_that_was_killed_goes_on(model, processor, tmp_path):
+    folder, out = tmp_path / "model", tmp_path / "out"
+    model.save_pretrained(folder), processor.save_pretrained(folder)
+    command = [sys.executable, "evaluate_zeroshot.py", "--model", str(folder), "--output_dir", str(out)]
+    command += ["--num_images", "240", "--batch_size", "2", "--examples", "0", "--resamples", "20"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    parts = lambda: sorted(out.glob("cache/*/part-*.npz"))  # noqa: E731
+    deadline = time.monotonic() + 120
+    while len(parts()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    written = {path: os.stat(path).st_mtime_ns for path in parts()}
+    assert 2 <= len(written) < 15
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert len(parts()) == 15 and {path: os.stat(path).st_mtime_ns for path in written} == written
+    pairs, prompts = load_pairs("synthetic", "test", num_images=240), load_prompts("synthetic")
+    options = {"batch_size": 2, "thorough": True, "progress": False}
+    whole = join_parts(score(model, processor, pairs, prompts, load_no_finding("synthetic"), **options))
+    gone_on = read_parts(parts()[0].parent, pairs, 2)
+    for name in whole:  # another process may have another number of threads
+        compare = np.testing.assert_array_equal if whole[name].dtype.kind in "iU" else np.testing.assert_allclose
+        compare(gone_on[name], whole[name], **({} if whole[name].dtype.kind in "iU" else {"atol": 1e-4, "rtol": 1e-3}))
+    assert json.loads((out / "metrics.json").read_text())["metrics"]["num_images"] == 240
+
+
+def test_cosines_peaks_and_entropies_with_padding(scored, model, processor, pairs):
+    """Against the model itself, batch by batch."""
+    whole, prompts = scored(), load_prompts("synthetic")
+    unit = lambda x: x / x.norm(dim=-1, keepdim=True)  # noqa: E731
+    with torch.no_grad():
+        sides = {}
+        for key in ("positive", "negative"):
+            rows = [
+                torch.stack([unit(model.get_text_features(**processor(text=s)).pooler_output[0]) for s in lists[key]])
+                for lists in prompts.values()
+            ]
+            sides[key] = torch.stack([unit(row.mean(dim=0)) for row in rows])
+        for start in range(0, 24, BATCH):
+            rows = pairs[start : start + BATCH]
+            inputs = processor(images=rows["image"], text=rows["text"])
+            out = model(**inputs)
+            here = slice(start, start + BATCH)
+            for key, embeds in sides.items():
+                np.testing.assert_allclose(whole[key][here], out.image_embeds @ embeds.T, atol=1e-5)
+            best = (out.patch_embeds @ sides["positive"].T).argmax(dim=1)
+            np.testing.assert_array_equal(whole["peaks"][here], best)
+            for i in range(BATCH):
+                pair = out.token_embeds[i : i + 1], out.patch_embeds[i : i + 1]
+                for prefix, mask in (("padded", None), ("sparsity", inputs["attention_mask"][i : i + 1])):
+                    token, patch = text_image_entropy(*pair, mask)
+                    assert whole[f"{prefix}/token_entropy"][start + i] == pytest.approx(token.item(), abs=1e-5)
+                    assert whole[f"{prefix}/patch_entropy"][start + i] == pytest.approx(patch.item(), abs=1e-5)
+
+
+def cnr(values, inside):
+    a, b = values[inside].astype(np.float64), values[~inside].astype(np.float64)
+    return (a.mean() - b.mean()) / np.sqrt(a.var() + b.var())
+
+
+def test_every_way_of_looking_at_a_map(scored, model, processor, pairs):
+    """Against the model's own maps: sentence and tokens, pixels and patches, boxes and masks, plain and subtracted."""
+    whole = scored()
+    unit = lambda x: x / x.norm(dim=-1, keepdim=True)  # noqa: E731
+    with torch.no_grad():
+        rows = [
+            unit(model.get_text_features(**processor(text=s)).pooler_output[0]) for s in load_no_finding("synthetic")
+        ]
+        no_finding = unit(torch.stack(rows).mean(dim=0))
+    checked, tokens = 0, 0
+    for place in range(0, len(whole["map/row"])):
+        if whole["map/token"][place] != "" or checked == 12:
+            continue
+        row, phrase = pairs[int(whole["map/row"][place])], str(whole["map/phrase"][place])
+        regions = [region for region in row["regions"] if region["phrase"] == phrase]
+        inputs = processor(images=row["image"], text=phrase)
+        maps = {}
+        with torch.no_grad():
+            patches = model(**inputs).patch_embeds[0]
+            for resolution, size in (("pixel", (32, 32)), ("patch", None)):
+                of = model.get_similarity_map(**inputs, size=size)
+                empty = (patches @ no_finding).view(1, 1, *model.get_similarity_map(**inputs).text_to_patch.shape[1:])
+                if size:
+                    empty = torch.nn.functional.interpolate(empty, size, mode="bilinear", align_corners=False)
+                # The sentence, then its tokens between [CLS] and [SEP].
+                plain = torch.cat([of.text_to_patch, of.token_to_patch[0, 1:-1]])
+                maps[resolution, "plain"], maps[resolution, "minus_no_finding"] = plain, plain - empty[0]
+        grid = tuple(maps["patch", "plain"].shape[1:])
+        mask = picture_mask([region["mask"] for region in regions], processor.image_processor)
+        box = np.zeros((40, 40), bool)
+        for region in regions:
+            x0, y0, x1, y1 = map(int, region["box"])
+            box[y0:y1, x0:x1] = True
+        assert mask.shape == (32, 32) and (mask[np.ix_(*[np.arange(32)] * 2)] <= 1).all()
+        number = len(maps["pixel", "plain"])
+        assert whole["map/phrase"][place : place + number].tolist() == [phrase] * number
+        assert whole["map/token"][place + 1 : place + number].tolist() == processor.tokenizer.tokenize(phrase)
+        for resolution, kind in itertools.product(("pixel", "patch"), ("plain", "minus_no_finding")):
+            inside = mask if resolution == "pixel" else patch_mask(mask, grid)
+            for i, values in enumerate(maps[resolution, kind].numpy()):
+                name = f"map/mask/{resolution}/{kind}"
+                if inside.any() and not inside.all():
+                    assert whole[f"{name}:cnr"][place + i] == pytest.approx(cnr(values, inside), abs=1e-3)
+                    peak = np.unravel_index(values.argmax(), values.shape)
+                    assert whole[f"{name}:hit"][place + i] == inside[peak]
+                else:
+                    assert np.isnan(whole[f"{name}:cnr"][place + i])
+        checked, tokens = checked + 1, tokens + number - 1
+    assert checked == 12 and tokens > 24
+
+
+def test_patches_of_a_place():
+    mask = np.zeros((8, 8), bool)
+    mask[0:4, 0:6] = True
+    assert patch_mask(mask, (2, 2)).tolist() == [[True, True], [False, False]]
+    mask[0:4, 4:6] = False
+    mask[0:4, 4:5] = True
+    assert patch_mask(mask, (2, 2)).tolist() == [[True, False], [False, False]], "a quarter is too little"
+    tiny = np.zeros((8, 8), bool)
+    tiny[5, 6] = True
+    assert patch_mask(tiny, (2, 2)).tolist() == [[False, False], [False, True]], "but no place is nowhere"
+
+
+def test_half_precision_is_close(scored):
+    whole, half = scored(), scored(dtype="bfloat16")
+    for name in ("positive", "negative", "sparsity/token_entropy"):
+        assert np.abs(whole[name] - half[name]).max() < 0.03
+        assert not np.array_equal(whole[name], half[name])
+
+
+def test_pictures_without_texts_cost_no_text_encoding(model, processor, pairs, monkeypatch):
+    lengths = []
+    forward = TierModel.forward
+    monkeypatch.setattr(
+        TierModel,
+        "forward",
+        lambda self, **inputs: lengths.append(len(inputs["input_ids"])) or forward(self, **inputs),
+    )
+    rest = (
+        pairs.select(range(12)).remove_columns("text").add_column("text", [None] * 12, feature=pairs.features["text"])
+    )
+    without = join_parts(score(model, processor, rest, load_prompts("synthetic"), batch_size=BATCH, progress=False))
+    assert lengths == [1, 1] and "text_embeds" not in without
+    texts = join_parts(
+        score(model, processor, pairs.select(range(12)), load_prompts("synthetic"), batch_size=BATCH, progress=False)
+    )
+    np.testing.assert_allclose(without["positive"], texts["positive"], atol=1e-6)
+
+
+def test_a_phrase_is_embedded_once_without_its_special_tokens(model, processor, monkeypatch):
+    calls = []
+    original = TierModel.get_text_features
+    monkeypatch.setattr(TierModel, "get_text_features", lambda self, **k: calls.append(1) or original(self, **k))
+    with torch.inference_mode():
+        probes = Probes(model, processor, {}, [], torch.autocast("cpu", enabled=False))
+        first, again = probes.phrase("Left pleural effusion."), probes.phrase("Left pleural effusion.")
+    assert first is again and len(calls) == 1
+    assert first.tokens == ["left", "pleural", "effusion", "."] and first.embeds.shape == (5, 16)
+    torch.testing.assert_close(first.embeds.norm(dim=1), torch.ones(5))
+
+
+def test_nan_stops_with_the_name(model, processor, pairs):
+    with torch.no_grad():
+        model.text_projection.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match=f"NaN for the text of {pairs[0]['image_id']}"):
+        score(model, processor, pairs, {}, batch_size=BATCH, progress=False)
+
+
+def test_fingerprints_know_what_changed_and_not_where_it_lies(model, processor, pairs, tmp_path):
+    some = pairs.select(range(8))
+    rows = {"rows": np.arange(8), "digests": np.array([f"{i}" for i in range(8)])}
+    base = data_fingerprint(some, rows)
+    assert base == data_fingerprint(pairs.select(range(8)), rows)
+    assert base != data_fingerprint(some, rows | {"digests": np.array([*"0123456x"])})
+    changed = Dataset.from_list(
+        [row | ({"text": "No."} if i == 3 else {}) for i, row in enumerate(some)], pairs.features
+    )
+    assert base != data_fingerprint(changed, rows) and table_fingerprint(some) != table_fingerprint(changed)
+    assert table_fingerprint(some) == table_fingerprint(pairs.select(range(8)))
+
+    files = []
+    for i, row in enumerate(some):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        row["image"].save(tmp_path / "a" / f"{i}.png")
+        files.append({k: v for k, v in row.items() if k not in ("image", "regions")})
+    features = {name: kind for name, kind in pairs.features.items() if name != "regions"}
+
+    def at(folder):
+        cells = [{"image": str(folder / f"{i}.png")} | row for i, row in enumerate(files)]
+        return Dataset.from_list(cells, type(pairs.features)(features))
+
+    before = table_fingerprint(at(tmp_path / "a"))
+    scored = [join_parts(score(model, processor, at(tmp_path / "a"), {}, batch_size=4, progress=False))]
+    (tmp_path / "a" / "3.png").touch()
+    assert table_fingerprint(at(tmp_path / "a")) != before, "a file that was written again may have changed"
+    (tmp_path / "a").rename(tmp_path / "b")
+    scored.append(join_parts(score(model, processor, at(tmp_path / "b"), {}, batch_size=4, progress=False)))
+    assert data_fingerprint(at(tmp_path / "b"), scored[1]) == data_fingerprint(at(tmp_path / "b"), scored[0])
+    (tmp_path / "b" / "3.png").write_bytes((tmp_path / "b" / "4.png").read_bytes())
+    other = join_parts(score(model, processor, at(tmp_path / "b"), {}, batch_size=4, progress=False))
+    assert data_fingerprint(at(tmp_path / "b"), other) != data_fingerprint(at(tmp_path / "b"), scored[0])
+
+    model.save_pretrained(tmp_path / "model")
+    loaded = TierModel.from_pretrained(tmp_path / "model")
+    assert model_fingerprint(loaded, processor) == model_fingerprint(model, processor)
+    with torch.no_grad():
+        loaded.logit_scale += 1e-3
+    assert model_fingerprint(loaded, processor) != model_fingerprint(model, processor)
+    processor.image_processor.image_mean = [0.5, 0.5, 0.5]
+    assert len({model_fingerprint(each, processor) for each in (model, loaded)}) == 2
