@@ -19,6 +19,8 @@ bench: $(VENV)/.installed
 	$(RUN) benchmarks/transforms.py
 	$(RUN) benchmarks/memory.py
 	$(RUN) benchmarks/paper_step.py
+	$(RUN) benchmarks/bootstrap.py
+	$(RUN) benchmarks/evaluation_speed.py
 
 $(VENV)/.installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'

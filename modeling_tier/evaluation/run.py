@@ -98,8 +98,9 @@ def run_evaluation(config: EvaluationConfig) -> dict | None:
         )
     if config.validation and not prompts:
         raise ValueError(f"--validation_split: {config.data.dataset} has no sentences for scores: give --prompts.")
+    tables = {name: table_fingerprint(dataset) for name, dataset in sets.items()}
     scored = {
-        name: {member: _score(path, sets, prompts, source, config, state) for member, path in members.items()}
+        name: {member: _score(path, sets, tables, prompts, source, config, state) for member, path in members.items()}
         for name, members in models.items()
     }
     state.wait_for_everyone()
@@ -191,6 +192,7 @@ def _device(config: EvaluationConfig, state: PartialState) -> torch.device:
 def _score(
     path: str,
     sets: dict[str, Dataset],
+    tables: dict[str, str],
     prompts: dict,
     source: str | None,
     config: EvaluationConfig,
@@ -204,7 +206,7 @@ def _score(
         # Everything that the numbers of an image depend on.
         key = {
             "model": fingerprint,
-            "data": table_fingerprint(dataset),
+            "data": tables[name],
             "prompts": prompts,
             "no_finding": no_finding,
             **{"batch_size": config.batch_size, "dtype": config.dtype, "device": model.device.type},
