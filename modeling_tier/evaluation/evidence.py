@@ -26,6 +26,7 @@ from .statistics import (
     holm,
     interval,
     intervals,
+    macro_mean,
     matthews,
     missing_class,
     sensitivity,
@@ -39,6 +40,10 @@ TEXTS = ("sentence", "token")
 _SPARSITY = ("token_entropy", "patch_entropy", "effective_patches", "gini", "negative_share", "peak")
 _GROUNDING = ("pointing_game", "cnr", "miou", "iou")
 _MOST_TOKENS = 30
+# With fewer subjects of a class there is no interval; with few it covers less than it says.
+_FEWEST_SUBJECTS, _FEW_SUBJECTS = 2, 10
+# Relative difference of the share that a place takes of the picture, up to which two models see the same.
+_SAME_CHANCE = 0.03
 
 
 class Unit(NamedTuple):
@@ -67,18 +72,24 @@ class Evidence:
     resamples: int
     seed: int
     confidence: float
+    subjects: np.ndarray | None = None
+    """Of each row that was read."""
     units: dict[str, Unit] = field(default_factory=dict)
     calibrated: dict[str, np.ndarray] = field(default_factory=dict)
     """By unit (N, F): probabilities after calibration on the validation set."""
     estimates: dict[tuple, Estimate] = field(default_factory=dict)
     """By place in `metrics`."""
     undefined: dict[tuple, list[str | None]] = field(default_factory=dict)
+    no_interval: dict[str, list[str | None]] = field(default_factory=dict)
+    """By unit, for each finding."""
     reader_unit: str | None = None
     reader_points: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
     """By finding and reader: sensitivity and specificity."""
 
     def distribution(self, subjects: np.ndarray, statistic) -> dict[str, Estimate]:
-        return distribution(Resamples(subjects, self.resamples, self.seed), statistic)
+        # Of a single subject every resample is the same: that is no certainty.
+        number = self.resamples if len(np.unique(subjects)) > 1 else 0
+        return distribution(Resamples(subjects, number, self.seed), statistic)
 
 
 def gather_evidence(
@@ -121,9 +132,9 @@ def gather_evidence(
         }
         if "reads" in sets["data"].column_names:
             evidence.metrics["readers"] = _readers(evidence, sets["data"])
+    evidence.subjects = subjects
     if "map/row" in scored:
-        place = np.searchsorted(details["rows"], scored["map/row"])
-        _localise(evidence, subjects[place])
+        _localise(evidence)
     for key, prefix in (("without_padding", "sparsity"), ("with_padding", "padded")):
         if f"{prefix}/gini" in scored:
             values = np.stack([scored[f"{prefix}/{name}"] for name in _SPARSITY], axis=1)
@@ -153,25 +164,15 @@ def compare(model: Evidence, baseline: Evidence) -> dict:
         other = baseline.estimates.get(place)
         if other is None:
             continue
-        kind, *path = place
+        kind, which, name = place
         if kind == "classification":
-            unit, name = path
-            undefined = model.undefined.get(place, ())
-            by_finding = differences(estimate, other, findings, model.confidence, undefined)
-            into = result.setdefault(kind, {}).setdefault(unit, {})
+            by_finding = differences(
+                estimate, other, findings, model.confidence, model.undefined[place], model.no_interval[which]
+            )
+            into = result.setdefault(kind, {}).setdefault(which, {})
             for finding, values in by_finding.items():
                 into.setdefault(finding, {})[name] = values
-        elif kind == "localisation_maps":
-            *how, name = path
-            rows = result.setdefault(kind, [])
-            entry = dict(zip(("text", "place", "resolution", "map"), how))
-            row = next((row for row in rows if entry.items() <= row.items()), None)
-            if row is None:
-                rows.append(row := entry)
-            order = list(map(str, range(len(estimate.value))))
-            row[name] = differences(estimate, other, order, model.confidence)["mean"]
-        elif kind in ("sparsity", "retrieval"):
-            which, name = path
+        elif kind == "retrieval" or _same_tokens_and_patches(model, baseline):
             gap = float(estimate.value - other.value)
             result.setdefault(kind, {}).setdefault(which, {})[name] = difference(
                 gap, estimate.distribution, other.distribution, model.confidence
@@ -189,15 +190,57 @@ def compare(model: Evidence, baseline: Evidence) -> dict:
         ]
         for finding, p, adjusted in zip(findings, tests, holm(tests)):
             result["classification"][unit][finding]["auroc"] |= {"p_delong": p, "p_holm": adjusted}
+    if "map/row" in model.scored and "map/row" in baseline.scored:
+        result["localisation_maps"] = _compare_maps(model, baseline)
     return result
 
 
+def _same_tokens_and_patches(model: Evidence, baseline: Evidence) -> bool:
+    """Entropies of other numbers of patches, or over other tokens, cannot be subtracted."""
+    counts = ("num_patches", "max_patch_entropy")
+    return all(np.array_equal(model.scored[name], baseline.scored[name]) for name in counts)
+
+
+def _compare_maps(model: Evidence, baseline: Evidence) -> list[dict]:
+    """Over the maps that both have: of two models that crop otherwise each may see places that the other does not."""
+    rows = []
+    for how in _ways(model.scored):
+        if how not in set(_ways(baseline.scored)):
+            continue
+        mine, theirs = _maps(model, how), _maps(baseline, how)
+        common = sorted(set(mine.keys) & set(theirs.keys))
+        if not common:
+            continue
+        mine, theirs = mine.chosen(common), theirs.chosen(common)
+        names = [name for name in finding_order(model.scored, model.details["findings"]) if name in mine.findings]
+        own, other = _map_estimates(model, mine, names), _map_estimates(baseline, theirs, names)
+        row = dict(zip(("text", "place", "resolution", "map"), how)) | {"num_maps": len(common)}
+        by_name = {
+            name: differences(own[name], other[name], names, model.confidence)["mean"]
+            for name in (*_GROUNDING, "chance")
+        }
+        row["chance"] = by_name.pop("chance")["value"]
+        level = macro_mean(other["chance"].value)
+        if abs(row["chance"]) > _SAME_CHANCE * level:
+            row["incomparable"] = (
+                f"The place takes {level + row['chance']:.3f} of what one model sees and {level:.3f} of what the "
+                "other sees: their maps are not of the same picture."
+            )
+            by_name = {name: {"value": values["value"]} for name, values in by_name.items()}
+        rows.append(row | by_name)
+    return rows
+
+
 def subject_names(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
-    """The subject of each row, as a text; a row without one stands for itself."""
-    subjects = dataset.select_columns("subject_id").select(rows)["subject_id"][:]
-    return np.array(
-        [f"row {row}" if subject is None else f"subject {subject}" for row, subject in zip(rows, subjects)]
-    )
+    """The subject of each row, as a text; without one its study, and without either the row stands for itself."""
+    table = dataset.select_columns(["subject_id", "study_id"]).select(rows)[:]
+
+    def name(row, subject, study):
+        if subject is not None:
+            return f"subject {subject}"
+        return f"row {row}" if study is None else f"study {study}"
+
+    return np.array([name(*each) for each in zip(rows, table["subject_id"], table["study_id"])])
 
 
 def judged_units(dataset: Dataset, details: dict) -> dict[str, Unit]:
@@ -241,19 +284,25 @@ def _classify(evidence: Evidence, name: str, validation: Unit | None) -> dict:
         unit.labels, unit.scores, probabilities=unit.probabilities, calibrated=answers, **thresholds
     )
     result: dict = {finding: {} for finding in (*findings, "mean")}
+    evidence.no_interval[name] = []
     for i, finding in enumerate(findings):
-        result[finding] |= {
-            "num_positive": int((unit.labels[:, i] == 1).sum()),
-            "num_negative": int((unit.labels[:, i] == 0).sum()),
-            **{key: values[i] for key, values in thresholds.items()},
-        }
+        classes = {"positive": unit.labels[:, i] == 1, "negative": unit.labels[:, i] == 0}
+        subjects = {kind: len(np.unique(unit.subjects[of])) for kind, of in classes.items()}
+        rare = min(subjects, key=subjects.get)
+        why = f"{subjects[rare]} {rare} subject" if subjects[rare] < _FEWEST_SUBJECTS else None
+        evidence.no_interval[name].append(why)
+        result[finding] |= {f"num_{kind}": int(of.sum()) for kind, of in classes.items()}
+        if subjects[rare] < _FEW_SUBJECTS:
+            result[finding]["few_subjects"] = subjects[rare]
+        result[finding] |= {key: values[i] for key, values in thresholds.items()}
     for measure, estimate in evidence.distribution(unit.subjects, statistic).items():
         place = ("classification", name, measure)
         if measure.startswith("ece"):  # resampling adds to it: its distribution says nothing about the value
             estimate = Estimate(estimate.value, estimate.distribution[:0])
         evidence.estimates[place] = estimate
         evidence.undefined[place] = statistic.undefined.get(measure, [None] * len(findings))
-        by_finding = intervals(estimate, findings, evidence.confidence, evidence.undefined[place])
+        reasons = evidence.undefined[place], evidence.no_interval[name]
+        by_finding = intervals(estimate, findings, evidence.confidence, *reasons)
         for finding, values in by_finding.items():
             result[finding][measure] = values
     return result
@@ -271,7 +320,7 @@ def _readers(evidence: Evidence, dataset: Dataset) -> dict:
             decisions.setdefault(read["reader"], []).append([v if v in (0.0, 1.0) else np.nan for v in answers])
     measures = {"mcc": matthews, "f1": f1, "sensitivity": sensitivity, "specificity": specificity}
     undefined = [missing_class(column) for column in unit.labels.T]
-    known = np.array([why is None for why in undefined])
+    reasons = evidence.no_interval[name]
     result: dict = {"unit": name, "by_reader": {}}
     all_estimates = []
     for reader, answers in decisions.items():
@@ -279,29 +328,43 @@ def _readers(evidence: Evidence, dataset: Dataset) -> dict:
 
         def statistic(weights, confusion=confusion):
             counts = confusion(weights)
-            return {key: np.where(known, measure(counts), np.nan) for key, measure in measures.items()}
+            return {key: measure(counts) for key, measure in measures.items()}
 
         estimates = evidence.distribution(unit.subjects, statistic)
         all_estimates.append(estimates)
+        answered = (~np.isnan(np.array(answers, dtype=np.float64)) & ~np.isnan(unit.labels)).sum(axis=0)
         result["by_reader"][reader] = _turned(
-            {key: intervals(each, findings, evidence.confidence, undefined) for key, each in estimates.items()}
+            {
+                key: intervals(each, findings, evidence.confidence, undefined, reasons)
+                for key, each in estimates.items()
+            }
         )
         for i, finding in enumerate(findings):
-            if known[i]:
-                point = float(estimates["sensitivity"].value[i]), float(estimates["specificity"].value[i])
+            result["by_reader"][reader][finding]["num_read"] = int(answered[i])
+            point = float(estimates["sensitivity"].value[i]), float(estimates["specificity"].value[i])
+            if not np.isnan(point).any():
                 evidence.reader_points.setdefault(finding, {})[reader] = point
     evidence.reader_unit = name
-    means = {
-        key: Estimate(*(np.mean([each[key][part] for each in all_estimates], axis=0) for part in (0, 1)))
-        for key in ("mcc", "f1")
-    }
+    # Over those who have answered.
+    of_all = lambda key, part: macro_mean(np.stack([each[key][part] for each in all_estimates], axis=-1))  # noqa: E731
+    means = {key: Estimate(of_all(key, 0), of_all(key, 1)) for key in ("mcc", "f1")}
     result["mean_of_readers"] = _turned(
-        {key: intervals(each, findings, evidence.confidence, undefined) for key, each in means.items()}
+        {key: intervals(each, findings, evidence.confidence, undefined, reasons) for key, each in means.items()}
     )
     own = {key: evidence.estimates.get(("classification", name, key)) for key in means}
     if all(own.values()):
         result["model_minus_readers"] = _turned(
-            {key: differences(own[key], means[key], findings, evidence.confidence, undefined) for key in means}
+            {
+                key: differences(
+                    own[key],
+                    means[key],
+                    findings,
+                    evidence.confidence,
+                    evidence.undefined["classification", name, key],
+                    reasons,
+                )
+                for key in means
+            }
         )
     return result
 
@@ -312,56 +375,89 @@ def _turned(by_measure: dict[str, dict]) -> dict:
     return {finding: {measure: of[finding] for measure, of in by_measure.items()} for finding in findings}
 
 
-def _localise(evidence: Evidence, subjects: np.ndarray) -> None:
-    """`subjects`: of each map."""
-    scored, confidence = evidence.scored, evidence.confidence
-    order = finding_order(scored, evidence.details["findings"])
+class Maps(NamedTuple):
+    """One way of looking at the maps, a row each; of the tokens of a phrase the mean."""
+
+    keys: list[tuple[int, str, str]]
+    """Row of the data set, finding and phrase."""
+    values: np.ndarray
+    """(M, 4) hit, cnr, miou and chance."""
+    ious: np.ndarray
+    """(M, 19) at each threshold."""
+
+    @property
+    def findings(self) -> np.ndarray:
+        return np.array([finding for _, finding, _ in self.keys])
+
+    def chosen(self, keys: list[tuple[int, str, str]]) -> "Maps":
+        place = {key: i for i, key in enumerate(self.keys)}
+        rows = [place[key] for key in keys]
+        return Maps(keys, self.values[rows], self.ious[rows])
+
+
+def _ways(scored: dict[str, np.ndarray]) -> list[tuple[str, str, str, str]]:
+    """Text, place, resolution and kind of the maps that were measured."""
+    return [
+        (text, place, resolution, kind)
+        for text in TEXTS
+        for place in PLACES
+        for resolution in RESOLUTIONS
+        for kind in MAPS
+        if f"map/{variant_name(place, resolution, kind)}:hit" in scored and map_rows(scored, text).any()
+    ]
+
+
+def _maps(evidence: Evidence, how: tuple[str, str, str, str]) -> Maps:
+    """Without those whose place is nowhere, or everywhere, in what the model sees."""
+    scored, (text, *variant) = evidence.scored, how
+    named = f"map/{variant_name(*variant)}"
+    known = np.flatnonzero(map_rows(scored, text) & ~np.isnan(scored[f"{named}:cnr"]))
+    keys = list(zip(*(scored[f"map/{name}"][known].tolist() for name in ("row", "finding", "phrase"))))
+    unique = list(dict.fromkeys(keys))
+    number = {key: i for i, key in enumerate(unique)}
+    codes = np.array([number[key] for key in keys], dtype=np.int64)
+    columns = [scored[f"{named}:{name}"][known] for name in ("hit", "cnr", "mious", "chance")]
+    stacked = np.column_stack([*columns, scored[f"{named}:ious"][known]]).astype(np.float64)
+    sums = np.stack([np.bincount(codes, column, len(unique)) for column in stacked.T], axis=1)
+    means = sums / np.bincount(codes, minlength=len(unique))[:, None]
+    return Maps(unique, means[:, :4], means[:, 4:])
+
+
+def _map_estimates(evidence: Evidence, maps: Maps, names: list[str]) -> dict[str, Estimate]:
+    """Each finding's means, for the names. IoU at the threshold that is best for the finding, on these maps."""
+    findings, iou = maps.findings, np.empty(len(maps.keys))
+    for name in names:
+        rows = findings == name
+        iou[rows] = maps.ious[rows, maps.ious[rows].mean(axis=0).argmax()]
+    values = np.column_stack([maps.values[:, :3], iou, maps.values[:, 3]])
+    place = np.searchsorted(evidence.details["rows"], [row for row, _, _ in maps.keys])
+
+    def statistic(weights):  # of all images: the draws do not depend on which of them have maps
+        means = group_means(values, findings, names, np.take(weights, place, axis=1))  # (b, G, 5)
+        return {name: means[:, :, k] for k, name in enumerate((*_GROUNDING, "chance"))}
+
+    return evidence.distribution(evidence.subjects, statistic)
+
+
+def _localise(evidence: Evidence) -> None:
     evidence.metrics["localisation_maps"] = []
-    for text in TEXTS:
-        chosen = map_rows(scored, text)
-        groups = scored["map/finding"][chosen]
-        for place in PLACES:
-            for resolution in RESOLUTIONS:
-                for kind in MAPS:
-                    variant = variant_name(place, resolution, kind)
-                    if f"map/{variant}:hit" not in scored or not chosen.any():
-                        continue
-                    values = _grounding_values(scored, variant, chosen, groups)
-                    names = [finding for finding in order if (groups == finding).any()]
-                    numbers = [*_GROUNDING, "chance"]
-
-                    def statistic(weights, values=values, groups=groups, names=names, numbers=numbers):
-                        means = group_means(values, groups, names, weights)  # (b, G, K)
-                        return {name: means[:, :, k] for k, name in enumerate(numbers)}
-
-                    estimates = evidence.distribution(subjects[chosen], statistic)
-                    by_finding = {key: intervals(each, names, confidence) for key, each in estimates.items()}
-                    how = (text, place, resolution, kind)
-                    row = dict(zip(("text", "place", "resolution", "map"), how))
-                    row |= {"num_maps": int((~np.isnan(values[:, 0])).sum())}
-                    row |= {"chance": by_finding["chance"]["mean"]["value"]}
-                    for name in _GROUNDING:
-                        evidence.estimates["localisation_maps", *how, name] = estimates[name]
-                        row[name] = by_finding[name]["mean"]
-                    evidence.metrics["localisation_maps"].append(row)
-                    if how == (TEXTS[0], PLACES[0], RESOLUTIONS[0], MAPS[0]):
-                        evidence.metrics["localisation_intervals"] = {name: by_finding[name] for name in _GROUNDING}
-    evidence.metrics["localisation_tokens"] = _tokens(scored)
-
-
-def _grounding_values(scored: dict, variant: str, chosen: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """(maps, 5): as `_GROUNDING` and chance. IoU at the threshold that is best for its finding."""
-    of = {
-        name: scored[f"map/{variant}:{name}"][chosen].astype(np.float64)
-        for name in ("hit", "cnr", "mious", "ious", "chance")
-    }
-    iou = np.full(len(groups), np.nan)
-    for finding in np.unique(groups):
-        rows = groups == finding
-        there = of["ious"][rows][~np.isnan(of["ious"][rows][:, 0])]
-        if len(there):
-            iou[rows] = of["ious"][rows, there.mean(axis=0).argmax()]
-    return np.stack([of["hit"], of["cnr"], of["mious"], iou, of["chance"]], axis=1)
+    for how in _ways(evidence.scored):
+        maps = _maps(evidence, how)
+        findings = maps.findings
+        names = [name for name in finding_order(evidence.scored, evidence.details["findings"]) if name in findings]
+        if not names:
+            continue
+        estimates = _map_estimates(evidence, maps, names)
+        rows = np.searchsorted(evidence.details["rows"], [row for row, _, _ in maps.keys])
+        subjects = [len(np.unique(evidence.subjects[rows[findings == name]])) for name in names]
+        alone = [f"{number} subject" if number < _FEWEST_SUBJECTS else None for number in subjects]
+        by_finding = {name: intervals(each, names, evidence.confidence, (), alone) for name, each in estimates.items()}
+        row = dict(zip(("text", "place", "resolution", "map"), how))
+        row |= {"num_maps": len(maps.keys), "chance": by_finding["chance"]["mean"]["value"]}
+        evidence.metrics["localisation_maps"].append(row | {name: by_finding[name]["mean"] for name in _GROUNDING})
+        if how == (TEXTS[0], PLACES[0], RESOLUTIONS[0], MAPS[0]):
+            evidence.metrics["localisation_intervals"] = {name: by_finding[name] for name in _GROUNDING}
+    evidence.metrics["localisation_tokens"] = _tokens(evidence.scored)
 
 
 def _tokens(scored: dict[str, np.ndarray]) -> list[dict]:

@@ -23,6 +23,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 
+matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
+
 # Told apart by every kind of colour vision.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _MARKERS = "os^Dvp*"
@@ -99,6 +101,7 @@ def plot_patch_similarity(details: dict[str, dict], dataset: Dataset, path: Path
         ranked = detail["rank_similarity"]
         rank, mean, deviation = np.arange(1, ranked.shape[1] + 1), ranked.mean(axis=0), ranked.std(axis=0)
         x, label = (rank / len(rank), f"{name} ({len(rank)} patches)") if shares else (rank, name)
+        label = _label(label)
         axis.plot(x, mean, color=colour, label=label)
         axis.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.2, linewidth=0)
     what = "share of the patches" if shares else "patch"
@@ -147,10 +150,10 @@ def plot_roc(
         axis.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
         axis.set_title(findings[i], fontsize=8)
         axis.legend(fontsize=7, loc="lower right", handlelength=1.2, borderpad=0.3, labelspacing=0.2)
-    handles = [Line2D([], [], color=colour, label=name) for name, colour in zip(curves, cycle(_COLOURS))]
+    handles = [Line2D([], [], color=colour, label=_label(name)) for name, colour in zip(curves, cycle(_COLOURS))]
     style = {"color": "black", "mfc": "white", "linestyle": ""}
     handles += [
-        Line2D([], [], marker=_MARKERS[i % len(_MARKERS)], label=name, **style) for i, name in enumerate(names)
+        Line2D([], [], marker=_MARKERS[i % len(_MARKERS)], label=_label(name), **style) for i, name in enumerate(names)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(2 * columns, len(handles)), fontsize=8)
     figure.suptitle(f"{caption}\nin each panel: the area under the curve", fontsize=9)
@@ -238,6 +241,11 @@ def plot_search(trials: list[dict], path: Path, largest: float, best_metric: str
     figure.suptitle(f"Each mark is a training run; the ring has the best {best_metric}", fontsize=9)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def _label(name: str) -> str:
+    """matplotlib leaves names with an underscore in front out of a legend."""
+    return f" {name}" if name.startswith("_") else name
 
 
 def _panels(count: int, columns: int, size: float, x_label: str, y_label: str):

@@ -18,7 +18,7 @@ class Probe(NamedTuple):
     embeds: torch.Tensor
     """`(1 + T, D)`, of unit length."""
     tokens: list[str]
-    """The T tokens, without special ones and padding."""
+    """The T tokens, without special ones, padding and punctuation."""
 
 
 # How a map can be looked at, as `variant_name` joins them. The first of each is what training and the demo report.
@@ -113,7 +113,7 @@ def _scaled(maps: torch.Tensor, grid: tuple[int, int], size: tuple[int, int]) ->
 def patch_mask(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """
     The patches (h, w) that a mask over the input (H, W) covers by at least one half; where it covers none so far, the
-    one of which it covers most.
+    one of which it covers most (or several, if it covers them alike).
     """
     tensor = torch.from_numpy(mask.astype(np.float32))[None, None]
     share = torch.nn.functional.adaptive_avg_pool2d(tensor, grid)[0, 0].numpy()

@@ -102,6 +102,8 @@ MEASURES = {
     "peak": "peak",
 }
 
+_FEW = "†"
+
 # Below: every sentence points at one fixed place.
 _LEAST_SPREAD = 0.15
 # Beyond both: the patch term has turned all patches against all tokens (training warns by the same numbers).
@@ -200,7 +202,10 @@ def _method(result: dict) -> list:
         )
         items["Thresholds"] = (
             "Chosen for each finding on the validation set, one with the best MCC there and one with the best F1; a "
-            "score above it is positive. MCC, sensitivity and specificity are taken at the first, F1 at the second."
+            "score above it is positive. For studies they are chosen on its studies, or on its images where none has "
+            "several. MCC, sensitivity and specificity are taken at the first, F1 at the second. Intervals and p "
+            "values take the thresholds (and the calibration) as given: another validation set would have given "
+            "others."
         )
     elif classified:
         items["Validation set"] = (
@@ -210,18 +215,25 @@ def _method(result: dict) -> list:
     if _has_intervals(result):
         items["Intervals"] = (
             f"{settings['confidence']:.0%}, written as value (low to high): percentiles of a bootstrap over subjects, "
-            f"not over images (an image without a subject stands for itself), {settings['resamples']:,} resamples, "
-            f"seed {settings['seed']}. A resample in which a number is not defined is left out for it; metrics.json "
-            "says how many."
+            "not over images (without a subject a study, without a study an image stands for itself), "
+            f"{settings['resamples']:,} resamples, seed {settings['seed']}. A resample that lacks a class of a "
+            "finding is left out for it, and its mean is over the other findings; metrics.json says how many. The "
+            "intervals speak of these models on other subjects, not of models from other training runs."
         )
     items["Means"] = "Unweighted, over the findings for which the number is defined."
     if result.get("compared"):
         items["Comparison"] = (
-            "Both models are taken on the same resamples; p (bootstrap) is two-sided. p (DeLong) is DeLong's test of "
-            "two AUROCs on the same cases, with Obuchowski's variance where a subject has several images; p (Holm) "
-            "is that after Holm's correction over the findings."
+            "Both models are taken on the same resamples; p (bootstrap) is two-sided"
+            + (f" and at least {2 / (settings['resamples'] + 1):.3f}" if _has_intervals(result) else "")
+            + ". p (DeLong) is DeLong's test of two AUROCs on the same cases, with Obuchowski's variance where a "
+            "subject has several images; p (Holm) is that after Holm's correction over the findings. No other p is "
+            "corrected for the number of comparisons."
         )
-    blocks: list = [Definitions(items)]
+    where = f"{result['dataset']}, split {result['split']}{_with_options(result.get('options'))}."
+    blocks: list = [Definitions({"Data": where} | items)]
+    blocks += [Paragraph(f"While the data were loaded: {note}", "note") for note in result.get("notes", [])]
+    notes = result.get("validation", {}).get("notes", [])
+    blocks += [Paragraph(f"While the validation data were loaded: {note}", "note") for note in notes]
 
     titles = {name: name for name in ("images", "studies", "subjects", "unreadable", "regions", "texts")}
     titles |= {"unreadable": "images that could not be read, left out", "regions": "places (regions)"}
@@ -252,17 +264,25 @@ def _classification(result: dict, figures: dict[str, Path]) -> list:
         means = _listed(f"{_flat(_estimate(_at(part, 'mean', 'auroc')))} for {name}" for name, part in parts.items())
         alt = f"ROC curves {title} in one panel a finding. Mean area under the curve: {means}."
         blocks += _figure(figures, f"roc_{unit}", alt, f"ROC curves {title}")
+        few = {finding for part in parts.values() for finding, values in part.items() if "few_subjects" in values}
+        if few and _has_intervals(result):
+            text = (
+                f"{_FEW} Fewer than 10 subjects with the finding, or without it: intervals and p values promise more "
+                "than they hold. With a single one there are none."
+            )
+            blocks.append(Paragraph(text, "note"))
+        named = lambda part, few=few: [f"{finding} {_FEW}" if finding in few else finding for finding in part]  # noqa: E731
         for name, part in parts.items():
             of = lambda key, part=part: [values.get(key) for values in part.values()]  # noqa: E731
             columns = {MEASURES[key]: list(map(_estimate, of(key))) for key in ("auroc", "average_precision")}
             columns |= {"n+": list(map(_count, of("num_positive"))), "n-": list(map(_count, of("num_negative")))}
-            blocks += _table(f"{name}: ranking, {title}", "finding", list(part), columns)
+            blocks += _table(f"{name}: ranking, {title}", "finding", named(part), columns)
             columns = {MEASURES[key]: list(map(_estimate, of(key))) for key in ("mcc", "sensitivity", "specificity")}
             columns["threshold (MCC)"] = list(map(_threshold, of("threshold_mcc")))
             columns["F1"] = list(map(_estimate, of("f1")))
             columns["threshold (F1)"] = list(map(_threshold, of("threshold_f1")))
             caption = f"{name}: decisions at the thresholds of the validation set, {title}"
-            blocks += _table(caption, "finding", list(part), columns)
+            blocks += _table(caption, "finding", named(part), columns)
         for name, difference in _differences(result).items():
             part = _at(difference, "classification", unit) or {}
             of = lambda key, part=part: [values.get(key) for values in part.values()]  # noqa: E731
@@ -271,10 +291,10 @@ def _classification(result: dict, figures: dict[str, Path]) -> list:
                 f"p ({test})": [_p(values, f"p_{test.lower()}") for values in of("auroc")]
                 for test in ("bootstrap", "DeLong", "Holm")
             }
-            blocks += _table(f"{name}: AUROC, {title}", "finding", list(part), columns)
+            blocks += _table(f"{name}: AUROC, {title}", "finding", named(part), columns)
             for keys in (("average_precision", "mcc", "f1"), ("sensitivity", "specificity", "ece", "ece_calibrated")):
                 columns = {MEASURES[key]: list(map(_difference, of(key))) for key in keys}
-                blocks += _table(f"{name}, {title}; p by bootstrap", "finding", list(part), columns)
+                blocks += _table(f"{name}, {title}; p by bootstrap", "finding", named(part), columns)
     for name, metrics in models.items():
         members = metrics.get("members", {})
         columns = {"mean AUROC": [_estimate(_at(member, "auroc", "mean")) for member in members.values()]}
@@ -288,10 +308,17 @@ def _readers(result: dict) -> list:
         return []
     first = next(iter(models.values()))["readers"]
     unit = first["unit"]
-    text = (
-        "The readers are scored against the same ground truth as the models, which are taken at the thresholds of the"
-    )
-    blocks: list = [Paragraph(f"{text} validation set, {UNITS[unit]}.")]
+    text = f"The readers are scored against the same ground truth as the models, {UNITS[unit]}"
+    text += ", which are taken at the thresholds of the validation set" if "validation" in result else ""
+    blocks: list = [Paragraph(f"{text}. Their mean is over those who have answered.")]
+    judged = _at(models, next(iter(models)), "classification", unit)
+    for reader, part in first["by_reader"].items():
+        known = {
+            finding: of["num_positive"] + of["num_negative"] for finding, of in judged.items() if finding != "mean"
+        }
+        gaps = [f"{n - part[f]['num_read']:,} of {n:,} for {f}" for f, n in known.items() if part[f]["num_read"] < n]
+        if gaps:
+            blocks.append(Paragraph(f"{reader} has no plain answer (blank, or uncertain): {_listed(gaps)}.", "note"))
     for key in ("mcc", "f1", "sensitivity", "specificity"):
         columns = first["by_reader"] | {"mean of the readers": first["mean_of_readers"]}
         findings = list(dict.fromkeys(finding for part in columns.values() for finding in part))
@@ -350,6 +377,10 @@ def _localisation(result: dict) -> list:
         if part.get("num_outside"):
             caption += f"; {part['num_outside']:,} places lie outside what the model sees and are left out"
         blocks += _table(caption, "finding", findings, columns)
+        if part.get("num_outside") and not findings:
+            blocks.append(
+                Paragraph(f"{name}: all {part['num_outside']:,} places lie outside what it sees.", "warning")
+            )
     titles = {key: MEASURES[key] for key in keys}
     everything = {name: (metrics, _estimate) for name, metrics in models.items()}
     everything |= {name: (part, _difference) for name, part in _differences(result).items()}
@@ -357,8 +388,12 @@ def _localisation(result: dict) -> list:
         maps = part.get("localisation_maps", [])
         columns = {"maps": [_count(entry.get("num_maps")) for entry in maps]}
         columns |= {title: [cell(entry.get(key)) for entry in maps] for key, title in titles.items()}
-        caption = f"{name}: every kind of map, means over the findings" + ("; p by bootstrap" * (cell is _difference))
+        caption = f"{name}: every kind of map, means over the findings"
+        if cell is _difference:
+            caption += "; of the maps that both have; p by bootstrap"
         blocks += _table(caption, "map of", [_map_name(entry) for entry in maps], columns)
+        apart = [f"{_map_name(entry)}: {entry['incomparable']}" for entry in maps if "incomparable" in entry]
+        blocks += [Paragraph(f"No interval and no p. {text}", "warning") for text in apart]
     for name, metrics in models.items():
         tokens = metrics.get("localisation_tokens", [])
         columns = {"maps": [_count(token["num_maps"]) for token in tokens]}
@@ -371,10 +406,15 @@ def _localisation(result: dict) -> list:
             "of the picture that lies inside, what a random map would reach.",
             "CNR": "contrast-to-noise ratio, (mean inside - mean outside) / sqrt(variance inside + variance outside); "
             "negative where a map points away.",
-            "mIoU": "intersection over union of the place and the pixels whose cosine is at least 0.1, 0.2, 0.3, 0.4 "
-            "and 0.5, mean of the five.",
+            "mIoU": "intersection over union of the place and the pixels whose cosine (or difference of cosines) is "
+            "at least 0.1, 0.2, 0.3, 0.4 and 0.5, mean of the five, as BioViL's authors have it. They smooth the map "
+            "before; here it is not smoothed.",
             "IoU": "the same for the map scaled to [0, 1] by its own extremes, at the one threshold that is best for "
-            "all maps of the finding together.",
+            "all maps of the finding together. It is chosen on the maps that it is judged by, which flatters it.",
+            "Single tokens": "each token of a phrase alone, small words included, punctuation not, against the place "
+            "of the whole phrase; the mean over a phrase's tokens counts as one map.",
+            "Maps by patch": "the patches as they are; those belong to a place of which it covers at least one half, "
+            "or, if there is none, the one of which it covers most.",
         }
         blocks.insert(0, Definitions(items))
     return blocks
@@ -394,7 +434,8 @@ def _sparsity(result: dict, figures: dict[str, Path]) -> list:
     if any("sparsity" in metrics for metrics in models.values()):
         items = {
             "Token entropy": "of the softmax over the patches of a token's cosines, in nats. The softmax is of bare "
-            "cosines, so the value stays close to the largest possible one: look at differences.",
+            "cosines, so the value stays close to the largest possible one, log of the number of patches: look at "
+            "differences, and only between models with as many patches and the same tokens.",
             "Patch entropy": "likewise, of the softmax over the tokens of a patch's cosines.",
             "Effective patches": "exp(token entropy): a uniform distribution over so many patches has that entropy.",
             "Gini coefficient": "of a token's cosines, shifted so that the smallest is 0: 0 if all patches are alike, "

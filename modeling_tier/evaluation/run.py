@@ -4,7 +4,11 @@
 import hashlib
 import json
 import platform
+import shutil
+import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
@@ -17,16 +21,26 @@ from accelerate import PartialState
 from datasets import Dataset
 
 from ..data import load_pairs
-from .evidence import Evidence, compare, gather_evidence
+from .evidence import Evidence, compare, gather_evidence, subject_names
 from .figures import plot_patch_similarity, plot_reliability, plot_roc, plot_similarity_maps
 from .prompts import has_prompts, load_no_finding, load_prompts
 from .protocols import PROTOCOLS
 from .report import UNITS, write_report
-from .scoring import data_fingerprint, has_texts, model_fingerprint, read_parts, score, table_fingerprint
+from .scoring import (
+    PART_FORMAT,
+    data_fingerprint,
+    has_texts,
+    model_fingerprint,
+    read_parts,
+    score,
+    table_fingerprint,
+)
 from .tables import metrics_tables
 from .zero_shot import check_evaluation, combine_members, load_model, member_folders, summarise, temperature_of
 
 
+METRICS_FILE = "metrics.json"
+FIGURES = (*(f"roc_{unit}" for unit in UNITS), "reliability", "patch_similarity", "similarity_maps")
 CONFIDENCE = 0.95
 SEED = 0  # of the bootstrap
 
@@ -80,27 +94,34 @@ def run_evaluation(config: EvaluationConfig) -> dict | None:
         scored.
     """
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=2))
-    sets = {"data": load_pairs(config.data.dataset, config.data.split, **config.data.options)}
-    if config.validation:
-        sets["validation"] = load_pairs(
-            config.validation.dataset, config.validation.split, **config.validation.options
-        )
+    device = _device(config, state)
+    _check_output(config)
+    choices = {"data": config.data} | ({"validation": config.validation} if config.validation else {})
+    sets, notes = {}, {}
+    for name, choice in choices.items():
+        sets[name], notes[name] = _load(choice)
     prompts, source = _prompts(config, sets["data"])
     for name, dataset in sets.items():
         try:
             check_evaluation(dataset, prompts, config.uncertain, config.blank)
         except ValueError as error:
-            raise ValueError(f"{getattr(config, name).dataset}, {getattr(config, name).split}: {error}") from error
+            raise ValueError(f"{choices[name].dataset}, {choices[name].split}: {error}") from error
+    if config.validation:
+        _check_apart(config, sets)
     models = {name: member_folders(path) for name, path in zip(model_names(config.models), config.models)}
     if not prompts and any(len(members) > 1 for members in models.values()):
         raise ValueError(
-            f"An ensemble is the mean of scores, and {config.data.dataset} has no sentences: give --prompts."
+            f"An ensemble is the mean of its members' scores, and {config.data.dataset} has no sentences to score: "
+            "evaluate a member, a folder in the ensemble's, or give --prompts."
         )
     if config.validation and not prompts:
         raise ValueError(f"--validation_split: {config.data.dataset} has no sentences for scores: give --prompts.")
     tables = {name: table_fingerprint(dataset) for name, dataset in sets.items()}
     scored = {
-        name: {member: _score(path, sets, tables, prompts, source, config, state) for member, path in members.items()}
+        name: {
+            member: _score(path, sets, tables, prompts, source, config, device, state)
+            for member, path in members.items()
+        }
         for name, members in models.items()
     }
     state.wait_for_everyone()
@@ -118,6 +139,7 @@ def run_evaluation(config: EvaluationConfig) -> dict | None:
         "protocol": {"name": config.protocol, "score": PROTOCOLS[config.protocol].description},
         "prompts": {"source": source or "", "findings": prompts},
         "counts": count(sets["data"], rows, list(prompts), evidence[first].metrics.get("unreadable", [])),
+        "notes": notes["data"],
         "fingerprints": {
             "data": data_fingerprint(sets["data"], evidence[first].scored),
             "models": {
@@ -129,7 +151,7 @@ def run_evaluation(config: EvaluationConfig) -> dict | None:
         "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
         "settings": {
             **{name: getattr(config, name) for name in ("batch_size", "dtype")},
-            "device": str(_device(config, state).type),
+            "device": device.type,
             "processes": state.num_processes,
             **{"resamples": config.resamples, "seed": SEED, "confidence": CONFIDENCE},
         },
@@ -145,19 +167,101 @@ def run_evaluation(config: EvaluationConfig) -> dict | None:
     }
     if config.validation:
         validation = evidence[first].validation
+        shared = set(evidence[first].scored["digests"].tolist()) & set(validation["digests"].tolist())
+        if shared:
+            raise ValueError(
+                f"{len(shared)} pictures of {config.data.dataset}, {config.data.split}, are also in the validation "
+                f"set {config.validation.dataset}, {config.validation.split}: thresholds must be chosen on others."
+            )
         result["validation"] = config.validation._asdict() | {
             "num_images": len(validation["rows"]),
             "fingerprint": data_fingerprint(sets["validation"], validation),
+            "notes": notes["validation"],
         }
-    config.output_dir.mkdir(parents=True, exist_ok=True)
-    (config.output_dir / "metrics.json").write_text(json.dumps(result, indent=2))
-    _draw(config, sets["data"], list(prompts), source, evidence, models)
-    write_report(result, config.output_dir / "figures", config.output_dir)
+    with _replacing(config.output_dir) as folder:
+        _draw(config, folder / "figures", sets["data"].select(rows), list(prompts), source, evidence, models)
+        write_report(result, folder / "figures", folder)
+        (folder / METRICS_FILE).write_text(json.dumps(result, indent=2))
     print(metrics_tables(result))
     if "labels" in sets["data"].features and not prompts:
         print("\nThere are no sentences for its labels, so no AUROC: give --prompts FILE.")
     print(f"\nreport.html, report.md, metrics.json and figures/ are in {config.output_dir}")
     return result
+
+
+def _load(choice: DataChoice) -> tuple[Dataset, list[str]]:
+    """A data set, and what its loader has warned of: rows that were left out, for instance."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        dataset = load_pairs(choice.dataset, choice.split, **choice.options)
+    for warning in caught:
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return dataset, [str(warning.message) for warning in caught if warning.category is UserWarning]
+
+
+def _device(config: EvaluationConfig, state: PartialState) -> torch.device:
+    if config.device is None:
+        return state.device
+    try:
+        return torch.empty(0, device=config.device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {config.device}: {str(error).splitlines()[0]}") from error
+
+
+def _check_output(config: EvaluationConfig) -> None:
+    """Raise ValueError if the folder holds other results, which would be lost."""
+    path = config.output_dir / METRICS_FILE
+    if not path.is_file():
+        return
+    try:
+        old = json.loads(path.read_text())
+    except ValueError:
+        return  # not written to its end
+    if "fingerprints" not in old:
+        raise ValueError(f"{path} is not of an evaluation, but perhaps of a training run: name another --output_dir.")
+    told = [old["model"], *(each["model"] for each in old["compared"].values())]
+    of = f"{', '.join(told)} on {old['dataset']}, {old['split']}, protocol {old['protocol']['name']}"
+    now = f"{', '.join(config.models)} on {config.data.dataset}, {config.data.split}, protocol {config.protocol}"
+    if of != now:
+        raise ValueError(
+            f"{config.output_dir} holds the evaluation of {of}, and this is {now}: name another --output_dir."
+        )
+
+
+@contextmanager
+def _replacing(output_dir: Path) -> Iterator[Path]:
+    """A folder for all that is written; it takes the place of an earlier evaluation's when it is whole."""
+    temporary = output_dir / "unfinished"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        (temporary / "figures").mkdir(parents=True)
+        yield temporary
+        (output_dir / "figures").mkdir(exist_ok=True)
+        for name in FIGURES:
+            (output_dir / "figures" / f"{name}.png").unlink(missing_ok=True)
+        for file in (temporary / "figures").iterdir():
+            file.replace(output_dir / "figures" / file.name)
+        for name in ("report.html", "report.md", METRICS_FILE):
+            (temporary / name).replace(output_dir / name)
+    except OSError as error:
+        raise OSError(f"{error} (while the results were written to {output_dir})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_apart(config: EvaluationConfig, sets: dict[str, Dataset]) -> None:
+    """Raise ValueError if patients of the test are among those that thresholds are chosen on, as far as ids say it."""
+    data, validation = config.data, config.validation
+    if (data.dataset, data.options.get("data_dir")) != (validation.dataset, validation.options.get("data_dir")):
+        return  # other ids; equal pictures are found when they have been read
+    for column in ("subject_id", "image_id"):
+        known = [{each for each in dataset[column][:] if each is not None} for dataset in sets.values()]
+        shared = known[0] & known[1]
+        if shared:
+            raise ValueError(
+                f"{len(shared)} of {column} stand both in the images that are judged and in the validation set, such "
+                f"as {min(shared)}. Thresholds must be chosen on other patients: name another --validation_split."
+            )
 
 
 _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "evaluate", "numpy", "scikit-learn", "pillow")
@@ -185,10 +289,6 @@ def _prompts(config: EvaluationConfig, dataset: Dataset) -> tuple[dict, str | No
     return load_prompts(source, dataset.features.get("labels", {}), config.protocol), source
 
 
-def _device(config: EvaluationConfig, state: PartialState) -> torch.device:
-    return torch.device(config.device) if config.device else state.device
-
-
 def _score(
     path: str,
     sets: dict[str, Dataset],
@@ -196,15 +296,17 @@ def _score(
     prompts: dict,
     source: str | None,
     config: EvaluationConfig,
+    device: torch.device,
     state: PartialState,
 ) -> Member:
     model, processor = load_model(path)
-    model.to(_device(config, state))
+    model.to(device)
     fingerprint, caches = model_fingerprint(model, processor), {}
     for name, dataset in sets.items():
         no_finding = load_no_finding(source) if name == "data" else []
         # Everything that the numbers of an image depend on.
         key = {
+            "format": PART_FORMAT,
             "model": fingerprint,
             "data": tables[name],
             "prompts": prompts,
@@ -263,11 +365,10 @@ def count(dataset: Dataset, rows: np.ndarray, findings: list[str], unreadable: l
     names = [name for name in dataset.column_names if name not in ("image", "regions", "reads")]
     table = dataset.select_columns(names).select(rows)[:]
     pairs = list(zip(table["subject_id"], table["study_id"]))
-    alone = sum(study is None for study in table["study_id"]), sum(subject is None for subject in table["subject_id"])
     counts: dict = {
         "images": len(rows),
-        "studies": len({pair for pair in pairs if pair[1] is not None}) + alone[0],
-        "subjects": len({subject for subject in table["subject_id"] if subject is not None}) + alone[1],
+        "studies": len({row if pair[1] is None else pair for row, pair in enumerate(pairs)}),
+        "subjects": len(set(subject_names(dataset, rows).tolist())),
         "unreadable": len(unreadable),
         "views": dict(Counter(view or "unknown" for view in table["view"]).most_common()),
     }
@@ -287,17 +388,14 @@ def count(dataset: Dataset, rows: np.ndarray, findings: list[str], unreadable: l
 
 def _draw(
     config: EvaluationConfig,
+    folder: Path,
     dataset: Dataset,
     findings: list[str],
     source: str | None,
     evidence: dict[str, Evidence],
     models: dict[str, dict[str, str]],
 ) -> None:
-    """The figures that there is something for."""
-    folder = config.output_dir / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.png"):  # of an earlier evaluation, which may have had more
-        old.unlink()
+    """The figures that there is something for; `dataset`: the rows that were read."""
     drawn = "\n(drawings made by code, of no clinical meaning)" if "drawn" in dataset.info.description else ""
     if findings:
         first = next(iter(evidence.values()))

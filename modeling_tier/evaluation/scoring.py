@@ -32,7 +32,8 @@ from .sparsity import sparsity
 
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-_BATCHES_PER_PART = 8
+PART_FORMAT = 1  # of the cache; another one when the numbers of a part, or how they come about, change
+_MOST_PARTS = 1024
 _MOST_UNREADABLE = 0.01
 
 
@@ -60,7 +61,7 @@ class Probes:
 
     def _embed(self, sentences: list[str]) -> torch.Tensor:
         with self.autocast:
-            return embed_sentences(self.model, self.processor, sentences)
+            return _finite(embed_sentences(self.model, self.processor, sentences), " / ".join(sentences))
 
     def phrase(self, phrase: str) -> Probe:
         if phrase not in self._phrases:
@@ -75,10 +76,18 @@ class Probes:
             special = [getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "cls", "sep", "pad")]
             special = torch.tensor([each for each in special if each is not None], device=ids.device)
             counts = ~torch.isin(ids[0], special)
-            embeds = l2_normalize(torch.cat([outputs.pooler_output.float(), tokens[counts]]))
-            names = tokenizer.convert_ids_to_tokens(ids[0, counts].tolist())
-            self._phrases[phrase] = Probe(embeds, names)
+            names = tokenizer.convert_ids_to_tokens(ids[0].tolist())
+            # Nor does a full stop describe anything.
+            chosen = [i for i in counts.nonzero().ravel().tolist() if any(map(str.isalnum, names[i]))]
+            embeds = l2_normalize(torch.cat([outputs.pooler_output.float(), tokens[chosen]]))
+            self._phrases[phrase] = Probe(_finite(embeds, phrase), [names[i] for i in chosen])
         return self._phrases[phrase]
+
+
+def _finite(embeds: torch.Tensor, text: str) -> torch.Tensor:
+    if torch.isnan(embeds).any():
+        raise ValueError(f"The model gives NaN for the sentence {text!r}.")
+    return embeds
 
 
 @torch.inference_mode()
@@ -166,7 +175,7 @@ def score(
     """
     with_text = has_texts(dataset)
     batches = Batches(dataset, processor, batch_size, with_text)
-    parts = [range(i, min(i + _BATCHES_PER_PART, len(batches))) for i in range(0, len(batches), _BATCHES_PER_PART)]
+    parts = _parts(len(batches))
     mine = list(range(len(parts)))[process[0] :: process[1]]
     if cache is not None:
         mine = [number for number in mine if not _is_whole(_part_file(cache, number))]
@@ -258,7 +267,7 @@ def score_batch(
         bad = torch.isnan(text_embeds).any(dim=1)
         if bad.any():
             raise ValueError(f"The model gives NaN for the text of {batch['image_ids'][int(bad.nonzero()[0])]}.")
-        number, temperature = len(image_embeds), model.config.entropy_temperature
+        number = len(image_embeds)
         cosines = out.token_embeds.float() @ patch_embeds.transpose(1, 2)  # (N, T, P)
         everything = torch.ones_like(inputs["input_ids"], dtype=torch.bool)
         mask = model.entropy_mask(inputs["input_ids"], inputs.get("attention_mask"))
@@ -273,7 +282,8 @@ def score_batch(
         }
         masks = {"sparsity": mask} | ({"padded": everything} if thorough else {})
         for prefix, counted in masks.items():
-            found |= {f"{prefix}/{k}": v for k, v in sparsity(cosines, counted, temperature).items()}
+            # Of bare cosines, as the paper's, whatever temperature a model was trained with: one measure for all.
+            found |= {f"{prefix}/{k}": v for k, v in sparsity(cosines, counted).items()}
     scored |= {name: tensor.float().cpu().numpy() for name, tensor in found.items()}
     scored |= {"rows": np.array(batch["rows"]), "digests": np.array(batch["digests"])}
     if localisation:
@@ -305,14 +315,19 @@ def join_parts(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 def read_parts(cache: Path, dataset: Dataset, batch_size: int) -> dict[str, np.ndarray]:
     """All that [`score`] has put into a cache, whoever wrote it."""
-    number = math.ceil(math.ceil(len(dataset) / batch_size) / _BATCHES_PER_PART)
     parts = []
-    for i in range(number):
+    for i in range(len(_parts(math.ceil(len(dataset) / batch_size)))):
         with np.load(_part_file(cache, i), allow_pickle=False) as part:
             parts.append({name: part[name] for name in part.files})
     joined = join_parts(parts)
     _check_unreadable(joined["unreadable"].tolist(), len(joined["unreadable"]), len(dataset))
     return joined
+
+
+def _parts(num_batches: int) -> list[range]:
+    """The batches of each part: one, so that the work is shared evenly and little is lost; more in a large set."""
+    size = math.ceil(num_batches / _MOST_PARTS)
+    return [range(i, min(i + size, num_batches)) for i in range(0, num_batches, size)]
 
 
 def has_texts(dataset: Dataset) -> bool:

@@ -129,7 +129,11 @@ def difference(
 
 
 def intervals(
-    estimate: Estimate, names: Sequence[str], confidence: float = 0.95, undefined: Sequence[str | None] = ()
+    estimate: Estimate,
+    names: Sequence[str],
+    confidence: float = 0.95,
+    undefined: Sequence[str | None] = (),
+    no_interval: Sequence[str | None] = (),
 ) -> dict[str, dict]:
     """
     [`interval`] of each finding and of their macro `mean`.
@@ -139,27 +143,50 @@ def intervals(
         names: of the F findings.
         confidence: between 0 and 1.
         undefined: for each finding why it cannot be computed, or None.
+        no_interval: for each finding why an interval would deceive, or None; it then has `no_interval` instead.
+
+    Returns:
+        by name; the mean has `findings_left_out`, if any: how many findings, on average, a resample's mean lacks
+        because they are not defined in it.
     """
-    return _by_name(estimate, names, undefined, lambda value, samples, why: interval(value, samples, confidence, why))
+    entry = lambda value, samples, why: interval(value, samples, confidence, why)  # noqa: E731
+    return _by_name(estimate, names, undefined, no_interval, entry)
 
 
 def differences(
-    a: Estimate, b: Estimate, names: Sequence[str], confidence: float = 0.95, undefined: Sequence[str | None] = ()
+    a: Estimate,
+    b: Estimate,
+    names: Sequence[str],
+    confidence: float = 0.95,
+    undefined: Sequence[str | None] = (),
+    no_interval: Sequence[str | None] = (),
 ) -> dict[str, dict]:
     """[`difference`] a - b of each finding and of their macro `mean`; the arguments are those of [`intervals`]."""
     zero = np.zeros(len(a.distribution))
     # A finding that only one of the two has is in neither mean.
     both = Estimate(a.value - b.value, a.distribution - b.distribution)
     compare = lambda value, samples, why: difference(value, samples, zero, confidence, why)  # noqa: E731
-    return _by_name(both, names, undefined, compare)
+    return _by_name(both, names, undefined, no_interval, compare)
 
 
-def _by_name(estimate: Estimate, names: Sequence[str], undefined: Sequence[str | None], entry: Callable) -> dict:
+def _by_name(
+    estimate: Estimate,
+    names: Sequence[str],
+    undefined: Sequence[str | None],
+    no_interval: Sequence[str | None],
+    entry: Callable,
+) -> dict:
     reasons = list(undefined) or [None] * len(names)
     if not len(names) == len(reasons) == len(estimate.value):
         raise ValueError(f"{len(names)} names and {len(reasons)} reasons for {len(estimate.value)} values.")
     result = {name: entry(estimate.value[i], estimate.distribution[:, i], reasons[i]) for i, name in enumerate(names)}
+    for name, why in zip(names, no_interval):
+        if why and result[name]["value"] is not None:
+            result[name] = {"value": result[name]["value"], "no_interval": why}
     mean = entry(macro_mean(estimate.value), macro_mean(estimate.distribution), "defined for no finding")
+    left_out = (np.isnan(estimate.distribution) & ~np.isnan(estimate.value)).sum(axis=-1)
+    if left_out.any():
+        mean["findings_left_out"] = float(left_out.mean())
     return result | {"mean": mean}
 
 
@@ -222,16 +249,22 @@ class Confusion:
 
 
 def matthews(counts: ConfusionCounts) -> np.ndarray:
-    """Matthews correlation coefficient; 0 where a margin of the table is empty, as scikit-learn has it."""
+    """
+    Matthews correlation coefficient; 0 where everything is called positive (or negative), as scikit-learn has it, NaN
+    without positives or negatives.
+    """
     tp, fp, fn, tn = counts
     scale = np.sqrt((tp + fp) * (tp + fn)) * np.sqrt((tn + fp) * (tn + fn))
-    return np.where(scale > 0, (tp * tn - fp * fn) / np.where(scale > 0, scale, 1), 0.0)
+    return _of_both_classes(counts, np.where(scale > 0, (tp * tn - fp * fn) / np.where(scale > 0, scale, 1), 0.0))
 
 
 def f1(counts: ConfusionCounts) -> np.ndarray:
-    """F1 = 2 tp / (2 tp + fp + fn); 0 where nothing is positive and nothing called so."""
-    total = 2 * counts.tp + counts.fp + counts.fn
-    return np.where(total > 0, 2 * counts.tp / np.where(total > 0, total, 1), 0.0)
+    """F1 = 2 tp / (2 tp + fp + fn); NaN without positives or negatives."""
+    return _of_both_classes(counts, _ratio(2 * counts.tp, 2 * counts.tp + counts.fp + counts.fn))
+
+
+def _of_both_classes(counts: ConfusionCounts, values: np.ndarray) -> np.ndarray:
+    return np.where((counts.tp + counts.fn > 0) & (counts.tn + counts.fp > 0), values, np.nan)
 
 
 def sensitivity(counts: ConfusionCounts) -> np.ndarray:
@@ -424,7 +457,8 @@ def delong(
     Returns:
         `auroc_a`, `auroc_b`, `difference` (a - b), its `standard_error`, the two-sided `p`, and `low` and `high` of
         the normal interval. p is 1 for a model against itself. The last four are None if fewer than two subjects have
-        a positive (or a negative) row. If a class is missing all are None, and `undefined` says which.
+        a positive (or a negative) row, the last three if the models differ and the variance is 0 (one of them is
+        perfect, for instance). If a class is missing all are None, and `undefined` says which.
     """
     labels, scores_a = _checked(labels, scores_a)
     _, scores_b = _checked(labels, scores_b)
@@ -456,8 +490,10 @@ def delong(
         + correction[2] * 2 * (sums[0] * sums[1]).sum()
     )
     error = math.sqrt(max(variance, 0.0))
+    if error < _ZERO < abs(gap):
+        return result | {"standard_error": error}
     reach = NormalDist().inv_cdf((1 + confidence) / 2) * error
-    p = float(abs(gap) < _ZERO) if error < _ZERO else math.erfc(abs(gap) / error / math.sqrt(2))
+    p = 1.0 if error < _ZERO else math.erfc(abs(gap) / error / math.sqrt(2))
     return result | {"standard_error": error, "p": p, "low": gap - reach, "high": gap + reach}
 
 

@@ -103,7 +103,7 @@ def estimate(values: dict | None, sign: str = "") -> str:
     if values["value"] is None:
         return "undefined"
     text = f"{values['value']:{sign}.3f}"
-    return f"{text} ({values['low']:.3f} to {values['high']:.3f})" if "low" in values else text
+    return text if values.get("low") is None else f"{text} ({values['low']:.3f} to {values['high']:.3f})"
 
 
 def number(value: float | None) -> str:

@@ -28,7 +28,14 @@ _METRICS = Path(__file__).parent / "metrics"
 
 def load_model(name_or_path: str) -> tuple[TierModel, TierProcessor]:
     """A TIER model, or a CLIPModel read as one, with its processor, from a folder or the Hub."""
-    if AutoConfig.from_pretrained(name_or_path).model_type == "clip":
+    model_type = AutoConfig.from_pretrained(name_or_path).model_type
+    if model_type not in ("tier", "clip"):
+        how = f"python -m modeling_tier.conversion {model_type} OUTPUT_DIR --model {name_or_path}"
+        raise ValueError(
+            f"{name_or_path} holds a model of type {model_type!r}; a TIER model or a CLIPModel can be evaluated. "
+            + (f"Convert it: {how}" if model_type == "siglip" else "See python -m modeling_tier.conversion --help.")
+        )
+    if model_type == "clip":
         processor = TierProcessor(
             AutoImageProcessor.from_pretrained(name_or_path), AutoTokenizer.from_pretrained(name_or_path)
         )
@@ -45,10 +52,25 @@ def member_folders(name_or_path: str) -> dict[str, str]:
     """The folders of an ensemble's models by name; else the model itself."""
     folder = Path(name_or_path)
     if is_ensemble(folder):
-        return {name: str(folder / name) for name in json.loads((folder / ENSEMBLE_FILE).read_text())}
+        return {name: str(folder / name) for name in _ensemble_names(folder)}
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is neither a model (no config.json) nor an ensemble (no {ENSEMBLE_FILE}).")
     return {folder.name: name_or_path}
+
+
+def _ensemble_names(folder: Path) -> list[str]:
+    file = folder / ENSEMBLE_FILE
+    try:
+        names = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON file: {error}") from error
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{file} must be a list of at least one name of a folder beside it; got {names!r}.")
+    for name in names:
+        if names.count(name) > 1 or not (folder / name / "config.json").is_file():
+            why = "stands twice" if names.count(name) > 1 else "is no model's folder (no config.json)"
+            raise ValueError(f"{file}: {name!r} {why}.")
+    return names
 
 
 def evaluate_zero_shot(
@@ -138,15 +160,15 @@ def summarise(
             `num_images`, and `unreadable`: the reasons why images could not be read and were left out, if any were;
             `auroc` by finding and `mean` (None where a class is missing, with the reason in `undefined`); `loss` and
             `contrastive_loss` in batches of `batch_size`; `token_entropy` and `patch_entropy` of the matched pairs in
-            nats, and their largest possible values `max_token_entropy` and `max_patch_entropy`; `negative_share`:
-            share of the cosines of counted tokens and patches below 0, and `peak`: a token's largest cosine, both
-            averaged over a pair's tokens, then over the pairs; `top10_share`: share held by the 10% largest (rounded
-            up) of a pair's text-to-patch similarities, shifted so that the smallest is 0; `peak_spread`: for each
-            finding the entropy of the place of the peak over all images, divided by log P, averaged: 0 if every image
-            points at one fixed place; `retrieval`: recall at 1, 5, 10 both ways; `localisation`: `pointing_game`,
-            `chance`, `cnr`, `iou` and `miou` by finding and `mean` (definitions in `metrics/phrase_grounding`; plain
-            maps of the phrases against boxes, at the resolution of the input), and `num_outside`, places that the
-            crop leaves out.
+            nats, of bare cosines whatever the model's `entropy_temperature`, and their largest possible values
+            `max_token_entropy` and `max_patch_entropy`; `negative_share`: share of the cosines of counted tokens and
+            patches below 0, and `peak`: a token's largest cosine, both averaged over a pair's tokens, then over the
+            pairs; `top10_share`: share held by the 10% largest (rounded up) of a pair's text-to-patch similarities,
+            shifted so that the smallest is 0; `peak_spread`: for each finding the entropy of the place of the peak
+            over all images, divided by log P, averaged: 0 if every image points at one fixed place; `retrieval`:
+            recall at 1, 5, 10 both ways; `localisation`: `pointing_game`, `chance`, `cnr`, `iou` and `miou` by
+            finding and `mean` (definitions in `metrics/phrase_grounding`; plain maps of the phrases against boxes, at
+            the resolution of the input), and `num_outside`, places that the crop leaves out.
         `details`, numpy arrays: `rows` (N,), the rows that were read, `scores`, `probabilities` and `labels` (N, F),
             `findings`; with texts `rank_similarity` (N, P), each pair's text-to-patch similarities from the largest
             to the smallest, and `ranks`: for each query of both ways of retrieval, how many wrong candidates come

@@ -260,12 +260,13 @@ def grounded(pairs, seed=0):
         "map/token": np.tile(["", "phrase"], len(pairs)),
     }
     for variant in ("box/pixel/plain", "mask/patch/minus_no_finding"):
-        scored[f"map/{variant}:hit"] = rng.random(len(rows)) < 0.4
+        scored[f"map/{variant}:hit"] = (rng.random(len(rows)) < 0.4).astype(float)
         scored[f"map/{variant}:chance"] = rng.random(len(rows)) / 5
         scored[f"map/{variant}:cnr"] = rng.normal(size=len(rows))
         scored[f"map/{variant}:mious"] = rng.random(len(rows))
         scored[f"map/{variant}:ious"] = rng.random((len(rows), 19))
-    scored["map/mask/patch/minus_no_finding:cnr"][:6] = np.nan
+    for name in ("hit", "chance", "cnr", "mious", "ious"):  # the place is nowhere
+        scored[f"map/mask/patch/minus_no_finding:{name}"][:6] = np.nan
     return scored
 
 
@@ -302,13 +303,16 @@ def test_localisation_is_a_mean_over_findings_with_intervals_over_subjects():
             draws.append(again.groupby("finding")["cnr"].mean().mean())
         assert [row["cnr"][end] for end in ("low", "high")] == pytest.approx(np.percentile(draws, [2.5, 97.5]))
         best = [
-            scored[f"{variant}:ious"][chosen][(data["finding"] == f).to_numpy()].mean(axis=0).max()
+            scored[f"{variant}:ious"][chosen][(data["finding"] == f).to_numpy() & data["cnr"].notna().to_numpy()]
+            .mean(axis=0)
+            .max()
             for f in ("Edema", "Nodule")
         ]
         assert row["iou"]["value"] == pytest.approx(np.mean(best))
     tokens = evidence.metrics["localisation_tokens"]
     assert [(token["token"], token["num_maps"]) for token in tokens] == [("phrase", N)]
-    other = gather_evidence({"data": ({}, details, grounded(pairs, 4))}, {"data": pairs}, RESAMPLES, seed=2)
+    others = {name: v for name, v in grounded(pairs, 4).items() if not name.endswith("chance")}
+    other = gather_evidence({"data": ({}, details, scored | others)}, {"data": pairs}, RESAMPLES, seed=2)
     difference = compare(other, evidence)["localisation_maps"]
     assert len(difference) == 4
     for now, before, gap in zip(other.metrics["localisation_maps"], rows, difference):
@@ -316,12 +320,123 @@ def test_localisation_is_a_mean_over_findings_with_intervals_over_subjects():
         assert gap["text"] == now["text"] and gap["cnr"]["low"] < gap["cnr"]["value"] < gap["cnr"]["high"]
 
 
+def without(scored, rows):
+    """The maps of all but some rows."""
+    kept = ~np.isin(scored["map/row"], rows)
+    return {name: values[kept] if name.startswith("map/") else values for name, values in scored.items()}
+
+
+def test_two_models_are_compared_on_the_maps_that_both_have():
+    """One crops away some places, and a finding altogether; the draws stay the same."""
+    pairs, labels = table()
+    details, scored = part(pairs, labels)[1], grounded(pairs)
+    whole = gather_evidence({"data": ({}, details, scored)}, {"data": pairs}, RESAMPLES)
+    fewer = gather_evidence({"data": ({}, details, without(scored, [0, 7, 8, 50]))}, {"data": pairs}, RESAMPLES)
+    for a, b in ((whole, fewer), (fewer, whole)):
+        for row in compare(a, b)["localisation_maps"]:
+            assert "incomparable" not in row and row["num_maps"] < N
+            for name in ("pointing_game", "cnr", "miou", "iou"):
+                zero = {"value": 0, "low": 0, "high": 0, "p_bootstrap": 1}
+                assert {key: pytest.approx(v) for key, v in zero.items()} == {key: row[name][key] for key in zero}, (
+                    "the same maps on the same draws"
+                )
+    nodules = np.unique(scored["map/row"][scored["map/finding"] == "Nodule"])
+    edema = gather_evidence({"data": ({}, details, without(scored, nodules))}, {"data": pairs}, RESAMPLES)
+    assert all(row["cnr"]["value"] == pytest.approx(0) for row in compare(edema, whole)["localisation_maps"])
+    nothing = gather_evidence({"data": ({}, details, without(scored, range(N)))}, {"data": pairs}, RESAMPLES)
+    assert compare(nothing, whole)["localisation_maps"] == []
+
+
+def test_maps_over_other_parts_of_the_pictures_are_not_compared():
+    pairs, labels = table()
+    details, scored = part(pairs, labels)[1], grounded(pairs)
+    wide = {name: 2 * values if name.endswith("chance") else values for name, values in scored.items()}
+    a, b = (gather_evidence({"data": ({}, details, each)}, {"data": pairs}, 20) for each in (scored, wide))
+    for row in compare(b, a)["localisation_maps"]:
+        assert "not of the same picture" in row["incomparable"] and row["chance"] > 0
+        assert set(row["pointing_game"]) == {"value"}
+
+
+@pytest.mark.parametrize("subjects", [1, 2, 9, 12])
+def test_few_subjects_of_a_class_are_said_and_one_has_no_interval(subjects):
+    labels = np.zeros((40, 2))
+    labels[:20, 0] = 1
+    labels[: 2 * subjects, 1] = 1  # two images each
+    columns = {
+        "image": [None] * 40,
+        "subject_id": [f"p{i // 2}" for i in range(40)],
+        "image_id": [f"i{i}" for i in range(40)],
+        "labels": [dict(zip(FINDINGS, row)) for row in labels],
+    }
+    pairs = make_pairs(columns, pair_features(FINDINGS, ids="string"))
+    parts = part(pairs, labels), part(pairs, labels, seed=5)
+    a, b = (gather_evidence({"data": each}, {"data": pairs}, 50) for each in parts)
+    found = a.metrics["classification"]["image"]
+    difference = compare(b, a)["classification"]["image"]["Nodule"]["auroc"]
+    rare = min(subjects, 20 - subjects)
+    assert found["Nodule"].get("few_subjects") == (rare if rare < 10 else None)
+    assert "few_subjects" not in found["Edema"]
+    for each in (found["Nodule"]["auroc"], difference):
+        if subjects == 1:
+            assert each["no_interval"] == "1 positive subject" and not {"low", "p_bootstrap"} & set(each)
+        else:
+            assert each["low"] <= each["high"]
+    assert (difference["p_delong"] is None) == (subjects == 1)
+    left_out = found["mean"]["auroc"].get("findings_left_out", 0)
+    assert left_out > 0.1 if subjects == 1 else left_out < 0.2
+
+
+def test_of_a_single_subject_nothing_is_certain():
+    pairs, labels = table(12)
+    pairs = pairs.remove_columns("subject_id").add_column("subject_id", ["p"] * 12)
+    found = gather_evidence({"data": part(pairs, labels)}, {"data": pairs}, 50).metrics["classification"]["image"]
+    assert set(found["mean"]["auroc"]) == {"value"}
+
+
+def test_a_reader_without_an_answer_is_not_a_reader_who_is_wrong():
+    pairs, labels = table(reads=True)
+    reads = [[dict(read) for read in row] for row in pairs["reads"][:]]
+    for row in reads:
+        row[0]["labels"] = row[0]["labels"] | {"Edema": None}
+    pairs = pairs.remove_columns("reads").add_column("reads", reads)
+    readers = gather_evidence({"data": part(pairs, labels)}, {"data": pairs}, 20).metrics["readers"]
+    assert readers["by_reader"]["bc4"]["Edema"]["mcc"]["value"] is None
+    others = [readers["by_reader"][name]["Edema"]["mcc"]["value"] for name in ("bc6", "bc8")]
+    assert readers["mean_of_readers"]["Edema"]["mcc"]["value"] == pytest.approx(np.mean(others))
+
+
+def test_studies_without_subjects_are_kept_together():
+    columns = {
+        "image": [None] * 6,
+        "study_id": ["a", "a", "b", "b", None, None],
+        "labels": [dict.fromkeys(FINDINGS, float(i % 2)) for i in range(6)],
+    }
+    pairs = make_pairs(columns, pair_features(FINDINGS, ids="string"))
+    units = judged_units(pairs, part(pairs, np.ones((6, 2)))[1])
+    assert len(units["study_mean"].labels) == 4 and len(set(units["image"].subjects)) == 4
+
+
+def test_entropies_over_other_patches_are_not_subtracted():
+    pairs, labels = table()
+    _, details, scored = part(pairs, labels)
+    scored |= {f"sparsity/{name}": np.random.default_rng(0).random(N) for name in NAMES}
+    scored |= {"num_patches": np.full(N, 49.0), "max_patch_entropy": np.full(N, 2.0)}
+    a, b, c, d = (
+        gather_evidence({"data": ({}, details, scored | change)}, {"data": pairs}, 10)
+        for change in ({}, {}, {"num_patches": np.full(N, 196.0)}, {"max_patch_entropy": np.full(N, 2.5)})
+    )
+    assert compare(b, a)["sparsity"]["without_padding"]["gini"]["value"] == 0
+    assert "sparsity" not in compare(c, a) and "sparsity" not in compare(d, a)
+
+
+NAMES = ("token_entropy", "patch_entropy", "effective_patches", "gini", "negative_share", "peak")
+
+
 def test_sparsity_and_retrieval_have_intervals_over_subjects():
     pairs, labels = table()
     rng = np.random.default_rng(0)
     _, details, scored = part(pairs, labels)
-    names = ("token_entropy", "patch_entropy", "effective_patches", "gini", "negative_share", "peak")
-    scored |= {f"{prefix}/{name}": rng.random(N) for prefix in ("sparsity", "padded") for name in names}
+    scored |= {f"{prefix}/{name}": rng.random(N) for prefix in ("sparsity", "padded") for name in NAMES}
     scored["sparsity/gini"][0] = np.nan  # a text without a counted token
     details["ranks"] = {"image_to_text": rng.integers(0, 20, N), "text_to_image": rng.integers(0, 20, N)}
     metrics = gather_evidence({"data": ({}, details, scored)}, {"data": pairs}, 40).metrics

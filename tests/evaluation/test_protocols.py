@@ -94,21 +94,23 @@ def test_extreme_logits_stay_in_bounds():
 
 def test_a_file_may_replace_the_templates_of_a_protocol(tmp_path):
     path = tmp_path / "prompts.yaml"
-    text = "no_finding: [Clear.]\nfindings: {Pleural_Thickening: {positive: [Thick.], negative: [Thin.]}}\n"
+    text = "no_finding: [Clear.]\nfindings:\n  Pleural_Thickening: {positive: [Thick.], negative: [Thin.]}\n"
     path.write_text(text)
     assert load_prompts(str(path))["Pleural_Thickening"]["negative"] == ["Clear.", "Thin."]
     standard = {"positive": ["Pleural Thickening"], "negative": ["no Pleural Thickening"]}
     assert load_prompts(str(path), protocol="chexzero") == {"Pleural_Thickening": standard}
+    with pytest.raises(ValueError, match="one is too few"):
+        load_prompts(str(path), protocol="pipeline")
+    text += "  Edema: {positive: [Wet.], negative: [Dry.]}\n"
     own = "chexzero: {positive: ['{finding} seen', 'a {finding}'], negative: ['{finding} absent']}\n"
     path.write_text(text + own + "pipeline: {positive: ['X-ray with {finding}']}\n")
     assert load_prompts(str(path), protocol="chexzero") == {
-        "Pleural_Thickening": {
-            "positive": ["Pleural Thickening seen", "a Pleural Thickening"],
-            "negative": ["Pleural Thickening absent"],
-        }
+        finding: {"positive": [f"{name} seen", f"a {name}"], "negative": [f"{name} absent"]}
+        for finding, name in (("Pleural_Thickening", "Pleural Thickening"), ("Edema", "Edema"))
     }
     assert load_prompts(str(path), protocol="pipeline") == {
-        "Pleural_Thickening": {"positive": ["X-ray with Pleural Thickening"]}
+        "Pleural_Thickening": {"positive": ["X-ray with Pleural Thickening"]},
+        "Edema": {"positive": ["X-ray with Edema"]},
     }
     assert load_no_finding(str(path)) == ["Clear."] and load_no_finding(None) == list(NO_FINDING)
 
@@ -126,6 +128,6 @@ def test_a_file_may_replace_the_templates_of_a_protocol(tmp_path):
 )
 def test_bad_protocols_and_templates_are_named(tmp_path, addition, protocol, message):
     path = tmp_path / "prompts.yaml"
-    path.write_text("findings: {A: {positive: [a], negative: [b]}}\n" + addition)
+    path.write_text("findings: {A: {positive: [a], negative: [b]}, B: {positive: [a], negative: [b]}}\n" + addition)
     with pytest.raises(ValueError, match=message):
         load_prompts(str(path), (), protocol)

@@ -102,7 +102,8 @@ class Maker:
             metrics["readers"] = {
                 "unit": "study_mean",
                 "by_reader": {
-                    name: {f: {key: self.estimate() for key in measures} for f in columns} for name in ("bc4", "bc6")
+                    name: {f: {key: self.estimate() for key in measures} | {"num_read": 10_000} for f in columns}
+                    for name in ("bc4", "bc6")
                 },
                 "mean_of_readers": {f: {key: self.estimate() for key in both} for f in columns},
                 "model_minus_readers": {f: {key: self.difference() for key in both} for f in columns},
@@ -441,6 +442,28 @@ def test_what_the_data_allows_is_said(written):
     real, _ = written(SAMPLES["one model"])
     assert "no clinical meaning" not in real.text and "rules of access" in real.text
     assert "medical device" in drawn.text and "medical device" in real.text
+
+
+def test_what_weakens_a_number_is_said_beside_it(written):
+    result = sample(("clip", "tier"), units=("image", "study_mean"), readers=True)
+    part = result["metrics"]["classification"]["image"]["Edema"]
+    part["few_subjects"], part["auroc"] = 1, {"value": 0.9, "no_interval": "1 positive subject"}
+    studies = result["metrics"]["classification"]["study_mean"]["Edema"]
+    read = studies["num_positive"] + studies["num_negative"] - 7
+    result["metrics"]["readers"]["by_reader"]["bc6"]["Edema"]["num_read"] = read
+    apart = result["compared"]["tier"]["difference"]["localisation_maps"][0]
+    apart |= {"incomparable": "The place takes 0.2 and 0.1.", "cnr": {"value": 0.25}}
+    result["notes"] = ["chexpert: 23 of 33 rows left out: the file is missing"]
+    page, markdown = written(result)
+    for text in (page.text, unescaped(markdown)):
+        assert "Fewer than 10 subjects" in text and "Edema †" in text and "Edema †" not in text.split("By study")[1]
+        assert (
+            "bc6 has no plain answer" in text and f"7 of {read + 7:,} for Edema" in text and "bc4 has no" not in text
+        )
+        assert "No interval and no p. whole sentence, by pixel: The place takes 0.2 and 0.1." in text
+        assert "While the data were loaded: chexpert: 23 of 33 rows left out" in text
+        assert "at least 0.002" in text
+    assert any(row[:2] == ["Edema †", "0.900"] for row in table_rows(markdown))
 
 
 def test_how_labels_and_images_were_counted_is_said(written):

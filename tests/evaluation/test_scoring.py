@@ -23,6 +23,7 @@ from modeling_tier.evaluation import load_no_finding, load_prompts
 from modeling_tier.evaluation.localisation import patch_mask, picture_mask
 from modeling_tier.evaluation.scoring import (
     Probes,
+    _parts,
     data_fingerprint,
     join_parts,
     model_fingerprint,
@@ -38,7 +39,7 @@ BATCH = 6
 
 @pytest.fixture(scope="module")
 def pairs():
-    return load_pairs("synthetic", "test", num_images=130, image_size=40, seed=2)  # 22 batches, 3 parts
+    return load_pairs("synthetic", "test", num_images=130, image_size=40, seed=2)  # 22 batches
 
 
 @pytest.fixture
@@ -87,16 +88,16 @@ def test_what_is_in_the_cache_is_not_computed_again_and_a_torn_part_is(scored, m
 
     def counted(self, *args, **kwargs):
         calls.append(1)
-        if len(calls) == 12:  # in the second of three parts
+        if len(calls) == 12:
             raise KeyboardInterrupt
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(TierModel, "forward", counted)
     with pytest.raises(KeyboardInterrupt):
         scored(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["part-00000.npz"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"part-{i:05d}.npz" for i in range(11)]
     scored(tmp_path)
-    assert len(calls) == 12 + 14, "22 batches, 8 of them in the cache"
+    assert len(calls) == 12 + 11, "22 batches, 11 of them in the cache"
     assert_same(read_parts(tmp_path, pairs, BATCH), scored())
     before = len(calls)
     scored(tmp_path)
@@ -104,7 +105,7 @@ def test_what_is_in_the_cache_is_not_computed_again_and_a_torn_part_is(scored, m
     part = tmp_path / "part-00001.npz"
     part.write_bytes(part.read_bytes()[:-200])
     scored(tmp_path)
-    assert len(calls) == before + 8
+    assert len(calls) == before + 1
     assert_same(read_parts(tmp_path, pairs, BATCH), scored())
 
 
@@ -121,9 +122,9 @@ def test_an_evaluation_that_was_killed_goes_on(model, processor, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     written = {path: os.stat(path).st_mtime_ns for path in parts()}
-    assert 2 <= len(written) < 15
+    assert 2 <= len(written) < 120
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    assert len(parts()) == 15 and {path: os.stat(path).st_mtime_ns for path in written} == written
+    assert len(parts()) == 120 and {path: os.stat(path).st_mtime_ns for path in written} == written
     pairs, prompts = load_pairs("synthetic", "test", num_images=240), load_prompts("synthetic")
     options = {"batch_size": 2, "thorough": True, "progress": False}
     whole = join_parts(score(model, processor, pairs, prompts, load_no_finding("synthetic"), **options))
@@ -192,8 +193,8 @@ def test_every_way_of_looking_at_a_map(scored, model, processor, pairs):
                 empty = (patches @ no_finding).view(1, 1, *model.get_similarity_map(**inputs).text_to_patch.shape[1:])
                 if size:
                     empty = torch.nn.functional.interpolate(empty, size, mode="bilinear", align_corners=False)
-                # The sentence, then its tokens between [CLS] and [SEP].
-                plain = torch.cat([of.text_to_patch, of.token_to_patch[0, 1:-1]])
+                # The sentence, then its tokens between [CLS] and the full stop before [SEP].
+                plain = torch.cat([of.text_to_patch, of.token_to_patch[0, 1:-2]])
                 maps[resolution, "plain"], maps[resolution, "minus_no_finding"] = plain, plain - empty[0]
         grid = tuple(maps["patch", "plain"].shape[1:])
         mask = picture_mask([region["mask"] for region in regions], processor.image_processor)
@@ -204,7 +205,7 @@ def test_every_way_of_looking_at_a_map(scored, model, processor, pairs):
         assert mask.shape == (32, 32) and (mask[np.ix_(*[np.arange(32)] * 2)] <= 1).all()
         number = len(maps["pixel", "plain"])
         assert whole["map/phrase"][place : place + number].tolist() == [phrase] * number
-        assert whole["map/token"][place + 1 : place + number].tolist() == processor.tokenizer.tokenize(phrase)
+        assert whole["map/token"][place + 1 : place + number].tolist() == processor.tokenizer.tokenize(phrase)[:-1]
         for resolution, kind in itertools.product(("pixel", "patch"), ("plain", "minus_no_finding")):
             inside = mask if resolution == "pixel" else patch_mask(mask, grid)
             for i, values in enumerate(maps[resolution, kind].numpy()):
@@ -257,7 +258,7 @@ def test_pictures_without_texts_cost_no_text_encoding(model, processor, pairs, m
     np.testing.assert_allclose(without["positive"], texts["positive"], atol=1e-6)
 
 
-def test_a_phrase_is_embedded_once_without_its_special_tokens(model, processor, monkeypatch):
+def test_a_phrase_is_embedded_once_and_its_words_are_its_tokens(model, processor, monkeypatch):
     calls = []
     original = TierModel.get_text_features
     monkeypatch.setattr(TierModel, "get_text_features", lambda self, **k: calls.append(1) or original(self, **k))
@@ -265,15 +266,30 @@ def test_a_phrase_is_embedded_once_without_its_special_tokens(model, processor, 
         probes = Probes(model, processor, {}, [], torch.autocast("cpu", enabled=False))
         first, again = probes.phrase("Left pleural effusion."), probes.phrase("Left pleural effusion.")
     assert first is again and len(calls) == 1
-    assert first.tokens == ["left", "pleural", "effusion", "."] and first.embeds.shape == (5, 16)
-    torch.testing.assert_close(first.embeds.norm(dim=1), torch.ones(5))
+    assert first.tokens == ["left", "pleural", "effusion"] and first.embeds.shape == (4, 16)
+    assert probes.phrase("Left effluent.").tokens == ["left", "[UNK]"], "an unknown word is a word"
+    torch.testing.assert_close(first.embeds.norm(dim=1), torch.ones(4))
 
 
-def test_nan_stops_with_the_name(model, processor, pairs):
+def test_nan_stops_with_the_name(model, processor, pairs, tmp_path):
     with torch.no_grad():
         model.text_projection.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match=f"NaN for the text of {pairs[0]['image_id']}"):
         score(model, processor, pairs, {}, batch_size=BATCH, progress=False)
+    with pytest.raises(ValueError, match="NaN for the sentence 'There is cardiomegaly"):
+        score(model, processor, pairs, load_prompts("synthetic"), batch_size=BATCH, progress=False, cache=tmp_path)
+    rest = pairs.remove_columns("text").add_column("text", [None] * len(pairs), feature=pairs.features["text"])
+    phrase = next(region["phrase"] for row in pairs for region in row["regions"])
+    with pytest.raises(ValueError, match=f"NaN for the sentence '{phrase}'"):
+        score(model, processor, rest, {}, batch_size=BATCH, progress=False, cache=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_large_set_has_few_parts_and_a_small_one_a_batch_each():
+    for number in (1, 11, 1024, 1025, 5893):
+        parts = _parts(number)
+        assert [i for part in parts for i in part] == list(range(number)) and len(parts) <= 1024
+    assert {len(part) for part in _parts(1000)} == {1}
 
 
 def test_fingerprints_know_what_changed_and_not_where_it_lies(model, processor, pairs, tmp_path):

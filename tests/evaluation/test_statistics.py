@@ -182,8 +182,12 @@ def test_empty_margins():
     labels = np.array([[0, 1, 0, 1]] * 3, dtype=float)
     decisions = np.array([[0, 1, 1, 0]] * 3, dtype=float)
     counts = tier.Confusion(labels, decisions)(np.ones((1, 3)))
-    np.testing.assert_array_equal(tier.matthews(counts), [[0, 0, 0, 0]])
-    np.testing.assert_array_equal(tier.f1(counts), [[0, 1, 0, 0]])
+    assert np.isnan(tier.matthews(counts)).all() and np.isnan(tier.f1(counts)).all(), "a class is missing"
+    both = tier.Confusion(np.array([[1.0, 1.0], [0.0, 0.0]]), np.array([[1.0, 0.0], [1.0, 0.0]]))(np.ones((1, 2)))
+    np.testing.assert_array_equal(tier.matthews(both), [[0, 0]])
+    np.testing.assert_allclose(tier.f1(both), [[2 / 3, 0]])
+    unread = tier.Confusion(np.array([[1.0], [0.0]]), np.full((2, 1), np.nan))(np.ones((1, 2)))
+    assert np.isnan(tier.matthews(unread)).all() and np.isnan(tier.f1(unread)).all()
     np.testing.assert_array_equal(tier.sensitivity(counts), [[np.nan, 1, np.nan, 0]])
     np.testing.assert_array_equal(tier.specificity(counts), [[1, np.nan, 0, np.nan]])
 
@@ -581,7 +585,11 @@ def test_delong_of_a_model_and_itself_is_one():
     # As good on average, but different: no difference, with an error.
     mirrored = tier.delong([1, 1, 0, 0], [2, 0, 1, 1], [0, 2, 1, 1])
     assert mirrored["p"] == 1 and mirrored["standard_error"] > 0
-    assert tier.delong([1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1])["p"] == 0
+    # One that is perfect and one that says nothing: the variance of four rows is 0, which is no certainty.
+    for other in ([0, 0, 1, 1], [1, 1, 1, 1]):
+        result = tier.delong([1, 1, 0, 0], [1, 1, 0, 0], other)
+        assert result["standard_error"] == 0 < result["difference"]
+        assert result["p"] is result["low"] is result["high"] is None
 
 
 def test_delong_of_too_little_is_undefined():

@@ -90,6 +90,8 @@ def load_prompts(
     _check_templates(path, protocol, templates, tuple(standard))
     if protocol == "pipeline" and len(templates["positive"]) > 1:
         raise ValueError(f"{path}: 'pipeline' takes one positive sentence, as the pipeline does.")
+    if "negative" not in standard and len(prompts) == 1:
+        raise ValueError(f"{path}: in the protocol {protocol!r} findings compete with each other: one is too few.")
     return {finding: _filled(templates, finding) for finding in prompts}
 
 

@@ -20,7 +20,7 @@ Args:
     seed: seed of the draws.
     confidence: of the intervals, between 0 and 1.
 Returns:
-    pointing_game: share of maps whose (first) maximum lies inside.
+    pointing_game: share of maps whose maximum lies inside; of equal maxima each counts its part.
     chance: mean share of the picture that lies inside, the pointing game of a random map.
     cnr: mean over maps of (mean inside - mean outside) / sqrt(variance inside + variance outside); negative where the
         map points away.
@@ -48,6 +48,7 @@ _CITATION = """
 """
 
 _SCALED_THRESHOLDS = np.arange(1, 20) / 20
+_TIED = 1e-6  # of a map's range: larger than rounding, smaller than a step between pixels
 _CHUNK = 2**17  # pixels at a time: more do not fit into a processor's cache
 
 
@@ -104,8 +105,9 @@ def measure_maps(maps: np.ndarray, inside: np.ndarray) -> dict[str, np.ndarray]:
         inside: bool or 0/1 of the same shape: True inside the place.
 
     Returns:
-        arrays in the order of the maps, float64 but for `hit`:
-            `hit` (M,), bool: whether the (first) maximum lies inside;
+        arrays in the order of the maps, float64:
+            `hit` (M,): 1 where the maximum lies inside; of equal maxima (to 1e-6 of the map's range) the share that
+            does;
             `chance` (M,): share of the pixels that lie inside;
             `cnr` (M,): (mean inside - mean outside) / sqrt(variance inside + variance outside), of which the sum of
             the variances is at least 1e-12, so that it is finite; `cnr_absolute` (M,): its absolute value, the one of
@@ -113,7 +115,7 @@ def measure_maps(maps: np.ndarray, inside: np.ndarray) -> dict[str, np.ndarray]:
             `ious` (M, 19): intersection over union of the place and of the map, scaled to [0, 1] by its own extremes,
             where it is >= 0.05, 0.10, ..., 0.95;
             `mious` (M,): the mean of that over 0.1, 0.2, 0.3, 0.4, 0.5 without scaling (Boecking et al.).
-        Of a constant map the first pixel is the maximum, and `cnr` and `ious` are 0.
+        Of a constant map every pixel is the maximum, `hit` is `chance`, and `cnr` and `ious` are 0.
 
     Raises:
         ValueError: if the shapes differ, there is no map, a map is not finite (with its row), or a place is not 0/1,
@@ -139,7 +141,10 @@ def _measure(maps, places, first):
         first,
         "every place needs pixels inside and outside; leave the others out",
     )
-    hit = inside[np.arange(len(values)), values.argmax(axis=1)]
+    # A peak in a border patch becomes a plateau when the map is scaled up: with the first of its pixels alone, left
+    # and right would not be alike.
+    top = values >= high - _TIED * (high - low)
+    hit = np.count_nonzero(top & inside, axis=1) / np.count_nonzero(top, axis=1)
 
     shifted, weight = values - low, inside.astype(np.float64)
     outside_count = values.shape[1] - count
