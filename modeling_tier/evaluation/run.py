@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -138,7 +139,7 @@ def run_evaluation(config: EvaluationConfig) -> dict | None:
         "labels": {"uncertain": config.uncertain, "blank": config.blank},
         "protocol": {"name": config.protocol, "score": PROTOCOLS[config.protocol].description},
         "prompts": {"source": source or "", "findings": prompts},
-        "counts": count(sets["data"], rows, list(prompts), evidence[first].metrics.get("unreadable", [])),
+        "counts": how_many(sets["data"], rows, list(prompts), evidence[first].metrics.get("unreadable", [])),
         "notes": notes["data"],
         "fingerprints": {
             "data": data_fingerprint(sets["data"], evidence[first].scored),
@@ -209,44 +210,55 @@ def _device(config: EvaluationConfig, state: PartialState) -> torch.device:
 
 
 def _check_output(config: EvaluationConfig) -> None:
-    """Raise ValueError if the folder holds other results, which would be lost."""
+    """Raise ValueError if the results would take the place of a training run's."""
     path = config.output_dir / METRICS_FILE
-    if not path.is_file():
-        return
-    try:
-        old = json.loads(path.read_text())
-    except ValueError:
-        return  # not written to its end
-    if "fingerprints" not in old:
+    if path.is_file() and _told(path) == "":
         raise ValueError(f"{path} is not of an evaluation, but perhaps of a training run: name another --output_dir.")
-    told = [old["model"], *(each["model"] for each in old["compared"].values())]
-    of = f"{', '.join(told)} on {old['dataset']}, {old['split']}, protocol {old['protocol']['name']}"
-    now = f"{', '.join(config.models)} on {config.data.dataset}, {config.data.split}, protocol {config.protocol}"
-    if of != now:
-        raise ValueError(
-            f"{config.output_dir} holds the evaluation of {of}, and this is {now}: name another --output_dir."
-        )
+
+
+def _told(path: Path) -> str | None:
+    """What the results of an evaluation are about; empty if the file is of something else, None if it is none."""
+    try:
+        result = json.loads(path.read_text())
+    except (OSError, ValueError):  # not there, or not written to its end
+        return None
+    if not isinstance(result, dict) or "fingerprints" not in result:
+        return ""
+    models = [result["model"], *(each["model"] for each in result["compared"].values())]
+    return f"{', '.join(models)} on {result['dataset']}, {result['split']}, protocol {result['protocol']['name']}"
 
 
 @contextmanager
 def _replacing(output_dir: Path) -> Iterator[Path]:
-    """A folder for all that is written; it takes the place of an earlier evaluation's when it is whole."""
+    """
+    A folder for all that is written. When it is whole, it takes the place of the same evaluation's earlier results;
+    those of another evaluation are moved into a folder of their own.
+    """
     temporary = output_dir / "unfinished"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         (temporary / "figures").mkdir(parents=True)
         yield temporary
-        (output_dir / "figures").mkdir(exist_ok=True)
+        earlier = _told(output_dir / METRICS_FILE)
+        if earlier not in (None, _told(temporary / METRICS_FILE)):
+            aside = next(path for i in count(1) if not (path := output_dir / f"earlier-{i}").exists())
+            _move(output_dir, aside)
+            print(f"The earlier results in {output_dir}, of {earlier}, are now in {aside}.\n")
         for name in FIGURES:
             (output_dir / "figures" / f"{name}.png").unlink(missing_ok=True)
-        for file in (temporary / "figures").iterdir():
-            file.replace(output_dir / "figures" / file.name)
-        for name in ("report.html", "report.md", METRICS_FILE):
-            (temporary / name).replace(output_dir / name)
+        _move(temporary, output_dir)
     except OSError as error:
         raise OSError(f"{error} (while the results were written to {output_dir})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _move(old: Path, new: Path) -> None:
+    """The results from one folder to another, and nothing else."""
+    (new / "figures").mkdir(parents=True, exist_ok=True)
+    for name in (*(f"figures/{each}.png" for each in FIGURES), "report.html", "report.md", METRICS_FILE):
+        if (old / name).is_file():
+            (old / name).replace(new / name)
 
 
 def _check_apart(config: EvaluationConfig, sets: dict[str, Dataset]) -> None:
@@ -360,7 +372,7 @@ def _evidence(
     return gather_evidence(combined, sets, config.resamples, SEED, CONFIDENCE)
 
 
-def count(dataset: Dataset, rows: np.ndarray, findings: list[str], unreadable: list[str]) -> dict:
+def how_many(dataset: Dataset, rows: np.ndarray, findings: list[str], unreadable: list[str]) -> dict:
     """How much there is of everything, among the rows that were read."""
     names = [name for name in dataset.column_names if name not in ("image", "regions", "reads")]
     table = dataset.select_columns(names).select(rows)[:]

@@ -24,9 +24,8 @@ from transformers import CLIPImageProcessor, ViTImageProcessor
 from modeling_tier import TierProcessor
 from modeling_tier.data import load_pairs
 from modeling_tier.data.columns import pair_features
-from modeling_tier.data.pictures import undecoded
 from modeling_tier.data.transforms import AUGMENTATIONS, augment, generator
-from modeling_tier.evaluation import zero_shot
+from modeling_tier.evaluation import scoring
 from modeling_tier.training import load_config, loop, train
 from modeling_tier.training.batches import Batches
 
@@ -116,9 +115,9 @@ def test_without_augmentation_a_batch_holds_what_the_processor_and_the_evaluatio
     assert torch.equal(batch["pixel_values"], expected["pixel_values"])
     assert torch.equal(batch["pixel_values"], processor(images=str(path))["pixel_values"])
     assert torch.equal(batch["input_ids"], expected["input_ids"]) and set(batch) == set(expected)
-    evaluated, read = zero_shot._read(undecoded(pairs)[:], [])
-    assert read == [0]
-    assert torch.equal(batch["pixel_values"], processor(images=evaluated["image"])["pixel_values"])
+    evaluated = scoring.Batches(pairs, processor, 1, with_text=True)[0]
+    assert evaluated["rows"] == [0] and evaluated["inputs"].keys() == batch.keys()
+    assert all(torch.equal(batch[name], evaluated["inputs"][name]) for name in batch)
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
