@@ -12,39 +12,6 @@ from sklearn.linear_model import LogisticRegression
 from .metrics.zeroshot_auroc.zeroshot_auroc import Ranking, Resamples, percentile_interval
 
 
-__all__ = [
-    "Calibration",
-    "Classification",
-    "Confusion",
-    "ConfusionCounts",
-    "Estimate",
-    "Ranking",
-    "Reliability",
-    "Resamples",
-    "calibrated",
-    "choose_threshold",
-    "delong",
-    "difference",
-    "differences",
-    "distribution",
-    "expected_calibration_error",
-    "f1",
-    "fit_calibration",
-    "group_means",
-    "holm",
-    "interval",
-    "intervals",
-    "macro_mean",
-    "matthews",
-    "missing_class",
-    "reliability",
-    "sensitivity",
-    "specificity",
-    "weighted_auroc",
-    "weighted_average_precision",
-    "weighted_mean",
-]
-
 # What differs by less than this differs by rounding.
 _ZERO = 1e-12
 
@@ -201,18 +168,6 @@ def macro_mean(values: np.ndarray) -> np.ndarray:
         return np.where(defined, values, 0).sum(axis=-1) / defined.sum(axis=-1)
 
 
-def weighted_auroc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """AUROC (b,) of labels (N,), 1, 0 or NaN, and scores (N,) under weights (b, N); NaN where a class is missing."""
-    return Ranking(
-        *_checked(labels, scores),
-    )(weights)[0]
-
-
-def weighted_average_precision(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Average precision (b,), as [`weighted_auroc`]."""
-    return Ranking(*_checked(labels, scores))(weights)[1]
-
-
 class ConfusionCounts(NamedTuple):
     """True and false positives, false and true negatives, arrays of one shape."""
 
@@ -308,13 +263,6 @@ class Reliability:
             return np.full(len(weights), np.nan)
         gaps = np.add.reduceat(known * (self.probabilities - self.labels), self.starts, axis=1)
         return _ratio(np.abs(gaps).sum(axis=1), known.sum(axis=1))
-
-
-def expected_calibration_error(
-    labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray, bins: int = 10
-) -> np.ndarray:
-    """Expected calibration error (b,) of labels (N,) and probabilities (N,) under weights (b, N): [`Reliability`]."""
-    return Reliability(labels, probabilities, bins)(weights)
 
 
 def reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int = 10) -> dict[str, np.ndarray]:

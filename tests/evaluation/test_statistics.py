@@ -37,6 +37,18 @@ def weights_of(number, resamples=20, seed=0):
     return np.concatenate(list(tier.Resamples(np.arange(number), resamples, seed).blocks()))
 
 
+def weighted_auroc(labels, scores, weights):
+    return tier.Ranking(labels, scores)(weights)[0]
+
+
+def weighted_average_precision(labels, scores, weights):
+    return tier.Ranking(labels, scores)(weights)[1]
+
+
+def calibration_error(labels, probabilities, weights):
+    return tier.Reliability(labels, probabilities)(weights)
+
+
 # Draws
 
 
@@ -99,8 +111,8 @@ def test_bad_subjects_are_named():
 def test_auroc_and_average_precision_are_scikit_learns_on_the_repeated_rows(ties):
     labels, scores = draw(150, ties=ties)
     weights = weights_of(150)
-    auroc = tier.weighted_auroc(labels, scores, weights)
-    precision = tier.weighted_average_precision(labels, scores, weights)
+    auroc = weighted_auroc(labels, scores, weights)
+    precision = weighted_average_precision(labels, scores, weights)
     for i, counts in enumerate(weights.astype(int)):
         rows = np.repeat(np.arange(150), counts)
         assert auroc[i] == pytest.approx(roc_auc_score(labels[rows], scores[rows]), abs=1e-12)
@@ -112,9 +124,9 @@ def test_fractional_weights_are_scikit_learns_sample_weight():
     weights = np.random.default_rng(1).random((5, 100))
     for i, each in enumerate(weights):
         reference = roc_auc_score(labels, scores, sample_weight=each)
-        assert tier.weighted_auroc(labels, scores, weights)[i] == pytest.approx(reference, abs=1e-12)
+        assert weighted_auroc(labels, scores, weights)[i] == pytest.approx(reference, abs=1e-12)
         reference = average_precision_score(labels, scores, sample_weight=each)
-        assert tier.weighted_average_precision(labels, scores, weights)[i] == pytest.approx(reference, abs=1e-12)
+        assert weighted_average_precision(labels, scores, weights)[i] == pytest.approx(reference, abs=1e-12)
 
 
 ROWS = st.lists(
@@ -137,8 +149,8 @@ def test_ties_count_one_half(rows):
         called = sum(w for y, s, w in rows if s >= score and not math.isnan(y))
         precisions += weight * sum(w for y, s, w in rows if s >= score and y == 1) / called
         positives += weight
-    auroc = tier.weighted_auroc(labels, scores, weights[None])[0]
-    precision = tier.weighted_average_precision(labels, scores, weights[None])[0]
+    auroc = weighted_auroc(labels, scores, weights[None])[0]
+    precision = weighted_average_precision(labels, scores, weights[None])[0]
     if pairs:
         assert auroc == pytest.approx(won / pairs, abs=1e-12)
         assert precision == pytest.approx(precisions / positives, abs=1e-12)
@@ -151,9 +163,9 @@ def test_a_resample_without_a_class_is_undefined():
     weights = np.array([[0, 2, 1], [3, 0, 0], [1, 1, 1]], dtype=float)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        np.testing.assert_array_equal(tier.weighted_auroc(labels, scores, weights), [np.nan, np.nan, 1.0])
+        np.testing.assert_array_equal(weighted_auroc(labels, scores, weights), [np.nan, np.nan, 1.0])
     with pytest.raises(ValueError, match="weights for 4 rows"):
-        tier.weighted_auroc(labels, scores, np.ones((1, 4)))
+        weighted_auroc(labels, scores, np.ones((1, 4)))
 
 
 # Decisions
@@ -210,7 +222,7 @@ def test_calibration_error_against_a_loop():
     labels = (rng.random(204) < probabilities**0.5).astype(float)
     labels[5] = math.nan
     weights = weights_of(204, 10)
-    for error, each in zip(tier.expected_calibration_error(labels, probabilities, weights), weights):
+    for error, each in zip(calibration_error(labels, probabilities, weights), weights):
         expected, total = 0.0, sum(w for w, y in zip(each, labels) if y == y)
         for k in range(10):
             inside = [
@@ -236,7 +248,7 @@ def test_a_reliability_diagram_is_scikit_learns():
     np.testing.assert_allclose(result["share_positive"][:6], share, atol=1e-12)
     assert np.isnan(result["share_positive"][6:]).all()
     error = (result["count"][:6] * np.abs(share - mean)).sum() / 100
-    assert tier.expected_calibration_error(labels, probabilities, np.ones((1, 100)))[0] == pytest.approx(error)
+    assert calibration_error(labels, probabilities, np.ones((1, 100)))[0] == pytest.approx(error)
     with pytest.raises(ValueError, match=r"probabilities\[1\]"):
         tier.reliability([0, 1], [0.5, 1.5])
 
@@ -444,7 +456,7 @@ def test_a_classification_has_all_measures_and_says_what_is_undefined():
     assert results["specificity"]["b"]["undefined"] == "n+ = 0, n- = 60"
     assert results["mcc"]["c"] == results["f1"]["c"] == {"value": None, "undefined": "no threshold"}
     assert results["mcc"]["mean"]["value"] == results["mcc"]["a"]["value"]
-    error = tier.expected_calibration_error(labels[:, 1], probabilities[:, 1], np.ones((1, 90)))[0]
+    error = calibration_error(labels[:, 1], probabilities[:, 1], np.ones((1, 90)))[0]
     assert results["ece"]["b"]["value"] == error
     assert results["ece_calibrated"]["c"] == {"value": None, "undefined": "no probabilities"}
     nothing = tier.Classification(np.full((4, 1), math.nan), np.zeros((4, 1)), probabilities=np.zeros((4, 1)))
@@ -564,7 +576,7 @@ def test_delong_agrees_with_the_bootstrap():
     labels, a = draw(400, ties=False)
     b = a + np.random.default_rng(1).standard_normal(400)
     weights = weights_of(400, 2000)
-    samples = tier.weighted_auroc(labels, a, weights) - tier.weighted_auroc(labels, b, weights)
+    samples = weighted_auroc(labels, a, weights) - weighted_auroc(labels, b, weights)
     assert tier.delong(labels, a, b)["standard_error"] == pytest.approx(samples.std(), rel=0.08)
 
 
