@@ -103,6 +103,17 @@ def tier_model() -> TierModel:
 
 
 @pytest.fixture
+def model(tokenizer) -> TierModel:
+    """Of a BERT with the tokenizer's vocabulary and a ResNet, for pictures of any size."""
+    torch.manual_seed(3)
+    text = BertConfig(**TEXT_CONFIGS["bert"].to_diff_dict() | {"vocab_size": len(tokenizer)})
+    config = TierConfig(
+        text_config=text, vision_config=VISION_CONFIGS["resnet"], image_pooling="mean", projection_dim=16
+    )
+    return TierModel(config).eval()
+
+
+@pytest.fixture
 def inputs() -> dict[str, torch.Tensor]:
     return make_inputs()
 

@@ -6,10 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import TEXT_CONFIGS, VISION_CONFIGS
-from transformers import BertConfig, pipeline
+from transformers import pipeline
 
-from modeling_tier import TierConfig, TierModel
 from modeling_tier.data import load_pairs
 from modeling_tier.evaluation import PROTOCOLS, evaluate_zero_shot, load_no_finding, load_prompts
 from modeling_tier.evaluation.prompts import NO_FINDING
@@ -21,16 +19,6 @@ FINDINGS = ("Cardiomegaly", "Pleural Effusion", "Edema")
 @pytest.fixture(scope="module")
 def pairs():
     return load_pairs("synthetic", "test", num_images=24, image_size=40, seed=2)
-
-
-@pytest.fixture
-def model(tokenizer):
-    torch.manual_seed(3)
-    text = BertConfig(**TEXT_CONFIGS["bert"].to_diff_dict() | {"vocab_size": len(tokenizer)})
-    config = TierConfig(
-        text_config=text, vision_config=VISION_CONFIGS["resnet"], image_pooling="mean", projection_dim=16
-    )
-    return TierModel(config).eval()
 
 
 def prompts_of(protocol):

@@ -7,25 +7,18 @@ import signal
 
 import numpy as np
 import pytest
-import torch
 from conftest import TEXT_CONFIGS, VISION_CONFIGS
 from PIL import Image
-from transformers import BertConfig, SiglipConfig, SiglipModel
+from transformers import SiglipConfig, SiglipModel
 
-from modeling_tier import TierConfig, TierModel
 from modeling_tier.data import load_pairs
 from modeling_tier.evaluation import load_model, member_folders
 from modeling_tier.evaluation.run import DataChoice, EvaluationConfig, run_evaluation
 
 
 @pytest.fixture
-def folder(tokenizer, processor, tmp_path):
-    torch.manual_seed(3)
-    text = BertConfig(**TEXT_CONFIGS["bert"].to_diff_dict() | {"vocab_size": len(tokenizer)})
-    config = TierConfig(
-        text_config=text, vision_config=VISION_CONFIGS["resnet"], image_pooling="mean", projection_dim=16
-    )
-    TierModel(config).save_pretrained(tmp_path / "model")
+def folder(model, processor, tmp_path):
+    model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 

@@ -13,11 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TEXT_CONFIGS, VISION_CONFIGS
 from datasets import Dataset
-from transformers import BertConfig
 
-from modeling_tier import TierConfig, TierModel, text_image_entropy
+from modeling_tier import TierModel, text_image_entropy
 from modeling_tier.data import load_pairs
 from modeling_tier.evaluation import load_no_finding, load_prompts
 from modeling_tier.evaluation.localisation import patch_mask, picture_mask
@@ -40,16 +38,6 @@ BATCH = 6
 @pytest.fixture(scope="module")
 def pairs():
     return load_pairs("synthetic", "test", num_images=130, image_size=40, seed=2)  # 22 batches
-
-
-@pytest.fixture
-def model(tokenizer):
-    torch.manual_seed(3)
-    text = BertConfig(**TEXT_CONFIGS["bert"].to_diff_dict() | {"vocab_size": len(tokenizer)})
-    config = TierConfig(
-        text_config=text, vision_config=VISION_CONFIGS["resnet"], image_pooling="mean", projection_dim=16
-    )
-    return TierModel(config).eval()
 
 
 @pytest.fixture

@@ -13,14 +13,13 @@ import evaluate
 import numpy as np
 import pytest
 import torch
-from conftest import TEXT_CONFIGS, VISION_CONFIGS
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 from sklearn.metrics import roc_auc_score
-from transformers import BertConfig, CLIPImageProcessor
+from transformers import CLIPImageProcessor
 
-from modeling_tier import TierConfig, TierModel, text_image_entropy
+from modeling_tier import text_image_entropy
 from modeling_tier.data import load_pairs
 from modeling_tier.data.chestxray14 import LABELS
 from modeling_tier.data.columns import CHEXPERT_LABELS
@@ -45,16 +44,6 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def pairs():
     return load_pairs("synthetic", "test", num_images=60, image_size=40, seed=2)
-
-
-@pytest.fixture
-def model(tokenizer):
-    torch.manual_seed(3)
-    text = BertConfig(**TEXT_CONFIGS["bert"].to_diff_dict() | {"vocab_size": len(tokenizer)})
-    config = TierConfig(
-        text_config=text, vision_config=VISION_CONFIGS["resnet"], image_pooling="mean", projection_dim=16
-    )
-    return TierModel(config).eval()
 
 
 @pytest.fixture
