@@ -47,6 +47,7 @@ class Batches:
         self.size = input_size(processor.image_processor) if self.augmentation else None
         self.pairs = undecoded(pairs.select_columns(["image", "text", "image_id"]))
         self.step_size = self.batch_size * self.micro * self.processes
+        self.image_ids: list[str] = []  # of the batch that was given last
         self.streaming = isinstance(pairs, IterableDataset)
         if self.streaming:
             if config.training.steps_per_epoch is None:
@@ -80,6 +81,7 @@ class Batches:
             batches = self._loader(self.pairs, partial(self.collate, epoch=epoch), batch_sampler=order)
         try:
             for batch in batches:
+                self.image_ids = batch.pop("image_ids")
                 yield {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
         except ValueError as error:  # a worker's comes with its traceback as the message
             if "DataLoader worker" not in str(error):
@@ -139,7 +141,8 @@ class Batches:
             ]
             has = self.processor.image_processor
             options = {name: False for name in ("do_resize", "do_center_crop") if getattr(has, name, False)}
-        return dict(self.processor(images=images, text=[row["text"] for row in rows], images_kwargs=options))
+        inputs = dict(self.processor(images=images, text=[row["text"] for row in rows], images_kwargs=options))
+        return inputs | {"image_ids": [row["image_id"] for row in rows]}
 
 
 def share_of_subjects(pairs: Dataset | IterableDataset, share: float, seed: int) -> Dataset:

@@ -54,18 +54,20 @@ def load_checkpoint(folder: Path, accelerator) -> dict:
     return state
 
 
-def find_checkpoint(resume: str, output_dir: Path) -> Path:
+def find_checkpoint(resume: str, output_dir: Path) -> Path | None:
     """
-    The checkpoint that `training.resume_from_checkpoint` means.
+    The checkpoint that `training.resume_from_checkpoint` means; None for "auto", if there is none yet.
 
     Raises:
         ValueError: if it is not there, not complete, or of another run.
     """
-    folder = output_dir / "checkpoints" / "last" if resume == "last" else Path(resume)
+    folder = output_dir / "checkpoints" / "last" if resume in ("last", "auto") else Path(resume)
     old = folder.with_name(folder.name + ".old")
     if not folder.exists() and (old / STATE_FILE).is_file():  # stopped between the two renames
         folder = old
     if not (folder / STATE_FILE).is_file():
+        if resume == "auto":
+            return None
         raise ValueError(f"training.resume_from_checkpoint: there is no complete checkpoint in {folder}.")
     if folder.resolve().parent != (output_dir / "checkpoints").resolve():
         raise ValueError(

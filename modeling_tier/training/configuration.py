@@ -112,7 +112,10 @@ class TrainingOptions:
     mixed_precision: str = option("no", "no | bf16 | fp16")
     log_every: int = option(10, "optimiser steps between two lines of the log")
     save_every_steps: int | None = option(None, "optimiser steps between checkpoints; null: after each epoch")
-    resume_from_checkpoint: str | None = option(None, "'last', or the folder of one of this run's checkpoints")
+    resume_from_checkpoint: str | None = option(
+        None, "'auto': where the last complete checkpoint is, else from the start; 'last'; or a checkpoint's folder"
+    )
+    max_skipped_steps: int = option(20, "so many steps in a row without a finite gradient end the run")
     overwrite: bool = option(False, "whether to replace an earlier run in output_dir")
     trackers: list = option(list, f"any of {list(TRACKERS)}; log.jsonl is always written")
     progress: bool = option(True, "whether to show progress bars")
@@ -359,6 +362,7 @@ def _check_ranges(config: TrainConfig) -> None:
         "gradient_accumulation_steps",
         "log_every",
         "save_every_steps",
+        "max_skipped_steps",
     )
     ranges = {f"training.{name}": (1, None) for name in least_one}
     ranges |= {f"evaluation.{name}": (1, None) for name in ("every_epochs", "batch_size", "keep_best")}

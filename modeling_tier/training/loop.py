@@ -46,6 +46,7 @@ from .configuration import (
     load_config,
 )
 from .freezing import freeze, train_mode
+from .stopping import EXIT_STOPPED, NonFiniteSteps, StopRequest
 
 
 MAX_LOGIT_SCALE = math.log(100)
@@ -65,8 +66,18 @@ def train(config: TrainConfig, after_evaluation: Callable[[int, dict], bool] | N
         the validation metrics of the best checkpoint, as in `metrics.json`.
 
     Raises:
-        ValueError: for options that cannot work, or an output folder that holds another run.
+        ValueError: for options that cannot work, an output folder that holds another run, or gradients that are not
+            finite in too many steps in a row.
+        SystemExit: with the code `EXIT_STOPPED`, after SIGTERM or SIGINT: the step is done and its checkpoint written.
     """
+    stop_request = StopRequest()
+    try:
+        return _train(config, after_evaluation, stop_request)
+    finally:
+        stop_request.leave()
+
+
+def _train(config: TrainConfig, after_evaluation: Callable | None, stop_request: StopRequest) -> dict:
     check_config(config)
     training, optimizer_options, evaluation = config.training, config.optimizer, config.evaluation
     output_dir = Path(config.output_dir)
@@ -134,6 +145,7 @@ def train(config: TrainConfig, after_evaluation: Callable[[int, dict], bool] | N
         accelerator.init_trackers("tier", config=flat(config.to_dict()))
 
     state = {"epoch": 0, "step_in_epoch": 0, "step": 0, "best": None, "evaluations": []}
+    state |= {"skipped": 0, "skipped_in_a_row": 0}
     if checkpoint:
         state |= load_checkpoint(checkpoint, accelerator)
         accelerator.print(f"Resumed from {checkpoint} at step {state['step']} of {total_steps}.")
@@ -148,6 +160,10 @@ def train(config: TrainConfig, after_evaluation: Callable[[int, dict], bool] | N
         disable=not (training.progress and accelerator.is_main_process),
     )
     collapsed = False
+    non_finite = NonFiniteSteps(bare_model, state, training.max_skipped_steps)
+    last = output_dir / "checkpoints" / "last"
+    stopped = "Asked to stop: {} steps of {} are done. Go on with --training.resume_from_checkpoint auto."
+    stop_request.listen()
 
     for epoch in range(state["epoch"], training.epochs):
         train_mode(model)
@@ -155,13 +171,23 @@ def train(config: TrainConfig, after_evaluation: Callable[[int, dict], bool] | N
         started, pairs = time.perf_counter(), 0
         for batch in batches.of_epoch(epoch, first_step=state["step_in_epoch"]):
             with accelerator.accumulate(model):
+                non_finite.begin(batches.image_ids)
                 scale = ramp(state["step"] / total_steps, config.regulariser.ramp_start, config.regulariser.ramp_end)
                 out = model(**batch, return_loss=True, entropy_scale=scale)
                 accelerator.backward(out.loss)
                 if accelerator.sync_gradients:
                     max_norm = math.inf if optimizer_options.max_grad_norm is None else optimizer_options.max_grad_norm
                     grad_norm = accelerator.clip_grad_norm_(model.parameters(), max_norm)
-                optimizer.step()
+                    skipped = non_finite.leave_out(grad_norm)
+                    if skipped is not None:
+                        images = {
+                            "image_ids": skipped,
+                            "loss": str(out.loss.item()),
+                            "grad_norm": str(float(grad_norm)),
+                        }
+                        log.write(state["step"] + 1, epoch=epoch, skipped=images)
+                if not accelerator.sync_gradients or skipped is None or accelerator.scaler is not None:
+                    optimizer.step()  # in fp16 the scaler leaves it out, and makes its scale smaller
                 optimizer.zero_grad()
             pairs += len(batch["input_ids"]) * accelerator.num_processes
             if not accelerator.sync_gradients:
@@ -190,8 +216,15 @@ def train(config: TrainConfig, after_evaluation: Callable[[int, dict], bool] | N
                 if not collapsed and _has_collapsed(shape, config, bare_model, scale):
                     collapsed = True
                     accelerator.print(_collapse_message(shape, state["step"]))
-            if training.save_every_steps and state["step"] % training.save_every_steps == 0:
-                save_checkpoint(output_dir / "checkpoints" / "last", accelerator, state)
+            if non_finite.too_many():
+                save_checkpoint(last, accelerator, state)
+                raise ValueError(non_finite.message(output_dir))
+            asked = stop_request.came(accelerator, state["step"])
+            if asked or (training.save_every_steps and state["step"] % training.save_every_steps == 0):
+                save_checkpoint(last, accelerator, state)
+            if asked:
+                accelerator.print(stopped.format(state["step"], total_steps))
+                raise SystemExit(EXIT_STOPPED)
 
         state["epoch"], state["step_in_epoch"] = epoch + 1, 0
         if state["epoch"] % evaluation.every_epochs == 0 or state["epoch"] == training.epochs:
@@ -212,9 +245,12 @@ def train(config: TrainConfig, after_evaluation: Callable[[int, dict], bool] | N
                         bare_model.save_pretrained(temporary)
                         processor.save_pretrained(temporary)
             stop = after_evaluation is not None and after_evaluation(state["epoch"], metrics)
-        save_checkpoint(output_dir / "checkpoints" / "last", accelerator, state)
+        save_checkpoint(last, accelerator, state)
         if accelerator.is_main_process:
             settle_ensemble(ensemble, best_epochs(state["evaluations"], evaluation.keep_best))
+        if state["epoch"] < training.epochs and not stop and stop_request.came(accelerator):
+            accelerator.print(stopped.format(state["step"], total_steps))
+            raise SystemExit(EXIT_STOPPED)
         if stop:
             break
 
@@ -354,7 +390,7 @@ def _evaluate(
     Validation metrics, computed by the main process and known to all. Those of `evaluation.dataset` stand under its
     name.
     """
-    result, evaluation = [None], config.evaluation
+    result, evaluation, error = [None], config.evaluation, None
     if accelerator.is_main_process:
         of = partial(
             evaluate_zero_shot,
@@ -365,12 +401,18 @@ def _evaluate(
             uncertain=evaluation.uncertain,
             blank=evaluation.blank,
         )
-        if evaluation.dataset:
-            result[0], _ = of(dataset=validation_pairs, prompts={}, localisation=False)
-            result[0][evaluation.dataset], _ = of(dataset=zero_shot_set, prompts=prompts)
-        else:
-            result[0], _ = of(dataset=validation_pairs, prompts=prompts)
-    return broadcast_object_list(result)[0]
+        try:
+            if evaluation.dataset:
+                result[0], _ = of(dataset=validation_pairs, prompts={}, localisation=False)
+                result[0][evaluation.dataset], _ = of(dataset=zero_shot_set, prompts=prompts)
+            else:
+                result[0], _ = of(dataset=validation_pairs, prompts=prompts)
+        except Exception as caught:  # the others wait for the result
+            result[0], error = str(caught), caught
+    metrics = broadcast_object_list(result)[0]
+    if isinstance(metrics, str):
+        raise error or ValueError(metrics)
+    return metrics
 
 
 def metric_value(metrics: dict, name: str, dataset: str | None = None) -> float:
@@ -414,7 +456,12 @@ def _prepare_folder(config: TrainConfig, output_dir: Path, accelerator: Accelera
     # A run that ended before its first step, on an error that has been mended, is nobody's loss.
     if (output_dir / "training_config.yaml").is_file() and not (output_dir / "log.jsonl").is_file():
         occupied = any((output_dir / name).exists() for name in ("checkpoints", "model.safetensors"))
-    if occupied and not resume and not config.training.overwrite:
+    if resume == "auto" and not checkpoint and (output_dir / "training_config.yaml").is_file():
+        # Stopped before its first checkpoint: there is nothing to go on from, and nothing to lose.
+        occupied = (output_dir / "model.safetensors").exists()
+        if not occupied and accelerator.is_main_process:
+            (output_dir / "log.jsonl").unlink(missing_ok=True)
+    if occupied and not checkpoint and not config.training.overwrite:
         raise ValueError(
             f"{output_dir} is not empty: go on with --training.resume_from_checkpoint last, replace it with "
             "--training.overwrite true, or choose another output_dir."

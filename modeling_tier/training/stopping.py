@@ -1,0 +1,95 @@
+# Licensed under the Apache License, Version 2.0.
+"""Reasons to stop a run before its end: a signal, and losses that are no numbers."""
+
+import signal
+import threading
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+
+EXIT_STOPPED = 75  # of a run that was asked to stop and has left a checkpoint to go on from
+
+_CHECK_EVERY = 10  # steps: with several processes, whether one of them was asked costs a collective
+
+
+class StopRequest:
+    """
+    SIGTERM (as SLURM sends before it preempts a job) or SIGINT (Ctrl-C), kept in mind until the step is done. After
+    the first one, a second has its usual effect at once.
+    """
+
+    def __init__(self):
+        self.received, self._before = False, {}
+
+    def listen(self) -> None:
+        if threading.current_thread() is threading.main_thread():  # no other may
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._remember)
+
+    def _remember(self, number, frame) -> None:
+        self.received = True
+        self.leave()
+
+    def leave(self) -> None:
+        """Signals have their usual effect again."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def came(self, accelerator: Accelerator, step: int | None = None) -> bool:
+        """Whether a process was asked. All of them must call this; at most steps, several do not look."""
+        if accelerator.num_processes == 1:
+            return self.received
+        if step is not None and step % _CHECK_EVERY:
+            return False
+        received = torch.tensor(int(self.received), device=accelerator.device)
+        return bool(accelerator.reduce(received, reduction="sum").item())
+
+
+class NonFiniteSteps:
+    """
+    Leaves out optimiser steps whose gradient is not finite.
+
+    Every process sees the same norm of the same, averaged gradient, so all decide alike. The statistics that the
+    forward pass has written into the model's buffers (BatchNorm's) are put back: one such batch would spoil them for
+    good.
+    """
+
+    def __init__(self, model: torch.nn.Module, state: dict, most_in_a_row: int):
+        self.state, self.most_in_a_row = state, most_in_a_row
+        # Of BatchNorm and its kind: what else is in a buffer is constant.
+        norms = (module for module in model.modules() if getattr(module, "track_running_stats", False))
+        self._buffers = [each for module in norms for each in module.buffers()]
+        self._saved = [each.clone() for each in self._buffers]
+        self._image_ids: list[str] = []
+
+    def begin(self, image_ids: list[str]) -> None:
+        """Before each forward pass: its images."""
+        if not self._image_ids and self._buffers:  # the first of a step
+            torch._foreach_copy_(self._saved, self._buffers)
+        self._image_ids += image_ids
+
+    def leave_out(self, grad_norm: torch.Tensor) -> list[str] | None:
+        """After the backward pass of a step: None, or the images of all processes if the step must not be taken."""
+        image_ids, self._image_ids = self._image_ids, []
+        if torch.isfinite(grad_norm):
+            self.state["skipped_in_a_row"] = 0
+            return None
+        if self._buffers:
+            torch._foreach_copy_(self._buffers, self._saved)
+        self.state["skipped"] += 1
+        self.state["skipped_in_a_row"] += 1
+        return gather_object(image_ids)
+
+    def too_many(self) -> bool:
+        return self.state["skipped_in_a_row"] >= self.most_in_a_row
+
+    def message(self, output_dir) -> str:
+        return (
+            f"The gradient was not finite in {self.state['skipped_in_a_row']} steps in a row "
+            "(training.max_skipped_steps), so the run stopped. None of them was taken: "
+            f"{output_dir}/checkpoints/last is as before them, and log.jsonl names their images under 'skipped'. "
+            "Likely causes: optimizer.lr too large or optimizer.warmup_share too small; training.mixed_precision fp16 "
+            "(try bf16); a model.pretrained that gives NaN; broken pictures."
+        )
