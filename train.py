@@ -34,7 +34,7 @@ def main() -> None:
     try:
         config = load_config(arguments.config, overrides)
         train(config)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

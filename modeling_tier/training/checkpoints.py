@@ -14,13 +14,24 @@ STATE_FILE = "trainer_state.json"
 
 @contextmanager
 def replacing(folder: Path, accelerator):
-    """A temporary folder that takes the place of `folder` when all processes have left the block."""
+    """
+    A temporary folder that takes the place of `folder` when all processes have left the block.
+
+    Raises:
+        OSError: if something cannot be written; what stood in `folder` before is still there, whole.
+    """
     temporary = folder.with_name(folder.name + ".tmp")
     if accelerator.is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    yield temporary
+    try:
+        yield temporary
+    except Exception as error:  # torch and safetensors have errors of their own for a full disk
+        raise OSError(
+            f"{folder} could not be written: {str(error).splitlines()[0]}. What stood there before is whole: make "
+            "room, and go on with --training.resume_from_checkpoint auto."
+        ) from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         old = folder.with_name(folder.name + ".old")

@@ -141,15 +141,15 @@ def _train(config: TrainConfig, after_evaluation: Callable | None, stop_request:
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(scheduler)
     bare_model = accelerator.unwrap_model(model)
-    if training.trackers:
-        accelerator.init_trackers("tier", config=flat(config.to_dict()))
-
     state = {"epoch": 0, "step_in_epoch": 0, "step": 0, "best": None, "evaluations": []}
-    state |= {"skipped": 0, "skipped_in_a_row": 0}
+    state |= {"skipped": 0, "skipped_in_a_row": 0, "pairs_per_step": batches.step_size}
     if checkpoint:
         state |= load_checkpoint(checkpoint, accelerator)
+        _check_pairs_per_step(state["pairs_per_step"], batches)
         accelerator.print(f"Resumed from {checkpoint} at step {state['step']} of {total_steps}.")
     log = Log(output_dir / "log.jsonl", accelerator, state)
+    if training.trackers:
+        log.track(lambda: accelerator.init_trackers("tier", config=flat(config.to_dict())))
     ensemble = output_dir / "ensemble"
     if accelerator.is_main_process:  # a run that was stopped may have left more
         settle_ensemble(ensemble, best_epochs(state["evaluations"], evaluation.keep_best))
@@ -261,8 +261,7 @@ def _train(config: TrainConfig, after_evaluation: Callable | None, stop_request:
         processor.save_pretrained(output_dir)
         (output_dir / "metrics.json").write_text(json.dumps(state["best"], indent=2))
     accelerator.wait_for_everyone()
-    if training.trackers:
-        accelerator.end_training()
+    log.track(accelerator.end_training)
     return state["best"]
 
 
@@ -283,7 +282,15 @@ class Log:
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
         if self.accelerator.trackers:
-            self.accelerator.log(flat(values), step=step)
+            self.track(lambda: self.accelerator.log(flat(values), step=step))
+
+    def track(self, call: Callable[[], None]) -> None:
+        """A tracker that cannot be reached does not end a run."""
+        try:
+            call()
+        except Exception as error:
+            self.accelerator.trackers.clear()
+            print(f"WARNING: the trackers failed and are left out from here on; log.jsonl goes on. {error}")
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
@@ -492,6 +499,16 @@ def _prepare_folder(config: TrainConfig, output_dir: Path, accelerator: Accelera
         (output_dir / "environment.json").write_text(json.dumps(environment, indent=2))
     accelerator.wait_for_everyone()
     return checkpoint
+
+
+def _check_pairs_per_step(before: int, batches: Batches) -> None:
+    """The number of processes may change between a stop and a resume; the pairs of a step, which set its end, not."""
+    if batches.step_size != before:
+        raise ValueError(
+            f"A step of this run has {before} pairs; training.batch_size {batches.batch_size} x "
+            f"gradient_accumulation_steps {batches.micro} x {batches.processes} processes are {batches.step_size}. "
+            "With another number of processes, set training.batch_size so that their product stays."
+        )
 
 
 def _check_same_run(config: TrainConfig, output_dir: Path) -> None:

@@ -4,6 +4,7 @@
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -135,6 +136,40 @@ def test_a_step_that_is_left_out_changes_nothing(tmp_path, monkeypatch):
     assert_same_end(tmp_path / "spoiled", tmp_path / "short")
 
 
+def test_a_full_disk_leaves_the_checkpoint_before_it_whole(finished, tmp_path, monkeypatch):
+    options = ["--training.log_every=1", "--training.save_every_steps=2", "--training.resume_from_checkpoint=auto"]
+    original, limit, seen = loop.map_shape, resource.getrlimit(resource.RLIMIT_FSIZE), []
+
+    def full(*args):
+        seen.append(1)
+        if len(seen) == 8:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+        return original(*args)
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "map_shape", full)
+            with pytest.raises(OSError, match="checkpoints/last could not be written.*before is whole"):
+                train(tiny(tmp_path / "run", *options))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert state_of(tmp_path / "run")["step"] == 6
+    train(tiny(tmp_path / "run", *options))
+    assert_same_end(finished, tmp_path / "run")
+
+
+@pytest.mark.parametrize("call", ["init_trackers", "log", "end_training"])
+def test_a_tracker_that_cannot_be_reached_does_not_end_a_run(finished, tmp_path, monkeypatch, capsys, call):
+    def unreachable(*args, **kwargs):
+        raise ConnectionError("no route to the tracker")
+
+    monkeypatch.setattr(loop.Accelerator, call, unreachable)
+    train(tiny(tmp_path / "run", "--training.log_every=1", "--training.trackers=[tensorboard]"))
+    assert capsys.readouterr().out.count("no route to the tracker") == 1
+    assert_same_end(finished, tmp_path / "run")
+
+
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--multi_gpu"]
 LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -155,6 +190,40 @@ def test_two_processes_stop_at_the_same_step(tmp_path):
     # Every tenth step, and at the end of an epoch of six.
     assert state["step"] > 8 and (state["step"] % 10 == 0 or state["step"] % 6 == 0)
     assert len(list((folder / "checkpoints/last").glob("random_states_*.pkl"))) == 2
+
+
+def test_the_number_of_processes_may_change_on_the_way(tmp_path, monkeypatch):
+    """One process of 16 pairs, then two of 8; no dropout, no batch norm: as one process from beginning to end."""
+    options = ["--model.text_config.hidden_dropout_prob=0", "--training.log_every=1"]
+    options += ["--model.vision_config={model_type: convnext, hidden_sizes: [8, 16], depths: [1, 1], num_stages: 2}"]
+    options += ["--model.lambda_token=0.2", "--training.resume_from_checkpoint=auto"]
+    train(tiny(tmp_path / "whole", *options, "--training.batch_size=16"))
+    original, seen = loop.map_shape, []
+
+    def interrupted(*args):
+        seen.append(1)
+        if len(seen) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "map_shape", interrupted)
+        with pytest.raises(SystemExit):
+            train(tiny(tmp_path / "run", *options, "--training.batch_size=16"))
+    with pytest.raises(
+        ValueError, match="A step of this run has 16 pairs; training.batch_size 8 x .* 1 processes are 8"
+    ):
+        train(tiny(tmp_path / "run", *options, "--training.batch_size=8"))
+    command = [*LAUNCH, "train.py", "--config", "configs/demo.yaml", *TINY, *options]
+    command += ["--training.batch_size=8", f"--output_dir={tmp_path / 'run'}"]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT)
+    assert process.returncode == 0, process.stderr[-3000:]
+    one, two = ([line for line in lines(tmp_path / name) if "loss" in line] for name in ("whole", "run"))
+    assert [line["step"] for line in one] == [line["step"] for line in two] == list(range(1, 7))
+    for first, second in zip(one, two):
+        assert first["grad_norm"] == pytest.approx(second["grad_norm"], rel=1e-3)
+    for name, weight in weights(tmp_path / "whole/checkpoints/last").items():
+        torch.testing.assert_close(weight, weights(tmp_path / "run/checkpoints/last")[name], rtol=0, atol=3e-4)
 
 
 def test_an_evaluation_that_fails_in_the_first_process_ends_all(tmp_path):
