@@ -282,7 +282,8 @@ class Log:
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
         if self.accelerator.trackers:
-            self.track(lambda: self.accelerator.log(flat(values), step=step))
+            numbers = {name: value for name, value in flat(values).items() if isinstance(value, int | float)}
+            self.track(lambda: self.accelerator.log(numbers, step=step))
 
     def track(self, call: Callable[[], None]) -> None:
         """A tracker that cannot be reached does not end a run."""
