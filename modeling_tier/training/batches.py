@@ -17,6 +17,7 @@ from ..data.pictures import read_picture, undecoded
 from ..data.transforms import AUGMENTATIONS, augment, generator, input_size
 from ..processing_tier import TierProcessor
 from .configuration import TrainConfig
+from .stopping import outlive_sigterm, started
 
 
 class Batches:
@@ -78,7 +79,7 @@ class Batches:
             batches = itertools.islice(self._stream(epoch), first_step * self.micro, number)
         else:
             order = self._order(epoch, first_step).tolist()
-            batches = self._loader(self.pairs, partial(self.collate, epoch=epoch), batch_sampler=order)
+            batches = started(self._loader(self.pairs, partial(self.collate, epoch=epoch), batch_sampler=order))
         try:
             for batch in batches:
                 self.image_ids = batch.pop("image_ids")
@@ -104,7 +105,8 @@ class Batches:
         for number in itertools.count(epoch, 1_000_003):  # of the pass: no other epoch has the same ones
             part.set_epoch(number)  # after the split, which begins at 0
             rest, batch = [], None
-            for rows in self._loader(part, partial(self._collate_full, epoch=number), batch_size=self.batch_size):
+            loader = self._loader(part, partial(self._collate_full, epoch=number), batch_size=self.batch_size)
+            for rows in started(loader):
                 if isinstance(rows, list):  # the last ones of a worker; together they may fill a batch
                     rest += rows
                     if len(rest) < self.batch_size:
@@ -124,6 +126,7 @@ class Batches:
             collate_fn=collate,
             num_workers=min(workers, pairs.num_shards) if self.streaming else workers,
             generator=torch.Generator(),  # the workers' seeds must not take from the model's random numbers
+            worker_init_fn=outlive_sigterm,
             **options,
         )
 

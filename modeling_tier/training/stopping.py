@@ -3,10 +3,12 @@
 
 import signal
 import threading
+from collections.abc import Iterator
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch.utils.data import DataLoader
 
 
 EXIT_STOPPED = 75  # of a run that was asked to stop and has left a checkpoint to go on from
@@ -45,6 +47,24 @@ class StopRequest:
             return False
         received = torch.tensor(int(self.received), device=accelerator.device)
         return bool(accelerator.reduce(received, reduction="sum").item())
+
+
+def started(loader: DataLoader) -> Iterator:
+    """
+    An iterator over a loader whose workers outlive SIGTERM from their first moment. SLURM signals all processes of a
+    job, and a worker that died of it would end the run before its checkpoint is written.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # the workers inherit it
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def outlive_sigterm(worker: int) -> None:
+    """For the workers of [`started`]. After a minute they die all the same, if the run has not ended them before."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 class NonFiniteSteps:

@@ -193,6 +193,25 @@ def test_two_processes_stop_at_the_same_step(tmp_path):
     assert len(list((folder / "checkpoints/last").glob("random_states_*.pkl"))) == 2
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_of_a_job_finds_the_workers_of_the_loader_too(tmp_path, number):
+    """As SLURM sends it, and Ctrl-C: a worker that died of it would end the run before its checkpoint."""
+    folder = tmp_path / "run"
+    options = [*TINY, "--training.epochs=1000", "--data.num_workers=2", f"--output_dir={folder}"]
+    command = [sys.executable, "train.py", "--config", "configs/demo.yaml", *options, "--training.log_every=1"]
+    command += ["--evaluation.every_epochs=1000"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not ((folder / "log.jsonl").is_file() and len(lines(folder)) > 8):
+        time.sleep(0.1)
+    os.killpg(process.pid, number)
+    output, _ = process.communicate(timeout=150)
+    assert process.returncode == EXIT_STOPPED, output[-2000:]
+    assert state_of(folder)["step"] > 8 and b"Traceback" not in output
+
+
 def test_the_number_of_processes_may_change_on_the_way(tmp_path, monkeypatch):
     """One process of 16 pairs, then two of 8; no dropout, no batch norm: as one process from beginning to end."""
     options = ["--model.text_config.hidden_dropout_prob=0", "--training.log_every=1"]
