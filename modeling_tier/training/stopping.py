@@ -54,6 +54,8 @@ def started(loader: DataLoader) -> Iterator:
     An iterator over a loader whose workers outlive SIGTERM from their first moment. SLURM signals all processes of a
     job, and a worker that died of it would end the run before its checkpoint is written.
     """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, which sends no such signals
+        return iter(loader)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # the workers inherit it
     try:
         return iter(loader)
@@ -63,8 +65,9 @@ def started(loader: DataLoader) -> Iterator:
 
 def outlive_sigterm(worker: int) -> None:
     """For the workers of [`started`]. After a minute they die all the same, if the run has not ended them before."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    if hasattr(signal, "pthread_sigmask"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 class NonFiniteSteps:
