@@ -9,13 +9,15 @@ demo: $(VENV)/.installed
 	$(RUN) demo.py $(ARGS)
 
 test: $(VENV)/.installed
-	$(RUN) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 $(ARGS)
 
 bench: $(VENV)/.installed
 	$(RUN) benchmarks/synthetic_speed.py
-	$(RUN) benchmarks/training_step.py
+	$(RUN) benchmarks/step_cost.py
 	$(RUN) benchmarks/preparation.py
 	$(RUN) benchmarks/loader.py
+	$(RUN) benchmarks/training_speed.py
+	$(RUN) benchmarks/grad_cache.py
 	$(RUN) benchmarks/transforms.py
 	$(RUN) benchmarks/memory.py
 	$(RUN) benchmarks/paper_step.py
