@@ -4,6 +4,7 @@
 from typing import NamedTuple
 
 import torch
+from torch.autograd.function import once_differentiable
 
 
 class TextImageEntropy(NamedTuple):
@@ -17,9 +18,14 @@ class TextImageEntropy(NamedTuple):
 
 def l2_normalize(embeds: torch.Tensor) -> torch.Tensor:
     """Scale the last dimension to unit length. A zero vector stays zero and passes no gradient on."""
+    return _unit(embeds)[0]
+
+
+def _unit(embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     norm = torch.linalg.vector_norm(embeds, dim=-1, keepdim=True)
     # Division by infinity rather than by a small epsilon: the latter would multiply the gradient by 1 / epsilon.
-    return embeds / torch.where(norm > 1e-12, norm, torch.inf)
+    norm = torch.where(norm > 1e-12, norm, torch.inf)
+    return embeds / norm, norm
 
 
 def text_image_entropy(
@@ -37,7 +43,7 @@ def text_image_entropy(
         H_p = -sum_t r[t, p] log r[t, p],  r[:, p] = softmax(S[:, p] / temperature)  over the valid tokens
 
     are averaged over the valid tokens (the patches) of a pair, then over the pairs. Both are computed without an
-    epsilon as `H = logsumexp(s) - sum(softmax(s) * s)`, whose gradient is `dH/ds_j = -q_j (s_j - sum(q * s))`.
+    epsilon from `log q = s - logsumexp(s)`; the gradient is `dH/ds_j = -q_j (log q_j + H)`. There is no second one.
 
     Args:
         token_embeds (`torch.Tensor` of shape `(N, T, D)`):
@@ -58,39 +64,81 @@ def text_image_entropy(
         ValueError: if the shapes do not fit each other, a dimension is empty or the temperature is not positive.
     """
     _check_inputs(token_embeds, patch_embeds, token_mask, temperature)
-    dtype = torch.promote_types(torch.promote_types(token_embeds.dtype, patch_embeds.dtype), torch.float32)
-
+    if token_mask is None:
+        token_mask = torch.ones(token_embeds.shape[:2], dtype=torch.bool, device=token_embeds.device)
     with torch.autocast(device_type=token_embeds.device.type, enabled=False):
-        if token_mask is None:
-            token_mask = torch.ones(token_embeds.shape[:2], dtype=torch.bool, device=token_embeds.device)
         token_mask = token_mask.to(torch.bool)
-        # Zeroed before anything is computed, so that not even a NaN at a padding position gets through.
-        tokens = l2_normalize(token_embeds.to(dtype).masked_fill(~token_mask.unsqueeze(-1), 0.0))
-        patches = l2_normalize(patch_embeds.to(dtype))
-        scores = tokens @ patches.transpose(1, 2) / temperature  # (N, T, P)
-
-        token_entropy = _softmax_entropy(scores, scores, dim=2)  # (N, T)
-        valid = token_mask.to(dtype)
+        token_entropy, patch_entropy = _Entropies.apply(token_embeds, patch_embeds, token_mask, temperature)
+        valid = token_mask.to(token_entropy.dtype)
         num_tokens = valid.sum(dim=1)  # (N,)
         token_entropy = (token_entropy * valid).sum(dim=1) / num_tokens.clamp(min=1)  # (N,)
 
-        # A pair without a valid token keeps all of its (zero) scores: it stays free of NaN until it is left out below.
-        has_token = num_tokens > 0
-        left_out = ~token_mask & has_token.unsqueeze(1)
-        logits = scores.masked_fill(left_out.unsqueeze(-1), -torch.inf)
-        patch_entropy = _softmax_entropy(logits, scores, dim=1).mean(dim=1)  # (N,)
-
-        pair_weight = has_token.to(dtype)
+        pair_weight = (num_tokens > 0).to(token_entropy.dtype)
         num_pairs = pair_weight.sum().clamp(min=1)
         return TextImageEntropy(
             token=(token_entropy * pair_weight).sum() / num_pairs,
-            patch=(patch_entropy * pair_weight).sum() / num_pairs,
+            patch=(patch_entropy.mean(dim=1) * pair_weight).sum() / num_pairs,
         )
 
 
-def _softmax_entropy(logits: torch.Tensor, scores: torch.Tensor, dim: int) -> torch.Tensor:
-    """Entropy of `softmax(logits)`; `scores` equals `logits` wherever the softmax is not zero, and is finite."""
-    return torch.logsumexp(logits, dim=dim) - (torch.softmax(logits, dim=dim) * scores).sum(dim=dim)
+class _Entropies(torch.autograd.Function):
+    """
+    Entropy of every token (N, T) and of every patch (N, P), with the gradient in closed form. Between the passes
+    nothing is kept but the inputs: neither the N x T x P scores nor normalised copies of the embeddings, which are
+    larger still.
+    """
+
+    @staticmethod
+    def forward(ctx, token_embeds, patch_embeds, token_mask, temperature):
+        ctx.save_for_backward(token_embeds, patch_embeds, token_mask)
+        ctx.temperature = temperature
+        *_, log_q, log_r = _Entropies.distributions(token_embeds, patch_embeds, token_mask, temperature)
+        return entropy(log_q, dim=2), entropy(log_r, dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, token_grad, patch_grad):
+        token_embeds, patch_embeds, token_mask = ctx.saved_tensors
+        with torch.autocast(device_type=token_embeds.device.type, enabled=False):  # whoever calls backward
+            tokens, token_norm, patches, patch_norm, cosines, log_q, log_r = _Entropies.distributions(
+                token_embeds, patch_embeds, token_mask, ctx.temperature
+            )
+            # dH/ds_j = -q_j (log q_j + H), in both directions; ds/dcosine = 1 / temperature.
+            q, r = log_q.exp(), log_r.exp()
+            log_q -= (q * log_q).sum(dim=2, keepdim=True)
+            log_r -= (r * log_r).sum(dim=1, keepdim=True)
+            grad = q.mul_(log_q).mul_(token_grad.unsqueeze(2)) + r.mul_(log_r).mul_(patch_grad.unsqueeze(1))
+            grad /= -ctx.temperature
+            # Through x / |x|: the part of the gradient along x falls away.
+            along = grad * cosines
+            token_grad = (grad @ patches).addcmul_(tokens, along.sum(dim=2).unsqueeze(2), value=-1).div_(token_norm)
+            patch_grad = grad.transpose(1, 2) @ tokens
+            patch_grad = patch_grad.addcmul_(patches, along.sum(dim=1).unsqueeze(2), value=-1).div_(patch_norm)
+            return token_grad.to(token_embeds.dtype), patch_grad.to(patch_embeds.dtype), None, None
+
+    @staticmethod
+    def distributions(token_embeds, patch_embeds, token_mask, temperature):
+        """Unit vectors and norms of both, cosines (N, T, P), and the logarithms of `q` and `r`."""
+        dtype = torch.promote_types(torch.promote_types(token_embeds.dtype, patch_embeds.dtype), torch.float32)
+        # Zeroed before anything is computed, so that not even a NaN at a padding position gets through.
+        tokens, token_norm = _unit(token_embeds.to(dtype).masked_fill(~token_mask.unsqueeze(2), 0.0))
+        patches, patch_norm = _unit(patch_embeds.to(dtype))
+        cosines = tokens @ patches.transpose(1, 2)
+        return tokens, token_norm, patches, patch_norm, cosines, *log_probabilities(cosines, token_mask, temperature)
+
+
+def log_probabilities(
+    cosines: torch.Tensor, token_mask: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logarithms of `q`, over the patches, and of `r`, over the valid tokens, both (N, T, P); cosines are finite."""
+    scores = cosines if temperature == 1 else cosines / temperature
+    # Not minus infinity, which times its probability 0 would be NaN.
+    over_tokens = scores.masked_fill(~token_mask.unsqueeze(2), -1e30)
+    return torch.log_softmax(scores, dim=2), torch.log_softmax(over_tokens, dim=1)
+
+
+def entropy(log_probability: torch.Tensor, dim: int) -> torch.Tensor:
+    return -(log_probability.exp() * log_probability).sum(dim=dim)
 
 
 def _check_inputs(

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import torch
 
-from ..entropy_tier import _softmax_entropy
+from ..entropy_tier import entropy, log_probabilities
 
 
 def sparsity(cosines: torch.Tensor, mask: torch.Tensor, temperature: float = 1.0) -> dict[str, torch.Tensor]:
@@ -47,11 +47,8 @@ def sparsity(cosines: torch.Tensor, mask: torch.Tensor, temperature: float = 1.0
     mask = mask.to(torch.bool)
     cosines = cosines.to(torch.promote_types(cosines.dtype, torch.float32)).masked_fill(~mask.unsqueeze(-1), 0.0)
     num_tokens, num_patches = mask.sum(dim=1), cosines.shape[2]
-    scores = cosines / temperature
-    token_entropy = _softmax_entropy(scores, scores, dim=2)  # (N, T)
-    # A pair without a valid token keeps its (zero) scores: the softmax stays free of NaN until the end.
-    left_out = ~mask & (num_tokens > 0).unsqueeze(1)
-    patch_entropy = _softmax_entropy(scores.masked_fill(left_out.unsqueeze(-1), -torch.inf), scores, dim=1)  # (N, P)
+    log_q, log_r = log_probabilities(cosines, mask, temperature)
+    token_entropy, patch_entropy = entropy(log_q, dim=2), entropy(log_r, dim=1)  # (N, T), (N, P)
 
     ascending = cosines.sort(dim=2).values
     shifted = ascending - ascending[:, :, :1]
