@@ -2,10 +2,12 @@
 """TIER: CLIP-style models of radiographs and reports with text-image entropy regularisation (arXiv 2212.06710)."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_tier import TierConfig
 from .entropy_tier import TextImageEntropy, text_image_entropy
 from .modeling_tier import TierModel, TierOutput, TierSimilarityMap
+from .pipeline_tier import TASK, TierZeroShotPipeline, overlay_map
 from .processing_tier import TierProcessor, load_radiograph
 
 
@@ -13,6 +15,7 @@ AutoConfig.register(TierConfig.model_type, TierConfig)
 AutoModel.register(TierConfig, TierModel)
 AutoModelForZeroShotImageClassification.register(TierConfig, TierModel)
 AutoProcessor.register(TierConfig, TierProcessor)
+PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=TierZeroShotPipeline, pt_model=AutoModel, type="multimodal")
 
 __all__ = [
     "TextImageEntropy",
@@ -21,6 +24,8 @@ __all__ = [
     "TierOutput",
     "TierProcessor",
     "TierSimilarityMap",
+    "TierZeroShotPipeline",
     "load_radiograph",
+    "overlay_map",
     "text_image_entropy",
 ]

@@ -99,6 +99,9 @@ class TierConfig(PreTrainedConfig):
     special_token_ids: list[int] | None = None
 
     def __post_init__(self, **kwargs):
+        if not type(self).__module__.startswith("transformers_modules."):
+            # A folder's own pipeline would go before the registered one, and ask for trust_remote_code.
+            kwargs.pop("custom_pipelines", None)
         for name in ("text_config", "vision_config"):
             _check_model_type(name, getattr(self, name))
         super().__post_init__(**kwargs)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.distributed.nn.functional as distributed_functional
+import torch.distributed
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
@@ -139,6 +139,27 @@ class TierPreTrainedModel(PreTrainedModel):
                     init.normal_(projection.weight, mean=0.0, std=projection.in_features**-0.5)
 
 
+class TierCachedGradients(NamedTuple):
+    """
+    For a part of n pairs of a batch that does not fit into memory at once: the gradient of the whole batch's
+    contrastive loss, which takes no encoder to compute once the embeddings are known.
+    """
+
+    text_embeds: torch.Tensor
+    """Gradient (n, D) with respect to the normalised embeddings of the part's texts."""
+    image_embeds: torch.Tensor
+    """The same (n, D) for the images."""
+    logit_scale: torch.Tensor | None
+    """Gradient (scalar) with respect to `logit_scale`; for one part of a batch only."""
+    entropy_share: torch.Tensor
+    """What the part's entropies weigh among those of the whole batch (scalar)."""
+
+    def contrastive_share(self, text_embeds, image_embeds, logit_scale) -> torch.Tensor:
+        """A number whose gradient is the part's share of that of the contrastive loss."""
+        share = (text_embeds * self.text_embeds).sum() + (image_embeds * self.image_embeds).sum()
+        return share if self.logit_scale is None else share + logit_scale * self.logit_scale
+
+
 class TierModel(TierPreTrainedModel):
     """
     CLIP with text-image entropy regularisation (arXiv 2212.06710), over any two encoders of transformers.
@@ -258,6 +279,11 @@ class TierModel(TierPreTrainedModel):
         if self.is_remote_code():
             auto_map = getattr(self.config, "auto_map", None) or {}
             self.config.auto_map = auto_map | {"AutoModelForZeroShotImageClassification": "modeling_tier.TierModel"}
+            # What a module imports travels with it: this import takes the pipeline's file along.
+            from .pipeline_tier import TASK, TierZeroShotPipeline
+
+            impl = f"pipeline_tier.{TierZeroShotPipeline.__name__}"
+            self.config.custom_pipelines = {TASK: {"impl": impl, "pt": ["AutoModel"]}}
         super().save_pretrained(save_directory, **kwargs)
 
     @can_return_tuple
@@ -336,6 +362,7 @@ class TierModel(TierPreTrainedModel):
         output_entropy: bool = False,
         entropy_scale: float = 1.0,
         interpolate_pos_encoding: bool = False,
+        cached_gradients: TierCachedGradients | None = None,
         **kwargs,
     ) -> TierOutput:
         """
@@ -345,12 +372,16 @@ class TierModel(TierPreTrainedModel):
             attention_mask (`torch.Tensor` of shape `(M, T)`, *optional*): 1 at tokens, 0 at padding; without it
                 every position counts as a token.
             return_loss (`bool`, *optional*): whether to compute the loss; the i-th text then belongs to the i-th
-                image. In training mode under torch.distributed the negatives come from all processes, with gradient;
-                every process must then pass the same number of pairs.
+                image. In training mode under torch.distributed the negatives come from all processes, with gradient,
+                and the loss and both entropies are those of the pairs of all processes, which may differ in number.
+                The mean over the processes of the gradients (as DDP takes it) is the gradient of that loss.
             output_entropy (`bool`, defaults to `False`): whether to compute both entropies where the loss does not
                 need them (`return_loss` not set, or both lambdas 0). They then serve as a diagnostic only.
             entropy_scale (`float`, defaults to 1.0): factor on both lambdas, for a ramp.
             interpolate_pos_encoding (`bool`, defaults to `False`): lets a vision transformer take another image size.
+            cached_gradients ([`TierCachedGradients`], *optional*): for `return_loss` on a part of a batch whose
+                contrastive loss is known already. The loss is then one whose gradient is this part's share of the
+                whole batch's, and has no other meaning; the entropies are this part's alone.
 
         Raises:
             ValueError: if an input is missing, or the numbers of images and texts differ where pairs are needed.
@@ -364,7 +395,6 @@ class TierModel(TierPreTrainedModel):
 
         text_embeds = l2_normalize(text_outputs.pooler_output)
         image_embeds = l2_normalize(vision_outputs.pooler_output)
-        token_embeds, patch_embeds = l2_normalize(token_embeds), l2_normalize(patch_embeds)
         logits_per_text = self._logits(text_embeds, image_embeds.to(text_embeds.device))
 
         weighs_entropy = entropy_scale > 0 and (self.config.lambda_token > 0 or self.config.lambda_patch > 0)
@@ -372,14 +402,19 @@ class TierModel(TierPreTrainedModel):
             _check_pairs(len(image_embeds), len(text_embeds))
         loss = contrastive_loss = token_entropy = patch_entropy = None
         if output_entropy or (return_loss and weighs_entropy):
+            mask = self.entropy_mask(input_ids, attention_mask)
             token_entropy, patch_entropy = text_image_entropy(
-                token_embeds,
-                patch_embeds.to(token_embeds.device),
-                self.entropy_mask(input_ids, attention_mask),
-                self.config.entropy_temperature,
+                token_embeds, patch_embeds.to(token_embeds.device), mask, self.config.entropy_temperature
             )
+        if return_loss and cached_gradients is not None:
+            contrastive_loss = cached_gradients.contrastive_share(text_embeds, image_embeds, self.logit_scale)
+            entropy_scale = entropy_scale * cached_gradients.entropy_share
+        elif return_loss:
+            contrastive_loss = self.contrastive_loss(text_embeds, image_embeds, logits_per_text)
+            if self.gathers and token_entropy is not None:
+                counted = len(text_embeds) if mask is None else mask.any(dim=1).sum()
+                token_entropy, patch_entropy = _mean_over_processes([token_entropy, patch_entropy], counted)
         if return_loss:
-            contrastive_loss = self._contrastive_loss(logits_per_text, text_embeds, image_embeds)
             loss = contrastive_loss
             if weighs_entropy:
                 entropy = self.config.lambda_token * token_entropy + self.config.lambda_patch * patch_entropy
@@ -394,8 +429,8 @@ class TierModel(TierPreTrainedModel):
             logits_per_text=logits_per_text,
             text_embeds=text_embeds,
             image_embeds=image_embeds,
-            token_embeds=token_embeds,
-            patch_embeds=patch_embeds,
+            token_embeds=l2_normalize(token_embeds),
+            patch_embeds=l2_normalize(patch_embeds),
             text_model_output=text_outputs,
             vision_model_output=vision_outputs,
         )
@@ -418,7 +453,7 @@ class TierModel(TierPreTrainedModel):
         outputs = self.text_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
         token_embeds = self.text_projection(outputs.last_hidden_state)
         position = self._global_token_position(input_ids, attention_mask).to(token_embeds.device)
-        outputs["pooler_output"] = token_embeds[torch.arange(len(position), device=position.device), position]
+        outputs["pooler_output"] = token_embeds[torch.arange(position.shape[0], device=position.device), position]
         return outputs, token_embeds[:, :num_tokens]
 
     def _encode_image(self, pixel_values, interpolate_pos_encoding=False, **kwargs):
@@ -466,7 +501,7 @@ class TierModel(TierPreTrainedModel):
             return (input_ids == config.eos_token_id).to(torch.int).argmax(dim=-1)
         if attention_mask is None:
             position = input_ids.shape[1] - 1 if config.model_type in LAST_POOLED_TEXT else 0
-            return torch.full((len(input_ids),), position, device=input_ids.device)
+            return torch.full((input_ids.shape[0],), position, device=input_ids.device)
         return attention_mask.to(torch.int).argmax(dim=-1)
 
     def entropy_mask(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
@@ -482,22 +517,99 @@ class TierModel(TierPreTrainedModel):
         logits = rows @ columns.t() * self.logit_scale.exp().to(rows.device)
         return logits if self.logit_bias is None else logits + self.logit_bias.to(rows.device)
 
-    def _contrastive_loss(self, logits_per_text, text_embeds, image_embeds) -> torch.Tensor:
-        """Symmetric cross-entropy of the pairs of this process against those of all processes."""
-        targets = torch.arange(len(logits_per_text), device=logits_per_text.device)
-        logits_per_image = logits_per_text.t()
-        if self.training and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-            # The gradient of the gathered embeddings is summed over the processes; DDP then takes the mean of the
-            # parameters' gradients, which makes it the gradient of the mean loss over the global batch.
-            all_text, all_image = (
-                torch.cat(distributed_functional.all_gather(embeds.contiguous()))
-                for embeds in (text_embeds, image_embeds)
-            )
-            logits_per_text = self._logits(text_embeds, all_image)
-            logits_per_image = self._logits(image_embeds, all_text)
-            targets = targets + torch.distributed.get_rank() * len(targets)
-        cross_entropy = nn.functional.cross_entropy
-        return (cross_entropy(logits_per_text, targets) + cross_entropy(logits_per_image, targets)) / 2
+    @property
+    def gathers(self) -> bool:
+        """Whether a loss is one of the pairs of all processes."""
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        return self.training and distributed and torch.distributed.get_world_size() > 1
+
+    def contrastive_loss(
+        self, text_embeds: torch.Tensor, image_embeds: torch.Tensor, logits_per_text: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """
+        CLIP's loss, the mean of the two cross-entropies: scalar. In training mode under torch.distributed that of the
+        pairs of all processes; a process lays its own pairs against those of all, so it holds no more than its rows of
+        the logits.
+
+        Args:
+            text_embeds (`torch.Tensor` of shape `(N, D)`), image_embeds (of the same shape): normalised embeddings.
+            logits_per_text (`torch.Tensor` of shape `(N, N)`, *optional*): theirs, if known already.
+        """
+        targets = torch.arange(len(text_embeds), device=text_embeds.device)
+        if not self.gathers:
+            if logits_per_text is None:
+                logits_per_text = self._logits(text_embeds, image_embeds.to(text_embeds.device))
+            return _symmetric_cross_entropy(logits_per_text, logits_per_text.t(), targets)
+        sizes = _sizes_of_processes(len(text_embeds), text_embeds.device)
+        all_text, all_image = (_gather(embeds, sizes) for embeds in (text_embeds, image_embeds))
+        targets = targets + sum(sizes[: torch.distributed.get_rank()])
+        loss = _symmetric_cross_entropy(
+            self._logits(text_embeds, all_image), self._logits(image_embeds, all_text), targets
+        )
+        return _mean_over_processes([loss], len(text_embeds))[0]
+
+
+def _symmetric_cross_entropy(logits_per_text, logits_per_image, targets) -> torch.Tensor:
+    cross_entropy = nn.functional.cross_entropy
+    return (cross_entropy(logits_per_text, targets) + cross_entropy(logits_per_image, targets)) / 2
+
+
+class _AllGather(torch.autograd.Function):
+    """Rows (n, D) of all processes, one after the other; each gets the sum of the gradients that all have for it."""
+
+    @staticmethod
+    def forward(ctx, rows):
+        ctx.size = len(rows)
+        gathered = [torch.empty_like(rows) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(gathered, rows.contiguous())
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(grad)
+        return grad[torch.distributed.get_rank() * ctx.size :][: ctx.size]
+
+
+class _AllReduce(torch.autograd.Function):
+    """The sum over all processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx, summand):
+        total = summand.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _AllReduce.forward(ctx, grad)
+
+
+def _sizes_of_processes(size: int, device: torch.device) -> list[int]:
+    size = torch.tensor([size], device=device)
+    sizes = [torch.empty_like(size) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(sizes, size)
+    return torch.cat(sizes).tolist()
+
+
+def _gather(embeds: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    """Embeddings (sum of sizes, D) of all processes, which have different numbers of them."""
+    gathered = _AllGather.apply(nn.functional.pad(embeds, (0, 0, 0, max(sizes) - len(embeds))))
+    if len(set(sizes)) == 1:
+        return gathered
+    return torch.cat([rows[:size] for rows, size in zip(gathered.split(max(sizes)), sizes)])
+
+
+def _mean_over_processes(means: list[torch.Tensor], weight: int | torch.Tensor) -> list[torch.Tensor]:
+    """
+    Means over all processes of scalars that are means over `weight` pairs of this one. The sum's gradient is again
+    summed over the processes, of which each has the same loss: it comes out multiplied by their number, and the mean
+    of the parameters' gradients, which DDP and its kind take, divides by it.
+    """
+    means = torch.stack([mean.float() for mean in means])
+    sums = torch.cat([means, torch.ones_like(means[:1])]) * weight
+    *sums, weight = _AllReduce.apply(sums)
+    return [total / weight.clamp(min=1) for total in sums]
 
 
 def _build_encoder(config: PreTrainedConfig) -> PreTrainedModel:

@@ -86,7 +86,10 @@ def load_radiograph(image) -> Image.Image:
 
 def _open(path: str) -> Image.Image | np.ndarray:
     if path.startswith(("http://", "https://")):
-        return load_image(path)
+        try:
+            return load_image(path)
+        except Exception as error:
+            raise ValueError(f"The image {path} cannot be read: {error}") from error
     try:
         with open(path, "rb") as file:
             is_dicom = file.read(132)[128:] == b"DICM"
@@ -105,8 +108,11 @@ def _read_dicom(path: str) -> np.ndarray:
         from pydicom.pixels import apply_modality_lut, apply_voi_lut
     except ImportError as error:
         raise ImportError(f"{path} is a DICOM file; reading it needs pydicom: pip install pydicom") from error
-    dataset = dcmread(path)
-    pixels = apply_voi_lut(apply_modality_lut(dataset.pixel_array, dataset), dataset).astype(np.float32)
+    try:
+        dataset = dcmread(path)
+        pixels = apply_voi_lut(apply_modality_lut(dataset.pixel_array, dataset), dataset).astype(np.float32)
+    except Exception as error:  # pydicom's decoders have many kinds of their own
+        raise ValueError(f"The image {path} cannot be read: {error}") from error
     if dataset.get("PhotometricInterpretation") == "MONOCHROME1":  # large values are dark
         pixels = pixels.max() - pixels
     return _stretch(pixels)

@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 import torch
 
+from ..pipeline_tier import picture_geometry
 from .metrics.phrase_grounding.phrase_grounding import measure_maps
 
 
@@ -125,7 +126,7 @@ def picture_mask(masks: list[PIL.Image.Image], image_processor) -> np.ndarray:
     """The union of masks drawn over the picture as a mask over the model's input; as [`box_mask`]."""
     union = np.any([np.asarray(mask) > 0 for mask in masks], axis=0)
     image = PIL.Image.fromarray(union.astype(np.uint8) * 255)
-    (scale_x, scale_y), (left, top), (width, height) = _geometry(image.size, image_processor)
+    (scale_x, scale_y), (left, top), (width, height) = picture_geometry(image.size, image_processor)
     size = round(image.width * scale_x), round(image.height * scale_y)
     resized = image.resize(size, PIL.Image.Resampling.BILINEAR)
     return np.asarray(resized.crop((left, top, left + width, top + height))) >= 128
@@ -144,7 +145,7 @@ def box_mask(boxes: list[list[float]], image_size: tuple[int, int], image_proces
     Returns:
         bool array of the shape of `pixel_values`, (H, W); all False where the crop leaves the boxes out.
     """
-    (scale_x, scale_y), (left, top), (width, height) = _geometry(image_size, image_processor)
+    (scale_x, scale_y), (left, top), (width, height) = picture_geometry(image_size, image_processor)
     mask = np.zeros((height, width), dtype=bool)
     for x_min, y_min, x_max, y_max in boxes:
         columns = _pixels(x_min * scale_x - left, x_max * scale_x - left, width)
@@ -159,28 +160,3 @@ def _pixels(low: float, high: float, size: int) -> slice:
     if last <= first:
         first, last = int(low), int(low) + 1
     return slice(min(max(first, 0), size), min(max(last, 0), size))
-
-
-def _geometry(image_size: tuple[int, int], image_processor):
-    """Scale in x and y, offset of the crop, and size of the input."""
-    width, height = image_size
-    new_width, new_height = width, height
-    if getattr(image_processor, "do_resize", False):
-        size = image_processor.size
-        shortest = size.get("shortest_edge")
-        if shortest is not None:
-            short, long = sorted(image_size)
-            sides = shortest, int(shortest * long / short)
-            new_width, new_height = sides if width <= height else sides[::-1]
-        elif size.get("height") and size.get("width"):
-            new_width, new_height = size["width"], size["height"]
-        else:
-            raise ValueError(
-                f"The image processor resizes by {dict(size)}; boxes can follow only edges or height/width."
-            )
-    left = top = 0
-    out_width, out_height = new_width, new_height
-    if getattr(image_processor, "do_center_crop", False):
-        out_width, out_height = image_processor.crop_size["width"], image_processor.crop_size["height"]
-        left, top = (new_width - out_width) // 2, (new_height - out_height) // 2
-    return (new_width / width, new_height / height), (left, top), (out_width, out_height)

@@ -350,7 +350,7 @@ def model_fingerprint(model: TierModel, processor: TierProcessor) -> str:
 
 def _own_settings(settings):
     """Without what a library's release, the way of loading or a folder's place puts into a configuration."""
-    foreign = ("_name_or_path", "transformers_version", "auto_map", "architectures", "dtype")
+    foreign = ("_name_or_path", "transformers_version", "auto_map", "architectures", "dtype", "custom_pipelines")
     if not isinstance(settings, dict):
         return settings
     return {name: _own_settings(value) for name, value in settings.items() if name not in foreign}

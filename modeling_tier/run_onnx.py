@@ -1,0 +1,127 @@
+# Licensed under the Apache License, Version 2.0.
+"""Findings in a radiograph with ONNX Runtime, without torch: it lies as run.py in every exported folder."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+from tokenizers import Tokenizer
+
+
+class Reader:
+    """
+    The two encoders of an exported folder.
+
+        read = Reader(".")
+        read(Image.open("radiograph.png"), ["left pleural effusion", "cardiomegaly"])
+    """
+
+    def __init__(self, folder: str | Path):
+        folder = Path(folder)
+        self.settings = json.loads((folder / "tier.json").read_text())
+        self.image_settings = json.loads((folder / "preprocessor_config.json").read_text())
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.enable_padding(**self.settings["padding"])
+        self.tokenizer.no_truncation()
+        if self.settings["max_tokens"]:
+            self.tokenizer.enable_truncation(self.settings["max_tokens"])
+        self.image_encoder, self.text_encoder = (
+            onnxruntime.InferenceSession(folder / f"{name}_encoder.onnx", providers=["CPUExecutionProvider"])
+            for name in ("image", "text")
+        )
+
+    def __call__(
+        self, picture: Image.Image, findings: list[str], positive: str = "{}.", negative: str = "No {}."
+    ) -> list[dict]:
+        """
+        For each finding `score` in [0, 1] (not a calibrated probability), `difference` of the two cosines, and `map`:
+        cosines (h, w) of the patches with the positive sentence, rows from top to bottom of what the model sees.
+        """
+        image, patches = self.embed_image(picture)
+        texts = [
+            template.replace("{}", name.replace("_", " ")) for template in (positive, negative) for name in findings
+        ]
+        there, not_there = np.split(self.embed_text(texts), 2)  # (F, D) each
+        difference = there.astype(np.float64) @ image - not_there.astype(np.float64) @ image
+        score = 0.5 * (1 + np.tanh(0.5 * self.settings["temperature"] * difference))
+        maps = (there @ patches.T).reshape(len(findings), *self.settings["grid"])
+        return [
+            {"finding": name, "score": float(score[i]), "difference": float(difference[i]), "map": maps[i]}
+            for i, name in enumerate(findings)
+        ]
+
+    def embed_image(self, picture: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings (D,) of a picture and (P, D) of its patches, of unit length."""
+        image, patches = self.image_encoder.run(
+            ["image_embeds", "patch_embeds"], {"pixel_values": self.pixel_values(picture)[None]}
+        )
+        return image[0], patches[0]
+
+    def embed_text(self, texts: list[str]) -> np.ndarray:
+        """Embeddings (M, D) of texts, of unit length."""
+        return self.text_encoder.run(["text_embeds"], self.tokens(texts))[0]
+
+    def tokens(self, texts: list[str]) -> dict[str, np.ndarray]:
+        encoded = self.tokenizer.encode_batch(texts)
+        inputs = {
+            "input_ids": np.array([each.ids for each in encoded], dtype=np.int64),
+            "attention_mask": np.array([each.attention_mask for each in encoded], dtype=np.int64),
+        }
+        return {each.name: inputs[each.name] for each in self.text_encoder.get_inputs()}
+
+    def pixel_values(self, picture: Image.Image) -> np.ndarray:
+        """What the image encoder takes: (3, H, W)."""
+        settings, picture = self.image_settings, _rgb(picture)
+        if settings.get("do_resize"):
+            size, (width, height) = settings["size"], picture.size
+            if size.get("shortest_edge"):
+                shortest = size["shortest_edge"]
+                longest = int(shortest * max(width, height) / min(width, height))
+                new_size = (shortest, longest) if width <= height else (longest, shortest)
+            else:
+                new_size = size["width"], size["height"]
+            picture = picture.resize(new_size, settings["resample"])
+        if settings.get("do_center_crop"):
+            width, height = settings["crop_size"]["width"], settings["crop_size"]["height"]
+            left, top = (picture.width - width) // 2, (picture.height - height) // 2
+            picture = picture.crop((left, top, left + width, top + height))
+        pixels = np.asarray(picture, dtype=np.float32)
+        if settings.get("do_rescale"):
+            pixels = pixels * np.float32(settings["rescale_factor"])
+        if settings.get("do_normalize"):
+            pixels = (pixels - np.float32(settings["image_mean"])) / np.float32(settings["image_std"])
+        return pixels.transpose(2, 0, 1)
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    """8-bit RGB; more bits are scaled by the picture's own smallest and largest value."""
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        pixels = np.asarray(picture).astype(np.float32)
+        pixels -= pixels.min()
+        picture = Image.fromarray(np.round(pixels * (255.0 / max(pixels.max(), 1e-12))).astype(np.uint8))
+    return picture.convert("RGB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Findings in a radiograph (PNG or JPEG). Not for diagnosis.")
+    parser.add_argument("image")
+    parser.add_argument("findings", nargs="+", metavar="finding")
+    parser.add_argument("--maps", metavar="FILE.npz", help="write `findings` (F) and their `maps` (F, h, w)")
+    arguments = parser.parse_args()
+    try:
+        with Image.open(arguments.image) as picture:
+            rows = Reader(Path(__file__).parent)(picture, arguments.findings)
+        if arguments.maps:
+            np.savez(arguments.maps, findings=arguments.findings, maps=[row["map"] for row in rows])
+    except OSError as error:
+        sys.exit(f"error: {error}")
+    for row in rows:
+        print(f"{row['score']:.4f}  {row['finding']}  (difference of the cosines {row['difference']:+.4f})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,434 @@
+# Licensed under the Apache License, Version 2.0.
+"""The zero-shot pipeline: the evaluation's scores, maps over the original picture, and streams of all that is read."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import TEXT_CONFIGS, VISION_CONFIGS
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import CLIPImageProcessor, PreTrainedTokenizerFast, ViTImageProcessor, pipeline
+from transformers.pipelines.pt_utils import KeyDataset
+
+from modeling_tier import TierConfig, TierModel, TierProcessor, TierZeroShotPipeline, overlay_map
+from modeling_tier.data import load_pairs
+from modeling_tier.evaluation import evaluate_zero_shot, load_prompts
+from modeling_tier.pipeline_tier import picture_geometry
+
+
+FINDINGS = ["left pleural effusion", "cardiomegaly", "small effusion"]
+
+ELSEWHERE = """
+import json, sys
+from transformers import pipeline
+
+folder, image, findings, again = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), sys.argv[4]
+try:
+    import modeling_tier
+    sys.exit("the package must not be importable here")
+except ModuleNotFoundError:
+    pass
+read = pipeline("tier-zero-shot", model=folder, trust_remote_code=True, device="cpu")
+rows = read(image, findings=findings, maps="array")
+words = read.word_maps(image, "left effusion .")["words"]
+read.save_pretrained(again)
+read = pipeline("tier-zero-shot", model=again, trust_remote_code=True, device="cpu")
+again = [row["score"] for row in read(image, findings=findings)]
+classify = pipeline("zero-shot-image-classification", model=folder, trust_remote_code=True)
+classified = [row["label"] for row in classify(image, candidate_labels=findings)]
+rows = [{**row, "map": row["map"].tolist()} for row in rows]
+print(json.dumps({"rows": rows, "words": words, "again": again, "classified": classified}))
+"""
+
+
+@pytest.fixture
+def model(tokenizer) -> TierModel:
+    """Of weights so large that pictures and sentences differ well."""
+    torch.manual_seed(3)
+    text = TEXT_CONFIGS["bert"].to_dict() | {"vocab_size": len(tokenizer), "initializer_range": 0.5}
+    vision = VISION_CONFIGS["vit"].to_dict() | {"initializer_range": 0.5}
+    return TierModel(
+        TierConfig(text_config=text, vision_config=vision, image_pooling="mean", projection_dim=16)
+    ).eval()
+
+
+@pytest.fixture
+def read(model, processor) -> TierZeroShotPipeline:
+    return TierZeroShotPipeline(model=model, processor=processor, device="cpu")
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    """As large as the model's input: no resizing, no crop."""
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8))
+
+
+def numbers(rows: list[dict]) -> list[tuple]:
+    return [(row["finding"], row["score"], row["difference"]) for row in rows]
+
+
+def same(rows: list[dict], expected: list[dict]) -> bool:
+    return [row["finding"] for row in rows] == [row["finding"] for row in expected] and all(
+        row[name] == pytest.approx(other[name], abs=1e-6)
+        for row, other in zip(rows, expected)
+        for name in ("score", "difference")
+    )
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_scores_are_those_of_the_evaluation(read, batch_size):
+    pairs, prompts = load_pairs("synthetic", "test", num_images=10, image_size=40, seed=2), load_prompts("synthetic")
+    _, details = evaluate_zero_shot(
+        read.model, read.processor, pairs, prompts, localisation=False, progress=False, blank="zeros"
+    )
+    answers = list(read(KeyDataset(pairs, "image"), findings=prompts, batch_size=batch_size))
+    assert [[row["finding"] for row in rows] for rows in answers] == [list(prompts)] * 10
+    for name, known in (("difference", "scores"), ("score", "probabilities")):
+        found = [[row[name] for row in rows] for rows in answers]
+        np.testing.assert_allclose(found, details[known], rtol=0, atol=1e-5)
+    assert np.ptp(details["scores"]) > 0.01, "there is something to compare"
+
+
+def test_names_go_through_templates(read, picture):
+    spelled = {
+        "left_effusion": {"positive": ["left effusion."], "negative": ["No left effusion."]},
+        "cardiomegaly": {"positive": ["cardiomegaly."], "negative": ["No cardiomegaly."]},
+    }
+    assert numbers(read(picture, findings=list(spelled))) == numbers(read(picture, findings=spelled))
+    spelled = {
+        "effusion": {"positive": ["there is effusion", "a large effusion"], "negative": ["no effusion {now}"]},
+    }
+    templates = {"positive_template": ["there is {}", "a large {}"], "negative_template": "no {} {now}"}
+    assert numbers(read(picture, findings=["effusion"], **templates)) == numbers(read(picture, findings=spelled))
+    assert numbers(read(picture, findings="effusion")) == numbers(read(picture, findings=["effusion"]))
+
+
+def test_a_finding_does_not_depend_on_the_others(read, picture):
+    together = read(picture, findings=FINDINGS)
+    alone = [read(picture, findings=[finding])[0] for finding in FINDINGS]
+    assert same(together, alone)
+    assert all(0 <= row["score"] <= 1 for row in together)
+    assert len({row["score"] for row in together}) == 3
+
+
+def test_the_score_is_the_softmax_over_the_two_logits(read, picture):
+    inputs = read.processor(images=picture, text=["cardiomegaly.", "No cardiomegaly."])
+    with torch.no_grad():
+        expected = read.model(**inputs).logits_per_image[0].softmax(-1)[0].item()
+    assert read(picture, findings=["cardiomegaly"])[0]["score"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_lists_batches_and_streams(read, tmp_path):
+    pixels = np.random.default_rng(1).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    paths = [tmp_path / f"{i}.png" for i in range(5)]
+    for path, each in zip(paths, pixels):
+        Image.fromarray(each).save(path)
+    expected = [read(path, findings=FINDINGS) for path in paths]
+    assert not same(expected[0], expected[1])
+    forms = {
+        "paths": paths,
+        "strings": [str(path) for path in paths],
+        "tuple": tuple(paths),
+        "array": pixels,
+        "tensor": torch.from_numpy(pixels),
+        "generator": (Image.open(path) for path in paths),
+        "iterator": map(str, paths),
+        "keys": KeyDataset([{"image": path} for path in paths], "image"),
+    }
+    for name, images in forms.items():
+        answers = read(images, findings=FINDINGS, batch_size=2)
+        assert isinstance(answers, list) == (name in ("paths", "strings", "tuple", "array", "tensor")), name
+        answers = list(answers)
+        assert len(answers) == 5 and all(map(same, answers, expected)), name
+    assert all(map(same, read(paths, findings=FINDINGS, batch_size=2, num_workers=1), expected))
+    assert read([], findings=FINDINGS) == [] and len(read(paths[:1], findings=FINDINGS)) == 1
+
+
+def test_a_stream_is_read_as_it_is_asked_for(read, picture):
+    opened = []
+
+    def pictures():
+        for i in range(1000):
+            opened.append(i)
+            yield picture
+
+    answers = iter(read(pictures(), findings=FINDINGS, batch_size=2))
+    assert len(next(answers)) == 3 and len(opened) < 20
+
+
+def test_16_bit_and_dicom_are_read_by_their_own_range(read, tmp_path):
+    pydicom = pytest.importorskip("pydicom")
+    grey = np.random.default_rng(2).integers(1, 255, (32, 32), dtype=np.uint8)
+    grey[0, :2] = 0, 255  # so that the range of 16 bits is stretched back to the same 8
+    Image.fromarray(grey.astype(np.uint16) * 100 + 7).save(tmp_path / "16.png")
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = pydicom.uid.DigitalXRayImageStorageForPresentation
+    meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+    dataset = pydicom.dataset.FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+    dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = 32, 32, 1
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 0
+    dataset.PhotometricInterpretation = "MONOCHROME1"  # large values are dark
+    dataset.PixelData = ((255 - grey.astype(np.uint16)) * 100).tobytes()
+    dataset.save_as(tmp_path / "radiograph.dcm", enforce_file_format=True)
+    expected = read(Image.fromarray(grey), findings=FINDINGS)
+    for name in ("16.png", "radiograph.dcm"):
+        assert same(read(str(tmp_path / name), findings=FINDINGS), expected), name
+    white = read(Image.new("L", (32, 32), 255), findings=FINDINGS)
+    assert not same(white, expected), "what a plain conversion would make of 16 bits"
+
+
+def test_maps_are_those_of_the_model_for_the_mean_of_the_positive_sentences(read, picture):
+    sentences = ["there is a large effusion", "left effusion"]
+    findings = {"effusion": {"positive": sentences, "negative": ["no effusion"]}}
+    found = read(picture, findings=findings, maps="array")[0]
+    pixel_values = read.processor(images=picture)["pixel_values"]
+    text = read.processor(text=sentences)
+    maps = read.model.get_similarity_map(pixel_values, **text, size=(32, 32)).text_to_patch.detach()
+    with torch.no_grad():
+        unit = torch.nn.functional.normalize(read.model.get_text_features(**text).pooler_output, dim=-1)
+    expected = maps.mean(dim=0) / unit.mean(dim=0).norm()
+    assert found["map"].dtype == np.float32 and found["map"].shape == (32, 32)
+    np.testing.assert_allclose(found["map"], expected.numpy(), atol=1e-5)
+    assert np.ptp(found["map"]) > 0.01
+
+
+@pytest.mark.parametrize(
+    "image_processor",
+    [
+        CLIPImageProcessor(size={"shortest_edge": 48}, crop_size={"height": 32, "width": 32}),
+        CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+        CLIPImageProcessor(size={"shortest_edge": 24}, crop_size={"height": 32, "width": 40}),
+        ViTImageProcessor(size={"height": 32, "width": 40}),
+        CLIPImageProcessor(do_resize=False, do_center_crop=False),
+    ],
+    ids=["edge and crop", "edge", "padded", "both sides", "as it is"],
+)
+@pytest.mark.parametrize("size", [(150, 90), (61, 100)])
+def test_a_pixel_of_the_picture_lands_where_the_image_processor_puts_it(image_processor, size):
+    (scale_x, scale_y), (left, top), (width, height) = picture_geometry(size, image_processor)
+    compared = 0
+    for x in range(5, size[0] - 5, 11):
+        for y in range(5, size[1] - 5, 9):
+            pixels = np.zeros((size[1], size[0], 3), dtype=np.uint8)
+            pixels[y - 4 : y + 5, x - 4 : x + 5] = 255
+            seen = image_processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"][0].mean(dim=0)
+            assert seen.shape == (height, width)
+            place = (x + 0.5) * scale_x - left, (y + 0.5) * scale_y - top
+            if not (4 < place[0] < width - 4 and 4 < place[1] < height - 4):
+                continue
+            weight = (seen - seen.min()).clamp(min=0) * (seen > seen.mean())
+            columns, rows = torch.arange(width) + 0.5, torch.arange(height) + 0.5
+            centre = ((weight.sum(0) * columns).sum() / weight.sum(), (weight.sum(1) * rows).sum() / weight.sum())
+            assert [c.item() for c in centre] == pytest.approx(place, abs=0.6)
+            compared += 1
+    assert compared >= 4
+
+
+def test_the_map_is_nan_exactly_where_the_processor_cuts_the_picture(model, tokenizer):
+    image_processor = CLIPImageProcessor(size={"shortest_edge": 48}, crop_size={"height": 32, "width": 32})
+    read = TierZeroShotPipeline(model=model, processor=TierProcessor(image_processor, tokenizer), device="cpu")
+    picture = Image.new("L", (180, 96))  # resized to 90 x 48, then 29 columns and 8 rows go on each side
+    found = read(picture, findings=["effusion"], maps="array")[0]["map"]
+    assert found.shape == (96, 180)
+    rows, columns = (~np.isnan(found)).any(axis=1).nonzero()[0], (~np.isnan(found)).any(axis=0).nonzero()[0]
+    assert (rows[0], rows[-1], columns[0], columns[-1]) == (16, 79, 58, 121)
+    assert np.isfinite(found[16:80, 58:122]).all() and np.isfinite(found).sum() == 64 * 64
+
+
+def test_an_overlay_leaves_the_rim_bare(read):
+    pixels = np.random.default_rng(3).integers(60, 200, (40, 100), dtype=np.uint8)
+    findings, picture = ["effusion", "cardiomegaly"], Image.fromarray(pixels)
+    for batch_size in (1, 2):
+        maps = read([picture, picture], findings=findings, maps="array", batch_size=batch_size)
+        overlays = read([picture, picture], findings=findings, maps="overlay", batch_size=batch_size)
+        for row, expected in zip(overlays[1], maps[1]):
+            assert row["overlay"].size == (100, 40) and row["overlay"].mode == "RGB" and "map" not in row
+            painted = np.asarray(row["overlay"]).astype(int)
+            bare = np.isnan(expected["map"])
+            assert bare[:, :30].all() and bare[:, 70:].all() and not bare[:, 31:69].any()
+            np.testing.assert_array_equal(painted[bare], pixels[bare][:, None].repeat(3, axis=1))
+            warm = painted[..., 0] - painted[..., 2]  # red less blue
+            assert (warm[expected["map"] > 0.1] > 0).all() and (warm[expected["map"] < -0.1] < 0).all()
+    assert not any({"map", "overlay"} & set(row) for row in read(picture, findings=findings))
+
+
+def test_the_colours_of_an_overlay():
+    cosines = np.array([[1.0, 0.5, 0.0], [-1.0, np.nan, 2.0]], dtype=np.float32)
+    grey = Image.new("L", (3, 2), 100)
+    full, half, bare = [208, 128, 30], [154, 114, 65], [100] * 3  # 70% and 35% of the way to orange (255, 140, 0)
+    expected = [[full, half, bare], [[30, 110, 208], bare, full]]
+    np.testing.assert_allclose(np.asarray(overlay_map(grey, cosines)).astype(int), expected, atol=1)
+    expected[0][1] = full
+    np.testing.assert_allclose(np.asarray(overlay_map(grey, cosines, limit=0.5)).astype(int), expected, atol=1)
+
+
+def test_words_of_several_tokens_are_one(model, processor, picture):
+    tokenizer = Tokenizer(models.WordPiece({"[UNK]": 0, "left": 1, "effu": 2, "##sion": 3, "-": 4, ".": 5, "side": 6}))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[UNK]", model_max_length=9
+    )
+    processor = TierProcessor(processor.image_processor, tokenizer)
+    read = TierZeroShotPipeline(model=model, processor=processor, device="cpu")
+    found = read.word_maps(picture, "left-side effusion, strange. - effusion left left")
+    assert found["words"] == ["left-side", "effusion", "strange"], "the last words are cut off by the tokenizer"
+    text = processor(text=["left-side effusion, strange. - effusion left left"])
+    assert text["input_ids"].tolist() == [[1, 4, 6, 2, 3, 0, 0, 5, 4]]
+    tokens = model.get_similarity_map(processor(images=picture)["pixel_values"], **text, size=(32, 32)).token_to_patch[
+        0
+    ]
+    expected = torch.stack([tokens[[0, 2]].mean(0), tokens[[3, 4]].mean(0), tokens[6]])
+    assert found["maps"].shape == (3, 32, 32) and found["maps"].dtype == np.float32
+    np.testing.assert_allclose(found["maps"], expected.numpy(), atol=1e-5)
+
+
+def test_special_tokens_and_punctuation_are_no_words(read, picture):
+    assert read.word_maps(picture, "There is a small left effusion .")["words"] == [
+        "There", "is", "a", "small", "left", "effusion",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="no word"):
+        read.word_maps(picture, " . ")
+
+
+def test_offsets_with_the_space_before_a_word(model, processor, picture):
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate("Ġ l e f t a".split())}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="a", model_max_length=24)
+    read = TierZeroShotPipeline(model=model, processor=TierProcessor(processor.image_processor, tokenizer))
+    assert read.word_maps(picture, "left  fat")["words"] == ["left", "fat"]
+
+
+def test_sentences_are_embedded_once(read, picture, monkeypatch):
+    embedded = []
+    original = read.model.get_text_features
+
+    def counted(input_ids, **kwargs):
+        embedded.append(len(input_ids))
+        return original(input_ids, **kwargs)
+
+    monkeypatch.setattr(read.model, "get_text_features", counted)
+    first = read([picture] * 5, findings=FINDINGS, batch_size=2)[0]
+    assert embedded == [6]
+    assert same(read(picture, findings=FINDINGS[::-1]), first[::-1]) and embedded == [6]
+    read(picture, findings=[*FINDINGS, "right effusion"])
+    assert embedded == [6, 2]
+
+
+def test_no_more_sentences_are_kept_than_a_limit(read, picture, monkeypatch):
+    monkeypatch.setattr(sys.modules[TierZeroShotPipeline.__module__], "_MOST_KEPT", 4)
+    expected = read(picture, findings=FINDINGS)
+    assert len(read._embeds) == 4
+    assert same(read(picture, findings=FINDINGS), expected) and len(read._embeds) == 4
+
+
+def test_changed_weights_are_not_answered_from_memory(read, picture):
+    before = read(picture, findings=FINDINGS)
+    with torch.no_grad():
+        read.model.text_projection.weight.neg_()
+    after = read(picture, findings=FINDINGS)
+    assert [row["difference"] for row in after] == pytest.approx([-row["difference"] for row in before], abs=1e-6)
+
+
+def test_dropout_is_off(model, processor, picture):
+    model.text_model.train()
+    model.vision_model.train()
+    read = TierZeroShotPipeline(model=model.train(), processor=processor, device="cpu")
+    first = numbers(read(picture, findings=FINDINGS))
+    read._embeds.clear()
+    assert numbers(read(picture, findings=FINDINGS)) == first
+
+
+def test_half_precision(read, picture):
+    expected = read(picture, findings=FINDINGS, maps="array")
+    read.model.to(torch.bfloat16)
+    for row, other in zip(read(picture, findings=FINDINGS, maps="array"), expected):
+        assert row["difference"] == pytest.approx(other["difference"], abs=0.02)
+        np.testing.assert_allclose(row["map"], other["map"], atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"findings": []}, "at least one name"),
+        ({"findings": None}, "at least one name"),
+        ({"findings": ["effusion", " "]}, "must be names"),
+        ({"findings": ["effusion", "effusion"]}, "twice"),
+        ({"findings": ["effusion"], "positive_template": "effusion"}, r"positive_template 'effusion'.*\{\}"),
+        ({"findings": ["effusion"], "negative_template": ["no {}", "none"]}, r"negative_template 'none'.*\{\}"),
+        ({"findings": ["effusion"], "negative_template": []}, "negative_template must be"),
+        ({"findings": {"effusion": {"positive": ["effusion"]}}}, "'effusion' needs the two lists"),
+        ({"findings": {"effusion": {"positive": [], "negative": ["no"]}}}, "effusion: 'positive' must be a list"),
+        ({"findings": {"effusion": {"positive": ["x"], "negative": "no"}}}, "effusion: 'negative' must be a list"),
+        ({"findings": ["effusion"], "maps": "picture"}, "maps must be one of .*'overlay'.*got 'picture'"),
+    ],
+)
+def test_wrong_options_are_named(read, picture, options, message):
+    with pytest.raises(ValueError, match=message):
+        read(picture, **options)
+
+
+def test_an_unreadable_file_is_named(read, picture, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"not a picture")
+    picture.save(tmp_path / "good.png")
+    with pytest.raises(ValueError, match="broken.png"):
+        read([str(tmp_path / "good.png"), str(tmp_path / "broken.png")], findings=FINDINGS)
+    with pytest.raises(ValueError, match="missing.png"):
+        list(read(iter([tmp_path / "missing.png"]), findings=FINDINGS, batch_size=2))
+
+
+def test_a_model_of_nan_and_a_pipeline_without_processor(read, model, picture):
+    with pytest.raises(ValueError, match="needs the model's processor"):
+        TierZeroShotPipeline(model=model, device="cpu")
+    with torch.no_grad():
+        model.text_projection.weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match="NaN"):
+        read(picture, findings=FINDINGS)
+
+
+def test_a_map_that_cannot_be_laid_over_the_picture(model, tokenizer, picture):
+    image_processor = CLIPImageProcessor(size={"shortest_edge": 32, "longest_edge": 64}, do_center_crop=False)
+    read = TierZeroShotPipeline(model=model, processor=TierProcessor(image_processor, tokenizer), device="cpu")
+    with pytest.raises(ValueError, match="map cannot follow"):
+        read(picture, findings=FINDINGS, maps="array")
+
+
+def test_with_the_package_no_remote_code_is_needed(read, picture, tmp_path):
+    expected = read(picture, findings=FINDINGS)
+    read.save_pretrained(tmp_path)
+    again = pipeline("tier-zero-shot", model=str(tmp_path), device="cpu")
+    assert type(again) is TierZeroShotPipeline and type(again.model) is TierModel
+    assert same(again(picture, findings=FINDINGS), expected)
+    again.save_pretrained(tmp_path / "again")
+    first, second = (json.loads((f / "config.json").read_text()) for f in (tmp_path, tmp_path / "again"))
+    assert first["custom_pipelines"] == second["custom_pipelines"] and first["auto_map"] == second["auto_map"]
+    assert {f.name for f in tmp_path.iterdir()} - {f.name for f in (tmp_path / "again").iterdir()} == {"again"}
+
+
+def test_without_the_package(read, picture, tmp_path):
+    folder, away = tmp_path / "model", tmp_path / "elsewhere"
+    away.mkdir()
+    read.model.save_pretrained(folder)
+    read.processor.save_pretrained(folder)
+    picture.save(tmp_path / "radiograph.png")
+    expected = read(picture, findings=FINDINGS, maps="array")
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    process = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, folder, tmp_path / "radiograph.png", json.dumps(FINDINGS), away / "again"],
+        capture_output=True,
+        text=True,
+        cwd=away,
+        env=environment | {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"},
+    )
+    assert process.returncode == 0, process.stderr
+    result = json.loads(process.stdout.splitlines()[-1])
+    assert same(result["rows"], expected)
+    for row, other in zip(result["rows"], expected):
+        np.testing.assert_allclose(row["map"], other["map"], atol=1e-6)
+    assert result["again"] == pytest.approx([row["score"] for row in expected], abs=1e-6)
+    assert result["words"] == ["left", "effusion"] and set(result["classified"]) == set(FINDINGS)
