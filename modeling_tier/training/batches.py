@@ -83,7 +83,7 @@ class Batches:
         try:
             for batch in batches:
                 self.image_ids = batch.pop("image_ids")
-                yield {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+                yield batch
         except ValueError as error:  # a worker's comes with its traceback as the message
             if "DataLoader worker" not in str(error):
                 raise
@@ -127,6 +127,7 @@ class Batches:
             num_workers=min(workers, pairs.num_shards) if self.streaming else workers,
             generator=torch.Generator(),  # the workers' seeds must not take from the model's random numbers
             worker_init_fn=outlive_sigterm,
+            pin_memory=self.device.type == "cuda",
             **options,
         )
 

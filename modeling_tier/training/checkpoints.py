@@ -13,9 +13,12 @@ STATE_FILE = "trainer_state.json"
 
 
 @contextmanager
-def replacing(folder: Path, accelerator):
+def replacing(folder: Path, accelerator, keep: int | None = None):
     """
     A temporary folder that takes the place of `folder` when all processes have left the block.
+
+    Args:
+        keep: of a checkpoint: so many of the newest stay, `folder` being one, the older ones beside it as `step-N`.
 
     Raises:
         OSError: if something cannot be written; what stood in `folder` before is still there, whole.
@@ -35,11 +38,14 @@ def replacing(folder: Path, accelerator):
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         old = folder.with_name(folder.name + ".old")
+        if (keep or 1) > 1 and folder.exists() and _step(folder) != _step(temporary):
+            old = folder.with_name(f"step-{_step(folder)}")
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             folder.rename(old)
         temporary.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        for each in [folder.with_name(folder.name + ".old"), *(_older(folder)[keep - 1 :] if keep else [])]:
+            shutil.rmtree(each, ignore_errors=True)
     accelerator.wait_for_everyone()
 
 
@@ -50,9 +56,19 @@ def replace_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def save_checkpoint(folder: Path, accelerator, state: dict) -> None:
+def _step(folder: Path) -> int:
+    return json.loads((folder / STATE_FILE).read_text())["step"]
+
+
+def _older(folder: Path) -> list[Path]:
+    """The checkpoints that are kept beside `folder`, the newest first."""
+    found = [each for each in folder.parent.glob("step-*") if each.name.removeprefix("step-").isdecimal()]
+    return sorted(found, key=lambda each: -int(each.name.removeprefix("step-")))
+
+
+def save_checkpoint(folder: Path, accelerator, state: dict, keep: int = 1) -> None:
     """Model, optimiser, scheduler and random numbers of every process, and where the run stands."""
-    with replacing(folder, accelerator) as temporary:
+    with replacing(folder, accelerator, keep) as temporary:
         accelerator.save_state(str(temporary))
         if accelerator.is_main_process:
             (temporary / STATE_FILE).write_text(json.dumps(state))
@@ -73,9 +89,9 @@ def find_checkpoint(resume: str, output_dir: Path) -> Path | None:
         ValueError: if it is not there, not complete, or of another run.
     """
     folder = output_dir / "checkpoints" / "last" if resume in ("last", "auto") else Path(resume)
-    old = folder.with_name(folder.name + ".old")
-    if not folder.exists() and (old / STATE_FILE).is_file():  # stopped between the two renames
-        folder = old
+    if not folder.exists() and resume in ("last", "auto"):  # stopped between the two renames
+        before = [folder.with_name("last.old"), *_older(folder)]
+        folder = next((each for each in before if (each / STATE_FILE).is_file()), folder)
     if not (folder / STATE_FILE).is_file():
         if resume == "auto":
             return None

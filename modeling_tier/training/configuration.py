@@ -109,9 +109,15 @@ class TrainingOptions:
     steps_per_epoch: int | None = option(None, "optimiser steps of an epoch; a stream needs it, best to read it all")
     batch_size: int = option(64, "pairs per process and step; negatives come from all processes")
     gradient_accumulation_steps: int = option(1, "batches per optimiser step; negatives stay within one batch")
+    chunk_size: int | None = option(
+        None, "pairs embedded at once; smaller than batch_size: the same step in less memory, by gradient caching"
+    )
+    gradient_checkpointing: bool = option(False, "whether activations are computed again in the backward pass")
+    compile: bool = option(False, "whether both encoders are compiled (torch.compile)")
     mixed_precision: str = option("no", "no | bf16 | fp16")
     log_every: int = option(10, "optimiser steps between two lines of the log")
     save_every_steps: int | None = option(None, "optimiser steps between checkpoints; null: after each epoch")
+    keep_checkpoints: int = option(1, "newest checkpoints to keep, beside the best; older than the last as step-N")
     resume_from_checkpoint: str | None = option(
         None, "'auto': where the last complete checkpoint is, else from the start; 'last'; or a checkpoint's folder"
     )
@@ -360,8 +366,10 @@ def _check_ranges(config: TrainConfig) -> None:
         "epochs",
         "batch_size",
         "gradient_accumulation_steps",
+        "chunk_size",
         "log_every",
         "save_every_steps",
+        "keep_checkpoints",
         "max_skipped_steps",
     )
     ranges = {f"training.{name}": (1, None) for name in least_one}

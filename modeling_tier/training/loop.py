@@ -22,6 +22,7 @@ from transformers import get_scheduler
 
 from ..data import load_pairs
 from ..evaluation import evaluate_zero_shot
+from ..evaluation.report import LEAST_PEAK
 from ..modeling_tier import TierModel
 from ..processing_tier import TierProcessor
 from .batches import Batches, share_of_subjects
@@ -46,6 +47,8 @@ from .configuration import (
     load_config,
 )
 from .freezing import freeze, train_mode
+from .grad_cache import cached_backward, on
+from .sharding import prepare, whole_model
 from .stopping import EXIT_STOPPED, NonFiniteSteps, StopRequest
 
 
@@ -96,10 +99,7 @@ def _train(config: TrainConfig, after_evaluation: Callable | None, stop_request:
             "accelerate launch --multi_gpu --num_processes 2 train.py ... (without a GPU they run on CPUs)."
         )
     checkpoint = _prepare_folder(config, output_dir, accelerator)
-    set_seed(
-        config.seed, device_specific=True
-    )  # dropout of its own in each process; DDP shares the first one's weights
-
+    set_seed(config.seed)  # of the weights, which all processes make alike
     # Data
     data = config.data
     with accelerator.main_process_first(), warnings.catch_warnings():
@@ -131,14 +131,21 @@ def _train(config: TrainConfig, after_evaluation: Callable | None, stop_request:
 
     # Model and optimiser
     model = build_model(config, processor)
+    if not accelerator.is_main_process:
+        set_seed(config.seed, device_specific=True)  # dropout of its own in each process
     freeze(model, config.freeze)
+    if training.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    if training.compile:
+        for encoder in (model.text_model, model.vision_model):
+            encoder.compile()
     max_logit_scale = MAX_LOGIT_SCALE  # as CLIP; a pretrained model may begin above it, as SigLIP's do
     if config.model.pretrained:
         max_logit_scale = max(MAX_LOGIT_SCALE, model.logit_scale.item())
     optimizer = build_optimizer(model, optimizer_options)
     total_steps = batches.steps_per_epoch * training.epochs
     scheduler = build_scheduler(optimizer, optimizer_options, total_steps)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model, optimizer = prepare(accelerator, model, optimizer, config)
     accelerator.register_for_checkpointing(scheduler)
     bare_model = accelerator.unwrap_model(model)
     state = {"epoch": 0, "step_in_epoch": 0, "step": 0, "best": None, "evaluations": []}
@@ -162,7 +169,13 @@ def _train(config: TrainConfig, after_evaluation: Callable | None, stop_request:
     collapsed = False
     non_finite = NonFiniteSteps(bare_model, state, training.max_skipped_steps)
     last = output_dir / "checkpoints" / "last"
-    stopped = "Asked to stop: {} steps of {} are done. Go on with --training.resume_from_checkpoint auto."
+    save = partial(save_checkpoint, last, accelerator, state, training.keep_checkpoints)
+
+    def leave():
+        done = f"{state['step']} steps of {total_steps} are done"
+        accelerator.print(f"Asked to stop: {done}. Go on with --training.resume_from_checkpoint auto.")
+        raise SystemExit(EXIT_STOPPED)
+
     stop_request.listen()
 
     for epoch in range(state["epoch"], training.epochs):
@@ -173,8 +186,12 @@ def _train(config: TrainConfig, after_evaluation: Callable | None, stop_request:
             with accelerator.accumulate(model):
                 non_finite.begin(batches.image_ids)
                 scale = ramp(state["step"] / total_steps, config.regulariser.ramp_start, config.regulariser.ramp_end)
-                out = model(**batch, return_loss=True, entropy_scale=scale)
-                accelerator.backward(out.loss)
+                if training.chunk_size is not None and training.chunk_size < training.batch_size:
+                    out, batch = cached_backward(model, accelerator, batch, training.chunk_size, scale)
+                else:
+                    batch = on(accelerator.device, batch)
+                    out = model(**batch, return_loss=True, entropy_scale=scale)
+                    accelerator.backward(out.loss)
                 if accelerator.sync_gradients:
                     max_norm = math.inf if optimizer_options.max_grad_norm is None else optimizer_options.max_grad_norm
                     grad_norm = accelerator.clip_grad_norm_(model.parameters(), max_norm)
@@ -189,7 +206,7 @@ def _train(config: TrainConfig, after_evaluation: Callable | None, stop_request:
                 if not accelerator.sync_gradients or skipped is None or accelerator.scaler is not None:
                     optimizer.step()  # in fp16 the scaler leaves it out, and makes its scale smaller
                 optimizer.zero_grad()
-            pairs += len(batch["input_ids"]) * accelerator.num_processes
+            pairs += training.batch_size * accelerator.num_processes
             if not accelerator.sync_gradients:
                 continue
             scheduler.step()
@@ -217,18 +234,24 @@ def _train(config: TrainConfig, after_evaluation: Callable | None, stop_request:
                     collapsed = True
                     accelerator.print(_collapse_message(shape, state["step"]))
             if non_finite.too_many():
-                save_checkpoint(last, accelerator, state)
+                save()
                 raise ValueError(non_finite.message(output_dir))
             asked = stop_request.came(accelerator, state["step"])
             if asked or (training.save_every_steps and state["step"] % training.save_every_steps == 0):
-                save_checkpoint(last, accelerator, state)
+                save()
             if asked:
-                accelerator.print(stopped.format(state["step"], total_steps))
-                raise SystemExit(EXIT_STOPPED)
+                leave()
 
+        evaluates = (epoch + 1) % evaluation.every_epochs == 0 or epoch + 1 == training.epochs
+        if evaluates:
+            of = (processor, validation_pairs, zero_shot_set, prompts, config)
+            whole = whole_model(accelerator, model)
+            metrics = _evaluate(accelerator, whole, stop_request, *of)
+            if metrics is None:  # the run goes on with this evaluation
+                save()
+                leave()
         state["epoch"], state["step_in_epoch"] = epoch + 1, 0
-        if state["epoch"] % evaluation.every_epochs == 0 or state["epoch"] == training.epochs:
-            metrics = _evaluate(accelerator, bare_model, processor, validation_pairs, zero_shot_set, prompts, config)
+        if evaluates:
             log.write(state["step"], epoch=epoch, validation=metrics)
             accelerator.print(_summary(state["epoch"], metrics, evaluation.dataset))
             value = metric_value(metrics, best_metric, evaluation.dataset)
@@ -242,15 +265,14 @@ def _train(config: TrainConfig, after_evaluation: Callable | None, stop_request:
             for folder in folders:
                 with replacing(folder, accelerator) as temporary:
                     if accelerator.is_main_process:
-                        bare_model.save_pretrained(temporary)
+                        whole.save_pretrained(temporary)
                         processor.save_pretrained(temporary)
             stop = after_evaluation is not None and after_evaluation(state["epoch"], metrics)
-        save_checkpoint(last, accelerator, state)
+        save()
         if accelerator.is_main_process:
             settle_ensemble(ensemble, best_epochs(state["evaluations"], evaluation.keep_best))
         if state["epoch"] < training.epochs and not stop and stop_request.came(accelerator):
-            accelerator.print(stopped.format(state["step"], total_steps))
-            raise SystemExit(EXIT_STOPPED)
+            leave()
         if stop:
             break
 
@@ -373,7 +395,8 @@ def _has_collapsed(shape: dict, config: TrainConfig, model: TierModel, scale: fl
     no harm: the token term pushes them down around a peak.
     """
     patch_term = scale > 0 and model.config.lambda_patch > 0
-    return patch_term and shape["negative_share"] > config.regulariser.warn_negative_share and shape["peak"] < 0.2
+    against = shape["negative_share"] > config.regulariser.warn_negative_share
+    return patch_term and against and shape["peak"] < LEAST_PEAK
 
 
 def _collapse_message(shape: dict, step: int) -> str:
@@ -388,15 +411,16 @@ def _collapse_message(shape: dict, step: int) -> str:
 def _evaluate(
     accelerator: Accelerator,
     model: TierModel,
+    stop_request: StopRequest,
     processor: TierProcessor,
     validation_pairs: Dataset,
     zero_shot_set: Dataset,
     prompts: dict,
     config: TrainConfig,
-) -> dict:
+) -> dict | None:
     """
-    Validation metrics, computed by the main process and known to all. Those of `evaluation.dataset` stand under its
-    name.
+    Validation metrics, computed by the main process and known to all; None if that was asked to stop. Those of
+    `evaluation.dataset` stand under its name.
     """
     result, evaluation, error = [None], config.evaluation, None
     if accelerator.is_main_process:
@@ -410,11 +434,13 @@ def _evaluate(
             blank=evaluation.blank,
         )
         try:
-            if evaluation.dataset:
-                result[0], _ = of(dataset=validation_pairs, prompts={}, localisation=False)
-                result[0][evaluation.dataset], _ = of(dataset=zero_shot_set, prompts=prompts)
-            else:
-                result[0], _ = of(dataset=validation_pairs, prompts=prompts)
+            with stop_request.at_once():
+                if evaluation.dataset:
+                    metrics, _ = of(dataset=validation_pairs, prompts={}, localisation=False)
+                    metrics[evaluation.dataset], _ = of(dataset=zero_shot_set, prompts=prompts)
+                else:
+                    metrics, _ = of(dataset=validation_pairs, prompts=prompts)
+                result[0] = metrics
         except Exception as caught:  # the others wait for the result
             result[0], error = str(caught), caught
     metrics = broadcast_object_list(result)[0]

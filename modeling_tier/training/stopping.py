@@ -1,9 +1,12 @@
 # Licensed under the Apache License, Version 2.0.
 """Reasons to stop a run before its end: a signal, and losses that are no numbers."""
 
+import math
 import signal
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -13,17 +16,23 @@ from torch.utils.data import DataLoader
 
 EXIT_STOPPED = 75  # of a run that was asked to stop and has left a checkpoint to go on from
 
+_SAME_SIGNAL_SECONDS = 5
 _CHECK_EVERY = 10  # steps: with several processes, whether one of them was asked costs a collective
+
+
+class _Interrupted(BaseException):
+    """Ends a block of [`StopRequest.at_once`]."""
 
 
 class StopRequest:
     """
-    SIGTERM (as SLURM sends before it preempts a job) or SIGINT (Ctrl-C), kept in mind until the step is done. After
-    the first one, a second has its usual effect at once.
+    SIGTERM (as SLURM sends before it preempts a job) or SIGINT (Ctrl-C), kept in mind until the step is done. A second
+    one has its usual effect at once, unless it comes within seconds: what goes to all processes of a job reaches each
+    of them twice, by itself and through the launcher.
     """
 
     def __init__(self):
-        self.received, self._before = False, {}
+        self.received, self._first, self._before, self._at_once = False, 0.0, {}, False
 
     def listen(self) -> None:
         if threading.current_thread() is threading.main_thread():  # no other may
@@ -31,13 +40,32 @@ class StopRequest:
                 self._before[number] = signal.signal(number, self._remember)
 
     def _remember(self, number, frame) -> None:
-        self.received = True
-        self.leave()
+        if self.received:
+            if time.monotonic() - self._first > _SAME_SIGNAL_SECONDS:
+                self.leave()
+                signal.raise_signal(number)
+            return
+        self.received, self._first = True, time.monotonic()
+        if self._at_once:
+            raise _Interrupted
 
     def leave(self) -> None:
         """Signals have their usual effect again."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """A block that the first signal ends: for work that can be done again and leaves nothing half done."""
+        self._at_once = True
+        try:
+            if self.received:
+                raise _Interrupted
+            yield
+        except _Interrupted:
+            pass
+        finally:
+            self._at_once = False
 
     def came(self, accelerator: Accelerator, step: int | None = None) -> bool:
         """Whether a process was asked. All of them must call this; at most steps, several do not look."""
@@ -81,9 +109,7 @@ class NonFiniteSteps:
 
     def __init__(self, model: torch.nn.Module, state: dict, most_in_a_row: int):
         self.state, self.most_in_a_row = state, most_in_a_row
-        # Of BatchNorm and its kind: what else is in a buffer is constant.
-        norms = (module for module in model.modules() if getattr(module, "track_running_stats", False))
-        self._buffers = [each for module in norms for each in module.buffers()]
+        self._buffers = batch_statistics(model)
         self._saved = [each.clone() for each in self._buffers]
         self._image_ids: list[str] = []
 
@@ -96,7 +122,7 @@ class NonFiniteSteps:
     def leave_out(self, grad_norm: torch.Tensor) -> list[str] | None:
         """After the backward pass of a step: None, or the images of all processes if the step must not be taken."""
         image_ids, self._image_ids = self._image_ids, []
-        if torch.isfinite(grad_norm):
+        if math.isfinite(grad_norm):
             self.state["skipped_in_a_row"] = 0
             return None
         if self._buffers:
@@ -116,3 +142,9 @@ class NonFiniteSteps:
             "Likely causes: optimizer.lr too large or optimizer.warmup_share too small; training.mixed_precision fp16 "
             "(try bf16); a model.pretrained that gives NaN; broken pictures."
         )
+
+
+def batch_statistics(model: torch.nn.Module) -> list[torch.Tensor]:
+    """Buffers of BatchNorm and its kind, which a forward pass in training mode changes; all others are constant."""
+    norms = (module for module in model.modules() if getattr(module, "track_running_stats", False))
+    return [each for module in norms for each in module.buffers()]

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_training import ROOT, TINY, lines, tiny, weights
 
-from modeling_tier.training import loop, train
+from modeling_tier.training import loop, stopping, train
 from modeling_tier.training.stopping import EXIT_STOPPED
 
 
@@ -48,8 +48,8 @@ def test_a_signal_ends_the_run_after_the_step_and_it_goes_on(finished, tmp_path,
     def interrupted(*args):
         seen.append(1)
         if len(seen) == step:
-            os.kill(os.getpid(), number)
-            assert signal.getsignal(number) is before, "a second one acts at once"
+            for _ in range(2):  # by itself and through a launcher
+                os.kill(os.getpid(), number)
         return original(*args)
 
     with monkeypatch.context() as patch:
@@ -60,6 +60,45 @@ def test_a_signal_ends_the_run_after_the_step_and_it_goes_on(finished, tmp_path,
     assert state_of(tmp_path / "run")["step"] == step and len(seen) == step
     train(tiny(tmp_path / "run", "--training.log_every=1", "--training.resume_from_checkpoint=auto"))
     assert_same_end(finished, tmp_path / "run")
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_signal_ends_an_evaluation_which_is_done_again(finished, tmp_path, monkeypatch, epoch):
+    calls, original = [], loop.evaluate_zero_shot
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == epoch:
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("the evaluation goes on")
+        return original(*args, **kwargs)
+
+    options = ["--training.log_every=1", "--training.resume_from_checkpoint=auto"]
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate_zero_shot", interrupted)
+        with pytest.raises(SystemExit) as stopped:
+            train(tiny(tmp_path / "run", *options))
+    assert stopped.value.code == EXIT_STOPPED and len(calls) == epoch
+    assert state_of(tmp_path / "run")["step"] == 6 * epoch
+    metrics = train(tiny(tmp_path / "run", *options))
+    assert_same_end(finished, tmp_path / "run")
+    assert json.loads((finished / "metrics.json").read_text()) == metrics
+    assert len([line for line in lines(tmp_path / "run") if "validation" in line]) == 2
+
+
+def test_old_checkpoints_are_kept_to_a_number_and_the_best_beside_them(finished, tmp_path):
+    options = ["--training.log_every=1", "--training.save_every_steps=2", "--training.keep_checkpoints=3"]
+    folder = tmp_path / "run"
+    train(tiny(folder, *options))
+    assert {each.name for each in (folder / "checkpoints").iterdir()} == {"best", "last", "step-8", "step-10"}
+    # Each of them is one to go on from; "auto" takes the newest, also between two renames.
+    (folder / "checkpoints/last").rename(tmp_path / "away")
+    (folder / "checkpoints/step-9").mkdir()  # torn
+    train(tiny(folder, *options, "--training.resume_from_checkpoint=auto"))
+    assert_same_end(finished, folder)
+    older = folder / "checkpoints/step-10"
+    train(tiny(folder, *options, f"--training.resume_from_checkpoint={older}"))
+    assert_same_end(finished, folder)
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_again(finished, tmp_path, monkeypatch):
@@ -176,15 +215,36 @@ LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend",
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def test_two_processes_stop_at_the_same_step(tmp_path):
+def test_a_second_signal_acts_at_once(monkeypatch):
+    request = stopping.StopRequest()
+    request.listen()
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert request.received
+        now = time.monotonic()
+        monkeypatch.setattr(stopping.time, "monotonic", lambda: now + 10)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+    finally:
+        request.leave()
+
+
+@pytest.mark.parametrize("to", ["the launcher, which passes it on", "all, as SLURM and Ctrl-C do"])
+def test_two_processes_stop_at_the_same_step(tmp_path, to):
     folder = tmp_path / "run"
     options = [*TINY, "--training.batch_size=4", "--training.epochs=1000", f"--output_dir={folder}"]
     command = [*LAUNCH, "train.py", "--config", "configs/demo.yaml", *options, "--evaluation.every_epochs=1000"]
-    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not ((folder / "log.jsonl").is_file() and len(lines(folder)) > 8):
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)  # to the launcher, which passes it on
+    if to.startswith("all"):
+        os.killpg(process.pid, signal.SIGTERM)
+    else:
+        process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
     assert process.returncode != 0 and b"Asked to stop" in output, output[-2000:]
     state = state_of(folder)

@@ -487,8 +487,35 @@ def test_two_processes_are_one(tmp_path, options):
     first, second = ([line for line in lines(tmp_path / n) if "loss" in line] for n in "12")
     assert len(first) == len(second) == 3
     for one, two in zip(first, second):
+        for name in ("loss", "contrastive_loss", "token_entropy", "patch_entropy"):
+            assert one[name] == pytest.approx(two[name], abs=1e-4)
         # After clipping the gradients, their norm and the learning rate make the step.
         assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-3)
         assert one["lr"] == two["lr"]
     for name, weight in weights(tmp_path / "1" / "checkpoints" / "last").items():
         torch.testing.assert_close(weight, weights(tmp_path / "2" / "checkpoints" / "last")[name], rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["chunk_size=3"], ["gradient_checkpointing=true"], ["compile=true"]],
+    ids=lambda options: options[0].partition("=")[0],
+)
+def test_a_cheaper_step_is_the_same_step(tmp_path, monkeypatch, options):
+    """In less memory or less time; without dropout, and BatchNorm, which sees chunks."""
+    # Of the compiler everything but its last stage, which takes a minute.
+    compile_ = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_(module, backend="aot_eager"))
+    common = ["--model.text_config.hidden_dropout_prob=0", "--model.image_pooling=mean", "--training.epochs=1"]
+    common += ["--model.vision_config={model_type: vit, hidden_size: 32, num_hidden_layers: 2, patch_size: 8}"]
+    common += ["--model.vision_config.num_attention_heads=2", "--model.vision_config.intermediate_size=37"]
+    common += ["--model.vision_config.image_size=32", "--training.log_every=1"]
+    train(tiny(tmp_path / "plain", *common))
+    train(tiny(tmp_path / "cheaper", *common, *(f"--training.{option}" for option in options)))
+    plain, cheaper = ([line for line in lines(tmp_path / n) if "loss" in line] for n in ("plain", "cheaper"))
+    assert len(plain) == 6
+    for one, other in zip(plain, cheaper, strict=True):
+        for name in ("loss", "contrastive_loss", "token_entropy", "patch_entropy", "grad_norm"):
+            assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-4), name
+    for name, weight in weights(tmp_path / "plain").items():
+        torch.testing.assert_close(weight, weights(tmp_path / "cheaper")[name], rtol=0, atol=3e-4, msg=name)

@@ -1,0 +1,87 @@
+# Licensed under the Apache License, Version 2.0.
+"""Gradient caching (Gao et al., 2021, arXiv 2101.06983): the step of a large batch in the memory of a small one."""
+
+from contextlib import nullcontext
+
+import torch
+from accelerate import Accelerator
+from torch.utils.checkpoint import get_device_states, set_device_states
+
+from ..modeling_tier import TierCachedGradients, TierModel, TierOutput
+from .stopping import batch_statistics
+
+
+def cached_backward(
+    model: torch.nn.Module,
+    accelerator: Accelerator,
+    batch: dict[str, torch.Tensor],
+    chunk_size: int,
+    entropy_scale: float = 1.0,
+) -> tuple[TierOutput, dict[str, torch.Tensor]]:
+    """
+    Add the gradient of a batch's loss to the parameters, `chunk_size` pairs at a time.
+
+    The pairs are embedded without a graph; the contrastive loss of all of them gives the gradient of each embedding;
+    with it, each chunk is embedded again, with the same dropout, and goes backward by itself. That is the gradient
+    of the whole batch, the negatives and entropies of all processes included. BatchNorm alone sees chunks: its
+    statistics are a chunk's own, as with several processes they are a process's own.
+
+    Args:
+        model: a [`TierModel`] as `accelerator.prepare` returns it, in training mode.
+        batch: inputs of the model for N pairs, on any device. All processes must have as many chunks.
+        chunk_size: pairs that are embedded at once.
+        entropy_scale: as the model takes it.
+
+    Returns:
+        The output for the last chunk, with `loss`, `contrastive_loss` and entropies of the whole batch, and the inputs
+        that it belongs to.
+    """
+    bare_model: TierModel = accelerator.unwrap_model(model)
+    chunks = [dict(zip(batch, rows)) for rows in zip(*(rows.split(chunk_size) for rows in batch.values()))]
+    statistics = batch_statistics(bare_model)
+    before = [each.clone() for each in statistics]
+    random_states, text_embeds, image_embeds, counted = [], [], [], []
+    with torch.no_grad():
+        for chunk in (on(accelerator.device, chunk) for chunk in chunks):
+            random_states.append((torch.get_rng_state(), *get_device_states(chunk["pixel_values"])))
+            out = model(**chunk)
+            text_embeds.append(out.text_embeds.float())
+            image_embeds.append(out.image_embeds.float())
+            mask = bare_model.entropy_mask(chunk["input_ids"], chunk["attention_mask"])
+            counted.append(mask.any(dim=1).sum().float())
+    for each, value in zip(statistics, before):  # the second pass adds to them
+        each.copy_(value)
+
+    text_embeds, image_embeds = (torch.cat(rows).requires_grad_() for rows in (text_embeds, image_embeds))
+    contrastive_loss = bare_model.contrastive_loss(text_embeds, image_embeds)
+    trains_scale = bare_model.logit_scale.requires_grad
+    of = [text_embeds, image_embeds, *([bare_model.logit_scale] if trains_scale else [])]
+    text_grads, image_grads, *scale_grad = torch.autograd.grad(contrastive_loss, of)
+    # With the mean of the gradients over the processes in mind, as the gradient of the contrastive loss is.
+    total = accelerator.reduce(sum(counted), reduction="mean").clamp(min=torch.finfo().tiny)
+
+    entropies = torch.zeros(2, device=accelerator.device)
+    grads = zip(text_grads.split(chunk_size), image_grads.split(chunk_size))
+    for number, (chunk, grad, state) in enumerate(zip(chunks, grads, random_states)):
+        chunk, is_last = on(accelerator.device, chunk), number == len(chunks) - 1
+        torch.set_rng_state(state[0])
+        set_device_states(*state[1:])
+        share = counted[number] / total
+        cached = TierCachedGradients(*grad, scale_grad[0] if scale_grad and is_last else None, share)
+        with nullcontext() if is_last else accelerator.no_sync(model):
+            out = model(**chunk, return_loss=True, entropy_scale=entropy_scale, cached_gradients=cached)
+            accelerator.backward(out.loss)
+        if out.token_entropy is not None:
+            entropies += share * torch.stack([out.token_entropy.detach(), out.patch_entropy.detach()])
+
+    out.loss = out.contrastive_loss = contrastive_loss.detach()
+    if out.token_entropy is not None:
+        out.token_entropy, out.patch_entropy = accelerator.reduce(entropies, reduction="mean")
+        config = bare_model.config
+        entropy = config.lambda_token * out.token_entropy + config.lambda_patch * out.patch_entropy
+        out.loss = out.loss + entropy_scale * entropy
+    return out, chunk
+
+
+def on(device: torch.device, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

@@ -1,0 +1,70 @@
+# Licensed under the Apache License, Version 2.0.
+"""What FSDP2 and DeepSpeed want to be told, and a whole model out of what they have spread over the processes."""
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import nn
+
+from ..modeling_tier import TierModel
+from .configuration import TrainConfig
+
+
+def prepare(
+    accelerator: Accelerator, model: TierModel, optimizer: torch.optim.Optimizer, config: TrainConfig
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """
+    `accelerator.prepare`, for DDP, FSDP2 and DeepSpeed alike.
+
+    Raises:
+        ValueError: for what one of them cannot do.
+    """
+    if accelerator.distributed_type == DistributedType.FSDP:
+        plugin = accelerator.state.fsdp_plugin
+        if plugin.fsdp_version != 2:
+            raise ValueError(
+                "Set fsdp_version to 2 in accelerate's configuration: FSDP of version 1 is not supported."
+            )
+        if plugin.cpu_ram_efficient_loading:
+            raise ValueError(
+                "fsdp_cpu_ram_efficient_loading must be false in accelerate's configuration: every process reads the "
+                "weights itself."
+            )
+        # A scalar cannot be cut into pieces: it stays whole, and its gradient is averaged here.
+        model.logit_scale.data = model.logit_scale.data.to(accelerator.device)
+        plugin.ignored_modules = [nn.ParameterList([model.logit_scale])]
+        if model.logit_scale.requires_grad:
+            model.logit_scale.register_post_accumulate_grad_hook(_average)
+    elif accelerator.distributed_type == DistributedType.DEEPSPEED:
+        if config.training.chunk_size is not None:
+            raise ValueError("training.chunk_size: DeepSpeed takes a step at each backward pass; use DDP or FSDP2.")
+        options = accelerator.state.deepspeed_plugin.deepspeed_config
+        if options["gradient_accumulation_steps"] not in ("auto", config.training.gradient_accumulation_steps):
+            raise ValueError(
+                f"training.gradient_accumulation_steps is {config.training.gradient_accumulation_steps}, and "
+                f"{options['gradient_accumulation_steps']} in accelerate's configuration of DeepSpeed."
+            )
+        model.logit_scale.data = model.logit_scale.data.reshape(1)  # DeepSpeed sends no scalars
+        options["train_micro_batch_size_per_gpu"] = config.training.batch_size
+        options["gradient_clipping"] = config.optimizer.max_grad_norm or 0.0
+    return accelerator.prepare(model, optimizer)
+
+
+def _average(parameter: nn.Parameter) -> None:
+    """Also right for a gradient that is added to an averaged one, which all processes have alike."""
+    torch.distributed.all_reduce(parameter.grad)
+    parameter.grad /= torch.distributed.get_world_size()
+
+
+def whole_model(accelerator: Accelerator, model: nn.Module) -> TierModel:
+    """The model, for use by the main process alone; all processes must call this."""
+    bare_model = accelerator.unwrap_model(model)
+    if accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        return bare_model
+    weights = accelerator.get_state_dict(model)
+    if not accelerator.is_main_process:
+        return bare_model
+    weights["logit_scale"] = weights["logit_scale"].reshape(())
+    whole = TierModel(bare_model.config)
+    whole.load_state_dict(weights)
+    return whole.to(accelerator.device)
