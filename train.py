@@ -4,13 +4,16 @@ Train a TIER model:
 
     accelerate launch train.py --config configs/demo.yaml [--section.option value ...]
     accelerate launch train.py --config configs/mimic_cxr.yaml --data_dir /data/mimic-cxr-320
+    python train.py --config configs/demo.yaml --push_to_hub --hub_model_id user/name
 """
 
 import argparse
+import os
 import sys
 import warnings
 
 from modeling_tier.data import describe_datasets
+from modeling_tier.publish import check_before_training, publish
 from modeling_tier.training import load_config, train
 from modeling_tier.training.configuration import describe_options
 
@@ -26,14 +29,41 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", help="YAML file with the options by section")
-    parser.add_argument("--data_dir", help="where the data set lies; the same as --data.options.data_dir")
+    add = parser.add_argument
+    add("--config", help="YAML file with the options by section")
+    add("--data_dir", help="where the data set lies; the same as --data.options.data_dir")
+    add("--push_to_hub", action="store_true", help="publish the model when its training has ended")
+    add("--hub_model_id", metavar="user/name", help="repository on the Hub; made before the training starts")
+    add("--hub_private", action=argparse.BooleanOptionalAction, default=True, help="whether only you can see it")
+    add(
+        "--hub_shareable",
+        action="store_true",
+        help="the pictures and sentences of your own `pairs` may be seen by all",
+    )
+    add(
+        "--hub_accept_vocabulary",
+        action="store_true",
+        help="send a tokenizer made from texts that may not be shown; see python -m modeling_tier.publish --help",
+    )
     arguments, overrides = parser.parse_known_args()
     if arguments.data_dir:
         overrides += ["--data.options.data_dir", arguments.data_dir]
+    target = {
+        "repo_id": arguments.hub_model_id,
+        "private": arguments.hub_private,
+        "shareable": arguments.hub_shareable,
+        "accept_vocabulary": arguments.hub_accept_vocabulary,
+    }
+    first_process = os.environ.get("RANK", "0") == "0"
     try:
         config = load_config(arguments.config, overrides)
+        if arguments.push_to_hub != bool(arguments.hub_model_id):
+            raise ValueError("--push_to_hub and --hub_model_id user/name go together.")
+        if arguments.push_to_hub and first_process:
+            check_before_training(config, **target)
         train(config)
+        if arguments.push_to_hub and first_process:
+            publish(config.output_dir, **target)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

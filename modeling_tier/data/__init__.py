@@ -27,7 +27,7 @@ from .pairs import pairs
 from .synthetic import synthetic_pairs
 
 
-__all__ = ["DATASETS", "PLACES", "SPLITS", "check_options", "describe_datasets", "load_pairs"]
+__all__ = ["DATASETS", "PLACES", "SHAREABLE", "SPLITS", "check_options", "describe_datasets", "load_pairs"]
 
 # Options that say where something lies: another disk has other ones for the same data.
 PLACES = ("data_dir", "reports", "reports_dir", "exclude_subjects", "boxes", "reads_dir")
@@ -42,6 +42,19 @@ DATASETS = {
     "chestxray14": chestxray14,
     "ms_cxr": ms_cxr,
     "openi": openi,
+}
+
+# Whether a data set's pictures, sentences and words may be shown to everybody. False: it has terms of access or use of
+# its own, and nobody can set them aside here. None: its owner says so, by --shareable.
+SHAREABLE = {
+    "synthetic": True,
+    "mimic_cxr": False,
+    "pairs": None,
+    "chexpert": False,
+    "padchest": False,
+    "chestxray14": False,
+    "ms_cxr": False,
+    "openi": False,
 }
 
 

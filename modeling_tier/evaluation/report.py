@@ -105,9 +105,9 @@ MEASURES = {
 _FEW = "†"
 
 # Below: every sentence points at one fixed place.
-_LEAST_SPREAD = 0.15
+LEAST_SPREAD = 0.15
 # Beyond both: the patch term has turned all patches against all tokens (training warns by the same numbers).
-_MOST_NEGATIVE, _LEAST_PEAK = 0.95, 0.2
+MOST_NEGATIVE, LEAST_PEAK = 0.95, 0.2
 
 # Pixels from which a figure is not made smaller than its texts can be read, but scrolls in its box.
 _WIDE = 1000
@@ -577,13 +577,13 @@ def _warnings(models: dict[str, dict]) -> list[Paragraph]:
         (f"{name}/{member}", m) for name, metrics in models.items() for member, m in metrics.get("members", {}).items()
     ]
     for name, metrics in named:
-        if metrics.get("peak_spread", 1.0) < _LEAST_SPREAD:
+        if metrics.get("peak_spread", 1.0) < LEAST_SPREAD:
             texts.append(
                 f"{name}: the spread of the peaks is {metrics['peak_spread']:.3f}, near 0: whatever the image, every "
                 "sentence points at one fixed place. The maps say nothing about the images."
             )
         negative, peak = metrics.get("negative_share", 0.0), metrics.get("peak", 1.0)
-        if negative > _MOST_NEGATIVE and peak < _LEAST_PEAK:
+        if negative > MOST_NEGATIVE and peak < LEAST_PEAK:
             texts.append(
                 f"{name}: {negative:.1%} of the cosines of tokens and patches are negative, and a token's largest is "
                 f"{peak:.3f} on average: the patch term has turned the patches against the tokens (collapse). The "

@@ -1,0 +1,979 @@
+# Licensed under the Apache License, Version 2.0.
+"""What leaves with a model and what never does, its card, and a Hub on this machine to push to and pull from."""
+
+import base64
+import hashlib
+import io
+import json
+import math
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from conftest import TEXT_CONFIGS, VISION_CONFIGS
+from huggingface_hub import HfApi, ModelCard, constants
+from huggingface_hub.repocard_data import model_index_to_eval_results
+from huggingface_hub.utils import _http
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, CLIPImageProcessor
+
+import train as train_script
+from modeling_tier import TierConfig, TierModel, TierProcessor
+from modeling_tier.card import citation
+from modeling_tier.data import DATASETS, SHAREABLE
+from modeling_tier.evaluation.run import DataChoice, EvaluationConfig, run_evaluation
+from modeling_tier.leaks import cleaned_results, is_drawn_figure, local_source, scan
+from modeling_tier.publish import main, publish
+from modeling_tier.release import prepare_release
+from modeling_tier.training import load_config
+from modeling_tier.training.building import train_tokenizer
+from tests.data.trees import drawing, study, write_tree
+from tests.hub import Hub
+
+
+ROOT = Path(__file__).parents[1]
+NAME = "user/tiny-tier"
+SENTENCES = ["left pleural effusion", "no effusion", "large cardiomegaly"]
+RUN_METRICS = {
+    "step": 12,
+    "epoch": 2,
+    "validation": {
+        "num_images": 40,
+        "auroc": {"Cardiomegaly": 0.7654, "Edema": 0.6543, "mean": 0.7098},
+        "peak_spread": 0.5432,
+        "token_entropy": 3.8765,
+        "max_token_entropy": 4.1589,
+        "negative_share": 0.4321,
+        "peak": 0.8765,
+        "localisation": {"pointing_game": {"mean": 0.2468}, "chance": {"mean": 0.0735}, "cnr": {"mean": 1.3579}},
+        "retrieval": {"image_to_text": {"r@1": 0.0975}},
+    },
+}
+
+# What a run on MIMIC-CXR may have about it, in every place where it may be.
+SUBJECT, STUDY, IMAGE = "p10000032", "s50414267", "02aa804e-bde0afdd-112c0b34-7bc16630-4e384014"
+PICTURE = f"/home/alice/mimic/files/p10/{SUBJECT}/{STUDY}/{IMAGE}.jpg"
+SECRETS = (SUBJECT, "10000032", STUDY, "50414267", IMAGE, "alice", "Smith", "severely enlarged", "workstation-7")
+
+
+def save_model(folder: Path, tokenizer) -> Path:
+    torch.manual_seed(3)
+    text = BertConfig(**TEXT_CONFIGS["bert"].to_diff_dict() | {"vocab_size": len(tokenizer)})
+    config = TierConfig(
+        text_config=text, vision_config=VISION_CONFIGS["resnet"], image_pooling="mean", projection_dim=16
+    )
+    TierModel(config).save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    image_processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size)
+    TierProcessor(image_processor=image_processor, tokenizer=tokenizer).save_pretrained(folder)
+    return folder
+
+
+def say(folder: Path, *options: str, metrics: dict = RUN_METRICS) -> Path:
+    """What a run says of itself beside its model."""
+    config = load_config(ROOT / "configs" / "demo.yaml", [f"--output_dir={folder}", *options])
+    config.save(folder / "training_config.yaml")
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "environment.json").write_text(json.dumps({"python": "3.11.7", "torch": "2.13.0", "device": "cpu"}))
+    (folder / "log.jsonl").write_text('{"step": 1, "loss": 4.2}\n')
+    return folder
+
+
+MIMIC = ("--data.name=mimic_cxr", "--data.options={}", "--data.train={}", "--data.validation={}")
+PAIRS = ("--data.name=pairs", "--data.options={data_dir: /srv/pairs}", "--data.train={}", "--data.validation={}")
+PAIRS += ("--evaluation.best_metric=loss",)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, tokenizer) -> Path:
+    return save_model(tmp_path_factory.mktemp("saved") / "model", tokenizer)
+
+
+@pytest.fixture
+def run(saved, tmp_path) -> Path:
+    """The folder of a run on synthetic radiographs with a published tokenizer."""
+    return say(shutil.copytree(saved, tmp_path / "run"), "--tokenizer.pretrained=org/tokenizer")
+
+
+@pytest.fixture(scope="module")
+def evaluated(saved, tmp_path_factory) -> Path:
+    """An evaluation of the model on synthetic radiographs, beside another one."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    other = shutil.copytree(saved, folder / "other")
+    model = TierModel.from_pretrained(other)
+    torch.nn.init.normal_(model.visual_projection.weight)
+    model.save_pretrained(other)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run_evaluation(
+        EvaluationConfig(
+            models=[str(other), str(saved)],
+            output_dir=folder / "results",
+            data=DataChoice("synthetic", "test", {"image_size": 32, "num_images": 40}),
+            validation=DataChoice("synthetic", "validation", {"image_size": 32, "num_images": 40}),
+            resamples=20,
+            examples=2,
+            device="cpu",
+        )
+    )
+    return folder / "results"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Hub:
+    """A Hub, and this process logged in there."""
+    with Hub(tmp_path / "home") as hub:
+        for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("HF_TOKEN", "hf_writer")
+        for name, value in (("ENDPOINT", hub.endpoint), ("HF_HUB_OFFLINE", False), ("HF_HUB_DISABLE_XET", True)):
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
+        huggingface_hub.close_session()
+        yield hub
+    huggingface_hub.close_session()
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def published(release) -> dict[str, bytes]:
+    return {name: each if isinstance(each, bytes) else each.read_bytes() for name, each in release.files.items()}
+
+
+@pytest.fixture
+def look(tmp_path):
+    """What would go, without a Hub."""
+    number = iter(range(100))
+
+    def prepare(folder, **options):
+        return prepare_release(folder, tmp_path / f"staging-{next(number)}", NAME, **options)
+
+    return prepare
+
+
+# What leaves
+
+
+def test_every_data_set_says_whether_it_may_be_shown():
+    assert set(SHAREABLE) == set(DATASETS)
+    assert [name for name, mark in SHAREABLE.items() if mark] == ["synthetic"]
+    assert SHAREABLE["mimic_cxr"] is SHAREABLE["ms_cxr"] is False
+
+
+def test_a_dry_run_lists_every_file_and_needs_no_token_and_no_network(run, capsys, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    assert constants.HF_HUB_OFFLINE
+    (run / "checkpoints" / "best").mkdir(parents=True)
+    (run / "checkpoints" / "best" / "model.safetensors").write_bytes(b"0" * 2_000_000)
+    (run / "notes.txt").write_text("mine")
+    assert publish(run, NAME, dry_run=True) is None
+    goes, stays = capsys.readouterr().out.split("stays here:")
+    sent = {line.split()[0] for line in goes.splitlines()[1:]}
+    travelling = {f"{name}_tier.py" for name in ("configuration", "entropy", "modeling", "pipeline", "processing")}
+    own = {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
+    said = {"README.md", "metrics.json", "training_config.yaml", "environment.json"}
+    assert sent == travelling | own | said
+    kept = {line.split()[0]: line for line in stays.splitlines()[1:] if line.startswith("  ")}
+    assert set(kept) == {"checkpoints/", "notes.txt", "log.jsonl"}
+    assert "2.0 MB" in kept["checkpoints/"] and "not on the list of what may go" in kept["notes.txt"]
+
+
+def leaky(run: Path, evaluated: Path) -> Path:
+    """Make it the folder of a run on MIMIC-CXR with everything in it that must not leave."""
+    options = ["--data.options.exclude_subjects=/home/alice/Smith.csv", "--data.options.section=findings"]
+    say(
+        run,
+        *(*MIMIC, "--data.options.data_dir=/home/alice/mimic/files/p10", *options),
+        *("--evaluation.prompts=" + str(ROOT / "modeling_tier/evaluation/prompts/mimic_cxr.yaml"),),
+        *("--tokenizer.pretrained=/home/alice/tokenizer", "--training.resume_from_checkpoint=/home/alice/runs/last"),
+        metrics=RUN_METRICS
+        | {"examples": ["The heart is severely enlarged."], "host": "workstation-7"}
+        | {"validation": RUN_METRICS["validation"] | {"unreadable": [f"{PICTURE}: truncated"], SUBJECT: 0.5}},
+    )
+    config = yaml.safe_load((run / "training_config.yaml").read_text())
+    config |= {"Smith": "alice"}
+    config["data"]["patients"] = [SUBJECT]
+    (run / "training_config.yaml").write_text(yaml.safe_dump(config))
+    environment = json.loads((run / "environment.json").read_text()) | {"user": "alice", "host": "workstation-7"}
+    (run / "environment.json").write_text(json.dumps(environment))
+    (run / "log.jsonl").write_text(json.dumps({"step": 3, "skipped": {"image_ids": [IMAGE]}}))
+    for name, key in (("config.json", "_name_or_path"), ("tokenizer_config.json", "name_or_path")):
+        content = json.loads((run / name).read_text()) | {key: "/home/alice/base"}
+        (run / name).write_text(json.dumps(content))
+    (run / "modeling_tier.py").write_text(
+        f"# trained by alice on {SUBJECT}\n" + (run / "modeling_tier.py").read_text()
+    )
+    (run / "patients_tier.py").write_text(f"SUBJECTS = [{SUBJECT!r}]")
+    (run / "README.md").write_text(f"Mr. Smith is {SUBJECT}.")
+    (run / f"{STUDY}.txt").write_text("The heart is severely enlarged.")
+    radiograph = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8))
+    radiograph.save(run / "example.png")
+    (run / "figures").mkdir()
+    radiograph.save(run / "figures" / "roc_image.png")
+
+    evaluation = shutil.copytree(evaluated, run / "evaluation")
+    results = json.loads((evaluation / "metrics.json").read_text())
+    results |= {"dataset": "mimic_cxr", "model": "/home/alice/runs/clip", "notes": [f"left out: {PICTURE}"]}
+    results["options"] = {"data_dir": "/home/alice/mimic", "reports": "/home/alice/reports.zip"}
+    results["prompts"]["source"] = "/home/alice/prompts.yaml"
+    results["prompts"]["findings"]["Edema"]["positive"] = ["Mr. Smith has edema.", "The heart is severely enlarged."]
+    results["validation"]["options"] = {"data_dir": "/home/alice/mimic"}
+    for each in (results["metrics"], *(other["metrics"] for other in results["compared"].values())):
+        each["unreadable"] = [f"{PICTURE}: cannot be read"]
+        each["localisation_tokens"] = [{"token": "Smith", "num_maps": 3}]
+        each["auroc"]["Mr. Smith"] = 0.5
+        each["classification"]["image"][SUBJECT] = {"auroc": {"value": 0.5}}
+    (evaluation / "metrics.json").write_text(json.dumps(results))
+    radiograph.save(evaluation / "figures" / "reliability.png")
+    radiograph.save(evaluation / "figures" / f"{SUBJECT}.png")
+    return run
+
+
+def test_nothing_of_a_run_on_mimic_cxr_leaks(run, evaluated, hub):
+    folder = leaky(run, evaluated)
+    before = contents(folder)
+    publish(folder, NAME)
+    assert contents(folder) == before
+    everything = hub.files(NAME)
+    assert {"model.safetensors", "evaluation/metrics.json", "metrics.json", "README.md"} <= set(everything)
+    for name, content in everything.items():
+        for secret in SECRETS:
+            assert secret not in name and secret.encode() not in content, f"{secret} in {name}"
+    pictures = {name for name, content in everything.items() if content.startswith((b"\x89PNG", b"\xff\xd8"))}
+    assert pictures == {f"evaluation/figures/{name}.png" for name in ("roc_image", "patch_similarity")}
+    # The numbers are still there.
+    numbers = json.loads(everything["evaluation/metrics.json"])
+    assert numbers["dataset"] == "mimic_cxr" and "prompts" not in numbers
+    assert set(numbers["metrics"]["auroc"]) == {*numbers["counts"]["labels"], "mean"}
+    config = yaml.safe_load(everything["training_config.yaml"])
+    assert config["data"]["options"] == {"section": "findings"} and config["model"]["lambda_token"] == 0.2
+    card = ModelCard(everything["README.md"].decode())
+    assert card.data.license == "other" and "physionet.org" in card.data.license_link
+    assert "data use agreement" in card.text and "drawn by code" not in card.text.split("## Results")[0]
+
+
+def test_nothing_of_a_real_run_and_a_real_evaluation_on_such_a_tree_leaks(saved, tmp_path, start, hub):
+    """What the training and the evaluation truly write, whatever that is by now."""
+    rows = []
+    for i in range(24):
+        finding = ("Cardiomegaly", "Edema")[i % 2]
+        report = f"FINAL REPORT\n IMPRESSION: Zebra shadow {i} with {finding.lower()}, as Mr Heffalump had it.\n"
+        split = ("train", "train", "validate", "test")[i // 2 % 4]
+        labels = {finding: "1.0", ("Edema", "Cardiomegaly")[i % 2]: "0.0"}
+        rows.append(study(2_345_678 + i, report=report, labels=labels, split=split, picture=drawing(60, 50, seed=i)))
+    tree = write_tree(tmp_path / "mimic", rows)
+    options = ["--data.name=mimic_cxr", "--data.options={}", "--data.train={}", "--data.validation={}"]
+    options = [*[each for each in TINY if not each.startswith("--data.")], *options, f"--data_dir={tree}"]
+    folder = start(*options, f"--tokenizer.pretrained={saved}", "--data.max_text_tokens=24")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    data = DataChoice("mimic_cxr", "test", {"data_dir": str(tree)})
+    run_evaluation(EvaluationConfig([str(folder)], folder / "evaluation", data, resamples=10, device="cpu"))
+    publish(folder, NAME)
+    everything = hub.files(NAME)
+    assert json.loads(everything["evaluation/metrics.json"])["metrics"]["classification"]["image"]["Edema"]
+    names = {str(tree), str(tmp_path), "Zebra", "zebra", "Heffalump", "heffalump", ".jpg"}
+    names |= {str(value) for row in rows for value in (row.subject_id, row.study_id, row.dicom_id)}
+    jpegs = [path.read_bytes() for path in tree.rglob("*.jpg")]
+    for name, content in everything.items():
+        assert not [each for each in names if each in name or each.encode() in content], name
+        assert not [each for each in jpegs if each in content or base64.b64encode(each) in content], name
+        assert name.endswith(".png") == content.startswith(b"\x89PNG") and "maps" not in name
+
+
+def test_what_may_be_shown_goes_and_another_models_numbers_do_not(run, evaluated, look):
+    release = look(run, evaluation=evaluated)
+    files = published(release)
+    assert "evaluation/figures/similarity_maps.png" in files and not release.problems
+    everything = json.loads((evaluated / "metrics.json").read_text())
+    results = json.loads(files["evaluation/metrics.json"])
+    (own,) = (each["metrics"] for each in everything["compared"].values())
+    left_out = {name for name in own if name not in results["metrics"]}
+    assert left_out == {"localisation_tokens"}
+    assert results["metrics"] == {name: value for name, value in own.items() if name in results["metrics"]}
+    assert results["prompts"] == everything["prompts"]
+    assert "compared" not in results and str(evaluated) not in json.dumps(results)
+
+
+def test_an_evaluation_of_another_model_is_not_sent_as_this_ones(run, evaluated, look):
+    weights = load_file(run / "model.safetensors")
+    weights["logit_scale"] += 1
+    save_file(weights, run / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="of another model"):
+        look(run, evaluation=evaluated)
+    shutil.copytree(evaluated, run / "evaluation")
+    release = look(run)
+    assert "of another model" in release.listing()
+    assert not [name for name in release.files if name.startswith("evaluation/")]
+
+
+def test_a_model_of_synthetic_radiographs_keeps_the_maps_of_mimic_cxr_at_home(run, evaluated, tmp_path, look):
+    results = json.loads((evaluated / "metrics.json").read_text()) | {"dataset": "mimic_cxr"}
+    evaluation = shutil.copytree(evaluated, tmp_path / "evaluation")
+    (evaluation / "metrics.json").write_text(json.dumps(results))
+    release = look(run, evaluation=evaluation)
+    assert "evaluation/figures/similarity_maps.png" not in release.files
+    assert "holds pictures of mimic_cxr" in release.listing()
+
+
+def test_the_results_of_somebodys_pairs_have_names_only_if_their_owner_says_so(run, evaluated, tmp_path, look):
+    text = (evaluated / "metrics.json").read_text().replace('"Nodule"', '"Sarcoid of our ward"')
+    results = json.loads(text) | {"dataset": "pairs"}
+    evaluation = shutil.copytree(evaluated, tmp_path / "evaluation")
+    (evaluation / "metrics.json").write_text(json.dumps(results))
+    say(run, *PAIRS, "--data.options.label_columns=[our ward]", "--tokenizer.pretrained=org/tokenizer")
+    kept = look(run, evaluation=evaluation)
+    assert not [name for name, each in published(kept).items() if b"our ward" in each]
+    assert "evaluation/figures/similarity_maps.png" not in kept.files
+    assert "evaluation/figures/roc_image.png" not in kept.files  # it has the names in it
+    open_to_all = look(run, evaluation=evaluation, shareable=True)
+    files = published(open_to_all)
+    assert "Sarcoid of our ward" in json.loads(files["evaluation/metrics.json"])["metrics"]["auroc"]
+    assert (
+        "our ward" in files["training_config.yaml"].decode() and "/srv" not in files["training_config.yaml"].decode()
+    )
+    assert {"evaluation/figures/similarity_maps.png", "evaluation/figures/roc_image.png"} <= set(files)
+
+
+@pytest.mark.parametrize("name", sorted(name for name, mark in SHAREABLE.items() if mark is False))
+def test_nobody_can_share_what_has_terms_of_its_own(name, run, look):
+    config = yaml.safe_load((run / "training_config.yaml").read_text())
+    config["data"]["name"] = name
+    (run / "training_config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match=f"--shareable: {name} may never be shown"):
+        look(run, shareable=True)
+    assert not look(run).problems
+
+
+def test_a_run_answers_for_the_data_of_the_model_that_it_started_from(run, tmp_path, look):
+    base = say(shutil.copytree(run, tmp_path / "base"), *MIMIC, "--tokenizer.pretrained=org/tokenizer")
+    config = yaml.safe_load((run / "training_config.yaml").read_text())
+    config["model"]["pretrained"] = str(base)
+    (run / "training_config.yaml").write_text(yaml.safe_dump(config))
+    release = look(run)
+    card = ModelCard(published(release)["README.md"].decode())
+    assert card.data.datasets == ["synthetic", "mimic_cxr"] and card.data.license == "other"
+    with pytest.raises(ValueError, match="mimic_cxr may never"):
+        look(run, shareable=True)
+
+
+# The words of a tokenizer
+
+
+@pytest.fixture
+def own_words(tmp_path) -> Path:
+    """A model whose tokenizer was made from the texts of its training."""
+    texts = ["There is a left pleural effusion.", "No pneumothorax; the heart of Mr Brown is large."]
+    return save_model(tmp_path / "own_words", train_tokenizer(texts, 200))
+
+
+def test_words_of_texts_that_may_not_be_shown_go_only_on_demand(own_words, look):
+    say(own_words, *MIMIC)
+    release = look(own_words)
+    (problem,) = release.problems
+    assert "13 words of the texts of mimic_cxr" in problem and "data use agreement" in problem
+    accepted = look(own_words, accept_vocabulary=True)
+    assert not accepted.problems and "13 words" in accepted.listing()
+    say(own_words)
+    assert not look(own_words).problems  # of drawings
+    (own_words / "training_config.yaml").unlink()
+    assert "nothing is recorded" in look(own_words).problems[0]
+    say(own_words, *PAIRS)
+    assert look(own_words).problems and not look(own_words, shareable=True).problems
+
+
+@pytest.mark.parametrize("word", ["10000032", "0012345"])
+def test_a_number_among_the_words_stops_it_whatever_was_accepted(word, tmp_path, look):
+    folder = say(save_model(tmp_path / "numbers", train_tokenizer([f"Patient {word}."], 200)), *MIMIC)
+    release = look(folder, accept_vocabulary=True)
+    assert any("tokenizer.json, line" in each and word in each for each in release.problems)
+    with pytest.raises(ValueError, match="is not published"):
+        publish(folder, NAME, accept_vocabulary=True, dry_run=True)
+
+
+# The last look
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'"{SUBJECT}"',
+        "files/p10/",
+        f"study {STUDY}.",
+        '"subject_id": 10000032,',
+        "subject_10000032",
+        "[50414267]",
+        IMAGE,
+        IMAGE.upper(),
+        "1.2.840.113619.2.55.3.2831164.1",
+        "patient64541/study1",
+        "00000013_005.png",
+        "216840111366964012819207061112010307142602253_04-014-084",
+        "CXR1000_IM-0003-1001",
+        "/home/alice/runs",
+        'to "/data/mimic cxr/files"',
+        "~/runs/tier",
+        "../runs/tier/model",
+        r"C:\\Users\\alice",
+        r"\\server\share",
+        "file:///x",
+        "![](data:image/png;base64,AAAA)",
+        "iVBORw0KGgoAAAANSUhEUg",
+    ],
+)
+def test_each_sign_is_seen(text):
+    (found, *_) = scan("folder/file.json", f"first line\n {text} \n".encode())
+    assert found.startswith("folder/file.json, line 2: looks like")
+
+
+def test_places_and_pictures_are_seen():
+    found = scan("a.md", b"one\nsee /lab7 there", places=[Path("/lab7")])
+    assert found == ["a.md, line 2: names the place '/lab7' on this machine"]
+    for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"):
+        picture = io.BytesIO()
+        Image.new("L", (8, 8)).save(picture, kind)
+        assert scan("a.json", picture.getvalue()), kind
+    assert scan("a.json", bytes(128) + b"DICM") and scan("a.json", b"PK\x03\x04") and scan("a.json", b"\xff\x00")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0.12345678 12345678.5 3.00000000",
+        "https://physionet.org/content/mimic-cxr-jpg/2.0.0/ and arxiv.org/abs/2212.06710",
+        hashlib.sha256(b"x").hexdigest(),
+        "and/or, (N, h/w), </s></s>, evaluation/figures/roc_image.png, user/name",
+        '"version": "2.13.0+cpu", 4096, 2026',
+        '"model_max_length": 1000000000000000019884624838656,',
+        "the heart; No pleural effusion.",
+    ],
+)
+def test_what_is_no_sign_is_let_through(text):
+    assert scan("file.json", text.encode()) == []
+
+
+def test_a_sign_in_what_would_leave_ends_it_with_file_and_line(run, hub, capsys):
+    content = json.loads((run / "tokenizer_config.json").read_text()) | {"comment": f"see {SUBJECT}"}
+    (run / "tokenizer_config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="not published"):
+        publish(run, NAME)
+    assert "STOP: tokenizer_config.json, line" in capsys.readouterr().out
+    assert not hub.repositories and not hub.objects and not hub.calls
+
+
+def test_only_a_figure_as_the_evaluation_draws_it_is_one(tmp_path):
+    figure, axis = plt.subplots(figsize=(1, 1))
+    axis.plot([0, 1])
+    drawn = io.BytesIO()
+    figure.savefig(drawn)
+    plt.close(figure)
+    assert is_drawn_figure(drawn.getvalue())
+    assert not is_drawn_figure(drawn.getvalue() + b"something behind it")
+    assert not is_drawn_figure(drawn.getvalue()[:-4])
+    radiograph = io.BytesIO()
+    Image.new("L", (8, 8)).save(radiograph, "PNG")
+    assert not is_drawn_figure(radiograph.getvalue())
+
+
+def test_results_keep_numbers_and_known_names_alone():
+    results = {
+        "auroc": {"Edema": 0.5, "Mr. Smith": 0.6, "mean": math.nan},
+        "device": "cpu",
+        "dataset": "the heart is large",
+        "undefined": {"Edema": "n+ = 0, n- = 4"},
+        "new": {"value": 1},
+    }
+    cleaned = cleaned_results(results)
+    assert cleaned.pop("auroc").keys() == {"Edema", "mean"}
+    assert cleaned == {"device": "cpu", "undefined": {"Edema": "n+ = 0, n- = 4"}}
+    open_to_all = cleaned_results(results | {"unreadable": [PICTURE], "by_reader": {"Smith": {"mcc": 1}}}, True)
+    assert "Mr. Smith" not in open_to_all["auroc"] and "unreadable" not in open_to_all  # a name with a full stop
+    assert "by_reader" not in open_to_all
+
+
+def test_a_local_model_is_told_from_one_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "base").mkdir(parents=True)
+    assert local_source("openai/clip-vit-base-patch32") is None and local_source(None) is None
+    for name in ("runs/base", "/gone/base", "~/base", "./base", "a/b/c", r"C:\base"):
+        assert local_source(name) is not None, name
+    monkeypatch.chdir("/")
+    assert local_source("runs/base", [tmp_path]) == tmp_path / "runs/base"
+
+
+# The folder
+
+
+def test_what_is_no_complete_model_is_not_sent(run, tmp_path, look):
+    with pytest.raises(ValueError, match="no folder"):
+        look(tmp_path / "nowhere")
+    (run / "ensemble.json").write_text('["epoch-1"]')
+    with pytest.raises(ValueError, match="ensemble"):
+        look(run)
+    (run / "ensemble.json").unlink()
+    weights = load_file(run / "model.safetensors")
+    save_file(weights | {"pictures": torch.zeros(3)}, run / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="too many, such as pictures"):
+        look(run)
+    del weights["logit_scale"]
+    save_file(weights, run / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="such as logit_scale"):
+        look(run)
+    (run / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="no model.safetensors. Its training has not ended"):
+        look(run)
+
+
+def test_the_weights_go_as_they_are_and_the_code_is_the_packages(run, look):
+    (run / "modeling_tier.py").write_text("print('something else')")
+    (run / "pipeline_tier.py").unlink()
+    release = look(run)
+    files = published(release)
+    assert files["model.safetensors"] == (run / "model.safetensors").read_bytes()
+    for name in ("modeling", "pipeline", "processing", "configuration", "entropy"):
+        assert files[f"{name}_tier.py"] == (ROOT / "modeling_tier" / f"{name}_tier.py").read_bytes()
+
+
+# The card
+
+
+def card_of(release) -> ModelCard:
+    return ModelCard(published(release)["README.md"].decode(), ignore_metadata_errors=False)
+
+
+def test_the_card_is_a_valid_one_and_says_what_was_measured(run, evaluated, look, hub):
+    release = look(run, evaluation=evaluated)
+    card = card_of(release)
+    card.validate()
+    assert card.data.library_name == "transformers" and card.data.pipeline_tag == "zero-shot-image-classification"
+    assert card.data.license == "apache-2.0" and card.data.datasets == ["synthetic"]
+    index = card.data.to_dict()["model-index"]
+    name, results = model_index_to_eval_results(index)
+    assert name == "tiny-tier" and {each.metric_type for each in results} == set(card.data.metrics)
+    found = {(each.dataset_split, each.metric_type): each.metric_value for each in results}
+    (own,) = json.loads((evaluated / "metrics.json").read_text())["compared"].values()
+    own = own["metrics"]
+    assert found["test", "roc_auc"] == pytest.approx(own["auroc"]["mean"], abs=5e-5)
+    assert found["test", "cnr"] == pytest.approx(own["localisation"]["cnr"]["mean"], abs=5e-5)
+    assert found["validation", "roc_auc"] == 0.7098 and found["validation", "pointing_game"] == 0.2468
+    mean = own["classification"]["image"]["mean"]["auroc"]
+    interval = f"| {mean['value']:.3f} | {mean['low']:.3f} to {mean['high']:.3f} |"
+    assert f"| AUROC, mean over the findings {interval}" in card.text
+    assert "| pointing game, mean | 0.247 (chance 0.073) |" in card.text or "0.247 (chance 0.074)" in card.text
+    assert "| lambda_token | 0.2 |" in card.text and "drawn by code" in card.text
+    for must in ("not for clinical use", "## Intended use", "Failure modes", "@inproceedings{palepu2023tier", NAME):
+        assert must in card.text
+    assert not [word for word in ("None", "nan", "{{", "{%") if word in card.content.replace("None was", "")]
+
+
+@pytest.mark.parametrize(
+    ("path", "row"),
+    [
+        (("auroc",), "AUROC"),
+        (("auroc", "Edema"), "AUROC, Edema"),
+        (("localisation",), "pointing game"),
+        (("localisation", "cnr"), "CNR"),
+        (("retrieval",), "recall at 1"),
+        (("token_entropy",), "token entropy"),
+        (("peak_spread",), "One fixed place"),
+        (("negative_share",), "Collapse of the maps"),
+    ],
+)
+@pytest.mark.parametrize("how", ["absent", "null", "NaN"])
+def test_a_number_that_was_not_measured_is_absent_from_the_card(path, row, how, run, look):
+    metrics = json.loads(json.dumps(RUN_METRICS))
+    assert f"{row}" in card_of(look(run)).content
+    part = metrics["validation"]
+    for name in path[:-1]:
+        part = part[name]
+    if how == "absent":
+        del part[path[-1]]
+    else:
+        part[path[-1]] = None if how == "null" or isinstance(part[path[-1]], dict) else math.nan
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    content = card_of(look(run)).content
+    assert row not in content.replace("AUROC does not show", "") and "nan" not in content and "None" not in content
+
+
+def test_a_model_without_any_measurement_has_a_card_without_results(saved, look):
+    card = card_of(look(saved))
+    assert "None was measured." in card.text and "nothing was measured that would show one" in card.text
+    assert "Nothing is recorded about the data" in card.text
+    assert not {"model-index", "metrics", "datasets"} & set(card.data.to_dict())
+
+
+def test_the_card_says_so_when_the_maps_are_worthless(run, look):
+    metrics = json.loads(json.dumps(RUN_METRICS))
+    metrics["validation"] |= {"peak_spread": 0.05, "negative_share": 0.99, "peak": 0.1}
+    metrics["validation"]["localisation"]["pointing_game"]["mean"] = 0.01
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    text = card_of(look(run)).text
+    for warning in ("say nothing about the pictures**", "the maps are worthless**", "**less than** what chance gives"):
+        assert warning in text
+
+
+def test_the_citation_is_that_of_the_citation_file():
+    paper = yaml.safe_load((ROOT / "CITATION.cff").read_text())["preferred-citation"]
+    for must in (paper["title"], "Palepu, Anil and Beam, Andrew", "548--564", "2212.06710"):
+        assert must in citation()
+
+
+# The Hub
+
+
+def test_one_commit_into_a_private_repository(run, hub):
+    before = contents(run)
+    url = publish(run, NAME, message="First")
+    assert hub.commits(NAME) == ["First"] and url == f"{hub.endpoint}/{NAME}/commit/{hub.commit(NAME, 'main')['id']}"
+    assert hub.repositories[NAME]["private"] and contents(run) == before
+    assert hub.files(NAME)["model.safetensors"] == (run / "model.safetensors").read_bytes()
+    number = len(hub.calls)
+    assert publish(run, NAME, message="Again") == url  # nothing has changed
+    assert hub.commits(NAME) == ["First"]
+    assert not [call for call in hub.calls[number:] if call[0] == "PUT"]
+
+
+def test_a_public_one_and_a_branch(run, hub):
+    publish(run, NAME, private=False)
+    assert not hub.repositories[NAME]["private"]
+    weights = load_file(run / "model.safetensors")
+    weights["logit_scale"] += 1
+    save_file(weights, run / "model.safetensors", {"format": "pt"})
+    publish(run, NAME, private=False, revision="sharper")
+    assert set(hub.repositories[NAME]["branches"]) == {"main", "sharper"} and len(hub.commits(NAME)) == 1
+    assert hub.files(NAME, "sharper")["model.safetensors"] == (run / "model.safetensors").read_bytes()
+    assert hub.files(NAME)["model.safetensors"] != (run / "model.safetensors").read_bytes()
+
+
+def test_what_an_earlier_release_had_and_this_one_has_not_is_taken_away(run, evaluated, hub):
+    publish(run, NAME, evaluation=evaluated)
+    assert "evaluation/metrics.json" in hub.files(NAME)
+    hub.commit(NAME, "main")["files"] |= {"mine.md": b"kept", "old/config.json": b"{}"}
+    publish(run, NAME)
+    files = hub.files(NAME)
+    assert not [name for name in files if name.startswith("evaluation/")]
+    assert {"mine.md", "old/config.json", ".gitattributes"} <= set(files) and len(hub.commits(NAME)) == 2
+
+
+def test_large_files_go_in_parts(run, hub):
+    hub.part_size = 10_000
+    publish(run, NAME)
+    (parts,) = hub.parts.values()
+    assert len(parts) == -(-(run / "model.safetensors").stat().st_size // 10_000) > 2
+    assert hub.files(NAME)["model.safetensors"] == (run / "model.safetensors").read_bytes()
+
+
+def no_token(hub, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+
+
+def bad_token(hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_unknown")
+
+
+def token_that_reads(hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_reader")
+
+
+def name_of_another(hub, monkeypatch):
+    hub.make(NAME, private=False)
+    monkeypatch.setenv("HF_TOKEN", "hf_other")
+
+
+def namespace_of_another(hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_other")
+
+
+def name_of_a_hidden_one(hub, monkeypatch):
+    hub.fail("GET", f"/api/models/{NAME}", 404, times=1, **{"X-Error-Code": "RepoNotFound"})
+    hub.make(NAME)
+
+
+def public_already(hub, monkeypatch):
+    hub.make(NAME, private=False)
+
+
+def rate_limit(hub, monkeypatch):
+    hub.fail("POST", "/preupload/", 429, times=99, **{"Retry-After": "3"})
+
+
+def rate_limit_of_commits(hub, monkeypatch):
+    hub.fail("POST", "/commit/", 429, times=1, **{"Retry-After": "77"})
+
+
+def broken_upload(hub, monkeypatch):
+    hub.fail("PUT", "/lfs/", None, times=99)
+
+
+def broken_commit(hub, monkeypatch):
+    hub.fail("POST", "/commit/", None)
+
+
+def server_error(hub, monkeypatch):
+    hub.fail("POST", "/commit/", 500)
+
+
+def no_network(hub, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    ("trouble", "private", "message"),
+    [
+        (no_token, True, "There is no token for the Hub: log in with `hf auth login`"),
+        (bad_token, True, "does not take the token"),
+        (token_that_reads, True, "The token may only read"),
+        (name_of_another, False, "no right to write to user/tiny-tier"),
+        (namespace_of_another, True, "no right to write to user/tiny-tier"),
+        (name_of_a_hidden_one, True, "The name user/tiny-tier is taken"),
+        (public_already, True, "is there already, and public"),
+        (rate_limit, True, r"rate limit; it asks for 3 seconds"),
+        (rate_limit_of_commits, True, r"rate limit; it asks for 77 seconds"),
+        (broken_upload, True, "the connection was lost"),
+        (broken_commit, True, "the connection was lost"),
+        (server_error, True, "The Hub has answered 500"),
+        (no_network, True, "The Hub cannot be reached"),
+    ],
+)
+def test_trouble_is_told_and_the_same_command_goes_on(trouble, private, message, run, hub, monkeypatch, capsys):
+    before = contents(run)
+    command = ["publish", str(run), NAME, *([] if private else ["--public"])]
+    monkeypatch.setattr(sys, "argv", command)
+    with monkeypatch.context() as patched:
+        trouble(hub, patched)
+        with pytest.raises(SystemExit, match=message) as stopped:
+            main()
+    assert str(stopped.value).startswith("error: ") and "Traceback" not in capsys.readouterr().err
+    assert contents(run) == before
+    assert NAME not in hub.repositories or hub.commits(NAME) == []
+    command = ["python", "-m", "modeling_tier.publish", *command[1:]]
+    assert str(stopped.value).endswith(f"Go on with: {shlex.join(command)}")
+    # What was wrong is mended.
+    hub.faults.clear()
+    if trouble in (public_already, name_of_a_hidden_one):
+        hub.repositories[NAME]["private"] = True
+    main()
+    assert hub.commits(NAME) == ["Publish a TIER model"]
+    assert hub.files(NAME)["model.safetensors"] == (run / "model.safetensors").read_bytes()
+
+
+def test_what_has_arrived_is_not_sent_again(run, evaluated, hub):
+    hub.fail("POST", "/commit/", 503)
+    with pytest.raises(OSError, match="answered 503"):
+        publish(run, NAME, evaluation=evaluated)
+    assert hub.commits(NAME) == [] and len(hub.objects) > 3
+    number = len(hub.calls)
+    publish(run, NAME, evaluation=evaluated)
+    assert not [call for call in hub.calls[number:] if call[0] == "PUT"] and len(hub.commits(NAME)) == 1
+
+
+def test_a_commit_whose_answer_was_lost_is_not_made_twice(run, hub):
+    hub.fail("POST", "/commit/", 0)
+    with pytest.raises(OSError, match="connection was lost"):
+        publish(run, NAME)
+    assert len(hub.commits(NAME)) == 1
+    assert publish(run, NAME).endswith(hub.commit(NAME, "main")["id"])
+    assert len(hub.commits(NAME)) == 1
+
+
+def test_a_short_rate_limit_is_waited_for(run, hub):
+    hub.fail("POST", "/preupload/", 429, times=2, **{"Retry-After": "1"})
+    hub.fail("PUT", "/lfs/", 500, times=2)
+    publish(run, NAME)
+    assert len(hub.commits(NAME)) == 1
+
+
+@pytest.mark.parametrize("name", ["tiny", "user/", "user/a b", "a/b/c", "user/--x", ""])
+def test_a_name_that_is_none_is_refused(name, run, hub):
+    with pytest.raises(ValueError, match="no name of a repository"):
+        publish(run, name)
+    assert not hub.calls
+
+
+# Pulled from elsewhere
+
+
+PULLED = """
+import json, sys
+from transformers import AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor, pipeline
+
+name, revision, image, texts = sys.argv[1], sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
+try:
+    import modeling_tier
+    sys.exit("the package must not be importable here")
+except ModuleNotFoundError:
+    pass
+where = {"revision": revision, "trust_remote_code": True}
+processor = AutoProcessor.from_pretrained(name, **where)
+inputs = processor(images=image, text=texts)
+result = {}
+for auto_class in (AutoModel, AutoModelForZeroShotImageClassification):
+    model = auto_class.from_pretrained(name, **where).eval()
+    result[auto_class.__name__] = model(**inputs).logits_per_image[0].tolist()
+classify = pipeline("zero-shot-image-classification", model=name, **where)
+scores = {each["label"]: each["score"] for each in classify(image, candidate_labels=texts, hypothesis_template="{}")}
+result["classified"] = [scores[text] for text in texts]
+read = pipeline("tier-zero-shot", model=name, **where)
+result["read"] = [each["score"] for each in read(image, findings=texts[:2])]
+newest = AutoModel.from_pretrained(name, trust_remote_code=True).eval()
+result["newest"] = newest(**inputs).logits_per_image[0].tolist()
+print(json.dumps(result))
+"""
+
+
+def test_a_machine_without_the_package_pulls_it_by_name_by_revision_and_offline(run, hub, tmp_path):
+    publish(run, NAME)
+    first = hub.commit(NAME, "main")["id"]
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50), dtype=np.uint8)).save(tmp_path / "x.png")
+    model, processor = TierModel.from_pretrained(run).eval(), TierProcessor.from_pretrained(run)
+    with torch.no_grad():
+        expected = model(**processor(images=tmp_path / "x.png", text=SENTENCES)).logits_per_image[0]
+    weights = load_file(run / "model.safetensors")
+    weights["logit_scale"] += 1
+    save_file(weights, run / "model.safetensors", {"format": "pt"})
+    publish(run, NAME)
+    away = tmp_path / "elsewhere"
+    away.mkdir()
+
+    def pull(revision, **environment):
+        environment = {k: v for k, v in hub.environment.items() if k not in ("PYTHONPATH", "HF_TOKEN")} | environment
+        command = [sys.executable, "-c", PULLED, NAME, revision, str(tmp_path / "x.png"), json.dumps(SENTENCES)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=away, env=environment)
+
+    def results(process):
+        assert process.returncode == 0, process.stderr
+        return json.loads(process.stdout.splitlines()[-1])
+
+    online = results(pull(first, HF_TOKEN="hf_writer"))
+    asked = len(hub.calls)
+    offline = results(pull(first, HF_HUB_OFFLINE="1"))
+    assert offline == online and len(hub.calls) == asked
+    for name in ("AutoModel", "AutoModelForZeroShotImageClassification"):
+        assert online[name] == pytest.approx(expected.tolist(), abs=1e-6)
+    assert online["classified"] == pytest.approx(expected.softmax(-1).tolist(), abs=1e-6)
+    assert all(0 < score < 1 for score in online["read"])
+    assert online["newest"] == pytest.approx((expected * math.e).tolist(), rel=1e-5)
+
+
+def test_a_private_model_is_for_those_who_may_read_it(run, hub, tmp_path):
+    publish(run, NAME)
+    api = HfApi(endpoint=hub.endpoint)
+    assert api.model_info(NAME, token="hf_reader").private
+    for token in (False, "hf_other"):
+        with pytest.raises(huggingface_hub.errors.RepositoryNotFoundError):
+            api.model_info(NAME, token=token)
+
+
+# train.py
+
+
+TINY = [
+    "--data.options.image_size=32",
+    "--data.train.num_images=24",
+    "--data.validation.num_images=16",
+    "--model.image_size=32",
+    "--model.vision_config.embedding_size=8",
+    "--model.vision_config.hidden_sizes=[8, 16]",
+    "--model.vision_config.depths=[1, 1]",
+    "--model.text_config.hidden_size=32",
+    "--model.text_config.num_hidden_layers=1",
+    "--model.text_config.intermediate_size=37",
+    "--model.projection_dim=16",
+    "--training.batch_size=8",
+    "--training.epochs=1",
+    "--training.progress=false",
+]
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """`python train.py`, in this process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+    def start(*options):
+        command = ["train.py", "--config", str(ROOT / "configs" / "demo.yaml"), f"--output_dir={tmp_path / 'trained'}"]
+        monkeypatch.setattr(sys, "argv", [*command, *options])
+        train_script.main()
+        return tmp_path / "trained"
+
+    return start
+
+
+def test_a_training_run_publishes_itself_when_it_has_ended(start, hub):
+    folder = start(*TINY, "--push_to_hub", "--hub_model_id", NAME)
+    files = hub.files(NAME)
+    assert hub.repositories[NAME]["private"] and len(hub.commits(NAME)) == 1
+    assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+    assert json.loads(files["metrics.json"]) == json.loads((folder / "metrics.json").read_text())
+    auroc = json.loads(files["metrics.json"])["validation"]["auroc"]["mean"]
+    assert f"| AUROC, mean over the findings | {auroc:.3f} |" in files["README.md"].decode()
+
+
+@pytest.mark.parametrize(
+    ("trouble", "options", "message"),
+    [
+        (no_token, [], "There is no token"),
+        (token_that_reads, [], "may only read"),
+        (namespace_of_another, [], "no right to write"),
+        (public_already, [], "--no-hub_private"),
+        (no_network, [], "cannot be reached.*Nothing was trained yet"),
+        (None, ["--hub_model_id", "a/b/c"], "no name of a repository"),
+        (None, [*MIMIC, "--hub_shareable"], "mimic_cxr may never be shown"),
+        (None, [*MIMIC], "--hub_accept_vocabulary"),
+        (None, [*PAIRS], "--hub_accept_vocabulary"),
+    ],
+)
+def test_what_can_be_known_is_checked_before_hours_are_lost(trouble, options, message, start, hub, monkeypatch):
+    monkeypatch.setattr(train_script, "train", lambda config: pytest.fail("the training has begun"))
+    if trouble:
+        trouble(hub, monkeypatch)
+    with pytest.raises(SystemExit, match=message):
+        start("--push_to_hub", "--hub_model_id", NAME, *options)
+    with pytest.raises(SystemExit, match="go together"):
+        start("--push_to_hub")
+    with pytest.raises(SystemExit, match="go together"):
+        start("--hub_model_id", NAME)
+
+
+def test_a_push_that_fails_leaves_the_run_and_says_how_to_go_on(start, run, tmp_path, hub, monkeypatch):
+    monkeypatch.setattr(train_script, "train", lambda config: shutil.copytree(run, config.output_dir))
+    hub.fail("POST", "/commit/", None)
+    with pytest.raises(SystemExit) as stopped:
+        start("--push_to_hub", "--hub_model_id", NAME, "--no-hub_private")
+    assert isinstance(stopped.value.code, str)  # exit code 1
+    command = f"python -m modeling_tier.publish {tmp_path / 'trained'} {NAME} --public"
+    assert str(stopped.value).endswith(command)
+    assert contents(tmp_path / "trained") == contents(run) and hub.commits(NAME) == []
+    monkeypatch.setattr(sys, "argv", command.split()[2:])
+    main()
+    assert len(hub.commits(NAME)) == 1 and not hub.repositories[NAME]["private"]
+
+
+def test_a_run_that_was_stopped_and_other_processes_publish_nothing(start, hub, monkeypatch):
+    def stopped(config):
+        raise SystemExit(75)
+
+    monkeypatch.setattr(train_script, "train", stopped)
+    with pytest.raises(SystemExit, match="75"):
+        start("--push_to_hub", "--hub_model_id", NAME)
+    assert hub.commits(NAME) == []
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(train_script, "train", lambda config: None)
+    number = len(hub.calls)
+    start("--push_to_hub", "--hub_model_id", NAME)
+    assert len(hub.calls) == number
