@@ -185,12 +185,19 @@ def times(names, pairs: int, tokens: int, repeats: int, precision: str) -> dict[
 
 
 def peak_memory(name: str, pairs: int, tokens: int, precision: str) -> float:
+    def make():
+        model = build()
+        return loss_function(model, name), adam(model), random_inputs(pairs, tokens)
+
+    return peak_of_two_steps(make, precision)
+
+
+def peak_of_two_steps(make, precision: str) -> float:
     """MiB that torch's allocator has handed out at most: weights, gradients, Adam's states, activations."""
     on_gpu = DEVICE == "cuda"
     profiler = nullcontext() if on_gpu else profile(activities=[ProfilerActivity.CPU], profile_memory=True)
     with profiler:
-        model = build()
-        loss_of, optimizer, inputs = loss_function(model, name), adam(model), random_inputs(pairs, tokens)
+        loss_of, optimizer, inputs = make()
         for _ in range(2):  # Adam's states are there from the end of the first step
             step(loss_of, optimizer, inputs, precision)
     if on_gpu:
