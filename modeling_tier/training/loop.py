@@ -115,6 +115,9 @@ def _train(config: TrainConfig, after_evaluation: Callable | None, stop_request:
         raise ValueError("The validation set cannot be a stream: say so in data.train, not in data.options.")
     if isinstance(zero_shot_set, IterableDataset):
         raise ValueError("evaluation.options: an evaluation set cannot be a stream.")
+    for split, pairs in (("training", train_pairs), ("validation", validation_pairs)):
+        if isinstance(pairs, Dataset) and len(pairs) == 0:
+            raise ValueError(f"data.name: {data.name} has no {split} pairs. What prepare left out is in rejected.csv.")
     if isinstance(train_pairs, Dataset) and train_pairs.select_columns("text")[0]["text"] is None:
         raise ValueError(f"data.name: {data.name} has no texts to train on.")
     if accelerator.is_main_process and not checkpoint:

@@ -1,0 +1,218 @@
+# Licensed under the Apache License, Version 2.0.
+"""Every code block of the README is run: in a checkout, in this order, on small data, with a Hub of small models."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TEXT_CONFIGS, VISION_CONFIGS
+from PIL import Image
+from transformers import BertModel, CLIPConfig, CLIPModel, Dinov2Model
+
+from modeling_tier.data.columns import CHEXPERT_LABELS
+from tests.data.trees import drawing, encoded, study, write_reports, write_table, write_tree
+from tests.hub import Hub
+
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE | re.DOTALL)
+SHELL = [block for language, block in BLOCKS if language == "bash"]
+PYTHON = [block for language, block in BLOCKS if language == "python"]
+
+# What makes a command small or lets it end: (words of the README, words that are run). Each must be found.
+TINY = "--training.epochs=1 --training.batch_size=4 --training.progress=false --training.mixed_precision=no"
+SMALLER = [
+    ("make demo", f'make demo ARGS="{TINY} --data.train.num_images=64 --data.validation.num_images=40"'),
+    (
+        "--evaluation.best_metric contrastive_loss",
+        f"--evaluation.best_metric contrastive_loss {TINY} --data.num_workers=0",
+    ),
+    ("runs/demo/comparison", "runs/demo/comparison --resamples 20 --data.options.num_images 60"),
+    ("--num_processes 8 train.py", f"--num_processes 2 train.py {TINY} --data.num_workers=0"),
+    ("--size 320 --num_proc 16", "--size 64 --num_proc 2"),
+    ("/data/CheXpert-v1.0 \\\n", "/data/CheXpert-v1.0 --split test --resamples 20 \\\n"),
+    ("hf auth login", "hf auth login --token hf_writer"),
+    ("make test", "make --dry-run test"),
+    ("make bench", "make --dry-run bench"),
+    ("/data/", "data/"),  # no folder at the root of this machine
+]
+PREAMBLE = """
+import torch
+token_embeds, patch_embeds = torch.randn(2, 5, 8), torch.randn(2, 9, 8)
+token_mask, clip_loss = torch.ones(2, 5), torch.tensor(1.0)
+"""
+EPILOGUE = """
+assert len(rows) == 1 and words["words"] == ["Small", "left", "pleural", "effusion"]
+assert words["maps"].shape[0] == 4 and token_maps.shape[2:] == text_map.shape[1:]
+assert model.config.text_config.model_type == "bert" and float(loss) > 1.0
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A checkout beside small data, whose .venv is the environment of these tests, and a Hub with three models."""
+    folder = tmp_path_factory.mktemp("checkout")
+    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    commands = folder / ".venv/bin"
+    commands.mkdir(parents=True)
+    for name, words in {
+        "python": "",
+        "accelerate": "-m accelerate.commands.accelerate_cli",
+        "hf": "-m huggingface_hub.cli.hf",
+    }.items():
+        (commands / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
+        (commands / name).chmod(0o755)
+    (commands / "activate").write_text(f'PATH="{commands}:$PATH"\n')
+    (folder / ".venv/.installed").touch()
+
+    pixels = np.random.default_rng(0).integers(0, 65536, (90, 80), dtype=np.uint16)
+    Image.fromarray(pixels).save(folder / "radiograph.png")
+    write_pairs(folder / "my/pairs")
+    write_mimic(folder / "data")
+    write_chexpert(folder / "data/CheXpert-v1.0")
+    with Hub(folder / "home") as hub:
+        fill(hub, folder / "hub")
+        yield folder, hub.environment | {"OMP_NUM_THREADS": "1", "PATH": f"{commands}:{os.environ['PATH']}"}
+
+
+def write_pairs(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for i in range(60):
+        Image.fromarray(drawing(50, 60, seed=i)).save(folder / f"{i}.png")
+    rows = [[f"{i}.png", f"There is {'no ' if i % 2 else ''}finding {i}.", f"p{i}"] for i in range(60)]
+    write_table(folder / "pairs.csv", ("image", "text", "subject_id"), rows)
+
+
+def write_mimic(folder: Path) -> None:
+    rows = []
+    for i in range(40):
+        finding = ("Cardiomegaly", "Edema", "Pleural Effusion")[i % 3]
+        report = f"FINAL REPORT\n IMPRESSION: {'No' if i % 2 else 'There is'} {finding.lower()}.\n"
+        labels = {finding: "0.0" if i % 2 else "1.0"}
+        split = "validate" if i % 4 == 0 else "train"
+        rows.append(study(i, report=report, labels=labels, split=split, picture=drawing(60, 50, seed=i)))
+    tree = write_tree(folder / "mimic-cxr-jpg", rows)
+    reports = folder / "reports"
+    write_reports(reports, rows)
+    for report in tree.rglob("s*.txt"):
+        report.unlink()
+    shutil.make_archive(str(folder / "mimic-cxr-reports"), "zip", reports)
+
+
+def write_chexpert(folder: Path) -> None:
+    columns = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *CHEXPERT_LABELS)
+    for split, table, first in (("valid", "valid.csv", 64540), ("test", "test_labels.csv", 64740)):
+        rows = []
+        for i in range(8):
+            name = f"{split}/patient{first + i}/study1/view1_frontal.jpg"
+            (folder / name).parent.mkdir(parents=True)
+            (folder / name).write_bytes(encoded(drawing(50, 60, seed=first + i)))
+            values = [float((i + j) % 2) for j in range(14)]
+            about = ["Male", "60", "Frontal", "AP"] if split == "valid" else []
+            rows.append([f"CheXpert-v1.0/{name}" if split == "valid" else name, *about, *values])
+        write_table(folder / table, columns if split == "valid" else ("Path", *CHEXPERT_LABELS), rows)
+
+
+def fill(hub: Hub, folder: Path) -> None:
+    from conftest import IMAGE_SIZE
+    from transformers import CLIPImageProcessor
+
+    from modeling_tier.training.building import train_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(["There is no finding 0 1 2 3 4 5 6 7 8 9. Cardiomegaly, edema, effusion"], 200)
+    ids = {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
+    text = TEXT_CONFIGS["clip"].to_dict() | ids | {"vocab_size": len(tokenizer), "max_position_embeddings": 77}
+    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=VISION_CONFIGS["clip"].to_dict(), projection_dim=16))
+    models = {
+        "openai/clip-vit-base-patch32": clip,
+        "facebook/dinov2-base": Dinov2Model(VISION_CONFIGS["dinov2"]),
+        "google-bert/bert-base-uncased": BertModel(TEXT_CONFIGS["bert"]),
+    }
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+        CLIPImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=size).save_pretrained(folder / name)
+        hub.make(name, private=False)
+        hub.files(name).update({path.name: path.read_bytes() for path in (folder / name).iterdir()})
+
+
+def smaller(block: str) -> str:
+    for words, instead in SMALLER:
+        block = block.replace(words, instead)
+    return block
+
+
+def run(command: list[str], place) -> str:
+    folder, environment = place
+    process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-3000:]
+    return process.stdout
+
+
+def test_everything_that_is_made_smaller_stands_in_the_readme():
+    for words, _ in SMALLER:
+        assert any(words in block for block in SHELL), words
+
+
+@pytest.mark.parametrize("number", range(len(SHELL)))
+def test_a_block_of_commands(place, number):
+    block, (folder, _) = smaller(SHELL[number]), place
+    if "app.py" in block:
+        return check_page(block, place)
+    run(["bash", "-euo", "pipefail", "-c", block], place)
+    for output in re.findall(r"--output_dir (\S+)", block):
+        assert any((folder / output).iterdir()), output
+
+
+def check_page(block: str, place) -> None:
+    folder, environment = place
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        ["bash", "-euo", "pipefail", "-c", f"{block.strip()} --port {port}"],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        printed = []
+        for line in process.stdout:
+            printed.append(line)
+            if "The page is at" in line:
+                break
+        else:
+            pytest.fail("".join(printed))
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+def test_the_blocks_of_python_one_after_the_other(place):
+    folder, _ = place
+    (folder / "blocks.py").write_text("\n".join([PREAMBLE, *PYTHON, EPILOGUE]), "utf-8")
+    run(["python", "blocks.py"], place)
+    assert Image.open(folder / "cardiomegaly.png").size == Image.open(folder / "radiograph.png").size
+
+
+def test_there_is_no_block_of_another_kind_and_every_link_is_there():
+    assert {language for language, _ in BLOCKS} == {"bash", "python"}
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8")):
+            assert link.startswith("http") or (page.parent / link).exists(), f"{page.name}: {link}"
