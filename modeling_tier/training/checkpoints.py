@@ -2,6 +2,7 @@
 """Checkpoints of a run: written under another name, then renamed; a half-written one is never taken for whole."""
 
 import json
+import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,8 +38,12 @@ def replacing(folder: Path, accelerator, keep: int | None = None):
         ) from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        for path in temporary.rglob("*"):  # on the disk before the name is, should the power fail
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file)
         old = folder.with_name(folder.name + ".old")
-        if (keep or 1) > 1 and folder.exists() and _step(folder) != _step(temporary):
+        if (keep or 1) > 1 and _step(folder) not in (None, _step(temporary)):
             old = folder.with_name(f"step-{_step(folder)}")
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
@@ -56,14 +61,17 @@ def replace_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _step(folder: Path) -> int:
-    return json.loads((folder / STATE_FILE).read_text())["step"]
+def _step(folder: Path) -> int | None:
+    """Where a checkpoint stands; None if it is not whole."""
+    try:
+        return json.loads((folder / STATE_FILE).read_text())["step"]
+    except (OSError, ValueError):
+        return None
 
 
 def _older(folder: Path) -> list[Path]:
-    """The checkpoints that are kept beside `folder`, the newest first."""
-    found = [each for each in folder.parent.glob("step-*") if each.name.removeprefix("step-").isdecimal()]
-    return sorted(found, key=lambda each: -int(each.name.removeprefix("step-")))
+    """The whole checkpoints that are kept beside `folder`, the newest first."""
+    return sorted((each for each in folder.parent.glob("step-*") if _step(each) is not None), key=_step, reverse=True)
 
 
 def save_checkpoint(folder: Path, accelerator, state: dict, keep: int = 1) -> None:
@@ -77,8 +85,21 @@ def save_checkpoint(folder: Path, accelerator, state: dict, keep: int = 1) -> No
 def load_checkpoint(folder: Path, accelerator) -> dict:
     """Put everything back as [`save_checkpoint`] found it; returns where the run stood."""
     state = json.loads((folder / STATE_FILE).read_text())
-    accelerator.load_state(str(folder))
+    try:
+        accelerator.load_state(str(folder))
+    except Exception as error:
+        raise ValueError(
+            f"The checkpoint {folder} cannot be read: {str(error).splitlines()[0]}. Go on from an older one with "
+            f"--training.resume_from_checkpoint; there are {[each.name for each in _older(folder)] or 'none'}."
+        ) from error
     return state
+
+
+def drop_later_checkpoints(folder: Path, step: int) -> None:
+    """Of a run that goes on from an earlier step: what came after it is another run's."""
+    for each in _older(folder / "last"):
+        if _step(each) > step:
+            shutil.rmtree(each)
 
 
 def find_checkpoint(resume: str, output_dir: Path) -> Path | None:
@@ -88,11 +109,13 @@ def find_checkpoint(resume: str, output_dir: Path) -> Path | None:
     Raises:
         ValueError: if it is not there, not complete, or of another run.
     """
-    folder = output_dir / "checkpoints" / "last" if resume in ("last", "auto") else Path(resume)
-    if not folder.exists() and resume in ("last", "auto"):  # stopped between the two renames
-        before = [folder.with_name("last.old"), *_older(folder)]
-        folder = next((each for each in before if (each / STATE_FILE).is_file()), folder)
-    if not (folder / STATE_FILE).is_file():
+    folder = Path(resume)
+    if resume in ("last", "auto"):
+        folder = output_dir / "checkpoints" / "last"
+        # A run may have been stopped between two renames, or the newest have been damaged.
+        candidates = [folder, folder.with_name("last.old"), *_older(folder)]
+        folder = next((each for each in candidates if _step(each) is not None), folder)
+    if _step(folder) is None:
         if resume == "auto":
             return None
         raise ValueError(f"training.resume_from_checkpoint: there is no complete checkpoint in {folder}.")

@@ -348,6 +348,8 @@ def _typed(key: str, value, hint):
             return float(value)  # YAML takes 1e-4 for a text
         except (TypeError, ValueError):
             pass
+    if value is False and str in allowed and bool not in allowed:
+        return "no"  # which YAML takes for false
     for kind in allowed:
         if kind is not float and type(value) is kind:
             return value

@@ -44,10 +44,12 @@ def cached_backward(
     with torch.no_grad():
         for chunk in (on(accelerator.device, chunk) for chunk in chunks):
             random_states.append((torch.get_rng_state(), *get_device_states(chunk["pixel_values"])))
-            out = model(**chunk)
+            with accelerator.autocast():
+                out = model(**chunk)
             text_embeds.append(out.text_embeds.float())
             image_embeds.append(out.image_embeds.float())
-            mask = bare_model.entropy_mask(chunk["input_ids"], chunk["attention_mask"])
+            mask = bare_model.entropy_mask(chunk["input_ids"], chunk.get("attention_mask"))
+            mask = torch.ones_like(chunk["input_ids"]) if mask is None else mask
             counted.append(mask.any(dim=1).sum().float())
     for each, value in zip(statistics, before):  # the second pass adds to them
         each.copy_(value)
@@ -69,8 +71,10 @@ def cached_backward(
         share = counted[number] / total
         cached = TierCachedGradients(*grad, scale_grad[0] if scale_grad and is_last else None, share)
         with nullcontext() if is_last else accelerator.no_sync(model):
-            out = model(**chunk, return_loss=True, entropy_scale=entropy_scale, cached_gradients=cached)
-            accelerator.backward(out.loss)
+            with accelerator.autocast():
+                out = model(**chunk, return_loss=True, entropy_scale=entropy_scale, cached_gradients=cached)
+            if out.loss.requires_grad:  # else logit_scale alone is trained, and this is not the last chunk
+                accelerator.backward(out.loss)
         if out.token_entropy is not None:
             entropies += share * torch.stack([out.token_entropy.detach(), out.patch_entropy.detach()])
 

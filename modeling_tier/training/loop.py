@@ -9,16 +9,18 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, set_seed
 from datasets import Dataset, IterableDataset
 from tqdm.auto import tqdm
 from transformers import get_scheduler
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..data import load_pairs
 from ..evaluation import evaluate_zero_shot
@@ -29,6 +31,7 @@ from .batches import Batches, share_of_subjects
 from .building import build_model, build_processor
 from .checkpoints import (
     best_epochs,
+    drop_later_checkpoints,
     find_checkpoint,
     load_checkpoint,
     replace_text,
@@ -90,6 +93,8 @@ def _train(config: TrainConfig, after_evaluation: Callable | None, stop_request:
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         log_with=list(training.trackers) or None,
         project_dir=str(output_dir),
+        # The other processes wait while the first one prepares data or evaluates.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
     )
     if training.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("training.mixed_precision: fp16 needs a GPU; use bf16 or no.")
@@ -139,6 +144,11 @@ def _train(config: TrainConfig, after_evaluation: Callable | None, stop_request:
     freeze(model, config.freeze)
     if training.gradient_checkpointing:
         model.activation_checkpointing_enable()
+        for encoder in (model.text_model, model.vision_model):
+            if not any(isinstance(module, GradientCheckpointingLayer) for module in encoder.modules()):
+                accelerator.print(
+                    f"WARNING: training.gradient_checkpointing does nothing for {type(encoder).__name__}."
+                )
     if training.compile:
         for encoder in (model.text_model, model.vision_model):
             encoder.compile()
@@ -155,6 +165,8 @@ def _train(config: TrainConfig, after_evaluation: Callable | None, stop_request:
     state |= {"skipped": 0, "skipped_in_a_row": 0, "pairs_per_step": batches.step_size}
     if checkpoint:
         state |= load_checkpoint(checkpoint, accelerator)
+        if accelerator.is_main_process:
+            drop_later_checkpoints(output_dir / "checkpoints", state["step"])
         _check_pairs_per_step(state["pairs_per_step"], batches)
         accelerator.print(f"Resumed from {checkpoint} at step {state['step']} of {total_steps}.")
     log = Log(output_dir / "log.jsonl", accelerator, state)
@@ -193,7 +205,8 @@ def _train(config: TrainConfig, after_evaluation: Callable | None, stop_request:
                     out, batch = cached_backward(model, accelerator, batch, training.chunk_size, scale)
                 else:
                     batch = on(accelerator.device, batch)
-                    out = model(**batch, return_loss=True, entropy_scale=scale)
+                    with accelerator.autocast():  # FSDP2's forward pass has none of its own
+                        out = model(**batch, return_loss=True, entropy_scale=scale)
                     accelerator.backward(out.loss)
                 if accelerator.sync_gradients:
                     max_norm = math.inf if optimizer_options.max_grad_norm is None else optimizer_options.max_grad_norm
@@ -239,7 +252,7 @@ def _train(config: TrainConfig, after_evaluation: Callable | None, stop_request:
             if non_finite.too_many():
                 save()
                 raise ValueError(non_finite.message(output_dir))
-            asked = stop_request.came(accelerator, state["step"])
+            asked = stop_request.came(accelerator)
             if asked or (training.save_every_steps and state["step"] % training.save_every_steps == 0):
                 save()
             if asked:
@@ -436,14 +449,16 @@ def _evaluate(
             uncertain=evaluation.uncertain,
             blank=evaluation.blank,
         )
+
+        def measure() -> dict:
+            if not evaluation.dataset:
+                return of(dataset=validation_pairs, prompts=prompts)[0]
+            metrics, _ = of(dataset=validation_pairs, prompts={}, localisation=False)
+            metrics[evaluation.dataset], _ = of(dataset=zero_shot_set, prompts=prompts)
+            return metrics
+
         try:
-            with stop_request.at_once():
-                if evaluation.dataset:
-                    metrics, _ = of(dataset=validation_pairs, prompts={}, localisation=False)
-                    metrics[evaluation.dataset], _ = of(dataset=zero_shot_set, prompts=prompts)
-                else:
-                    metrics, _ = of(dataset=validation_pairs, prompts=prompts)
-                result[0] = metrics
+            result[0] = stop_request.interruptible(measure)
         except Exception as caught:  # the others wait for the result
             result[0], error = str(caught), caught
     metrics = broadcast_object_list(result)[0]

@@ -30,6 +30,9 @@ def prepare(
                 "fsdp_cpu_ram_efficient_loading must be false in accelerate's configuration: every process reads the "
                 "weights itself."
             )
+        # Its own mixed precision would round the loss and BatchNorm's statistics too; the loop's autocast does not.
+        plugin.mixed_precision_policy = None
+        plugin.transformer_cls_names_to_wrap = _layer_classes(model)
         # A scalar cannot be cut into pieces: it stays whole, and its gradient is averaged here.
         model.logit_scale.data = model.logit_scale.data.to(accelerator.device)
         plugin.ignored_modules = [nn.ParameterList([model.logit_scale])]
@@ -50,6 +53,12 @@ def prepare(
     return accelerator.prepare(model, optimizer)
 
 
+def _layer_classes(model: nn.Module) -> list[str]:
+    """Names of the classes of the encoders' layers: they stand in lists."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return sorted({type(layer).__name__ for layers in lists for layer in layers} - {"ModuleList"})
+
+
 def _average(parameter: nn.Parameter) -> None:
     """Also right for a gradient that is added to an averaged one, which all processes have alike."""
     torch.distributed.all_reduce(parameter.grad)
@@ -65,6 +74,7 @@ def whole_model(accelerator: Accelerator, model: nn.Module) -> TierModel:
     if not accelerator.is_main_process:
         return bare_model
     weights["logit_scale"] = weights["logit_scale"].reshape(())
-    whole = TierModel(bare_model.config)
+    with torch.random.fork_rng():  # its first weights take no random numbers from the run
+        whole = TierModel(bare_model.config)
     whole.load_state_dict(weights)
     return whole.to(accelerator.device)

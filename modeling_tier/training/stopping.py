@@ -5,8 +5,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 
 import torch
 from accelerate import Accelerator
@@ -17,11 +16,10 @@ from torch.utils.data import DataLoader
 EXIT_STOPPED = 75  # of a run that was asked to stop and has left a checkpoint to go on from
 
 _SAME_SIGNAL_SECONDS = 5
-_CHECK_EVERY = 10  # steps: with several processes, whether one of them was asked costs a collective
 
 
 class _Interrupted(BaseException):
-    """Ends a block of [`StopRequest.at_once`]."""
+    """Ends the work of [`StopRequest.interruptible`]."""
 
 
 class StopRequest:
@@ -54,25 +52,21 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """A block that the first signal ends: for work that can be done again and leaves nothing half done."""
-        self._at_once = True
+    def interruptible(self, work: Callable[[], dict]) -> dict | None:
+        """What `work` returns; None if a signal ends it. It must leave nothing half done, and is done again later."""
         try:
-            if self.received:
-                raise _Interrupted
-            yield
+            try:
+                self._at_once = True
+                return None if self.received else work()
+            finally:
+                self._at_once = False
         except _Interrupted:
-            pass
-        finally:
-            self._at_once = False
+            return None
 
-    def came(self, accelerator: Accelerator, step: int | None = None) -> bool:
-        """Whether a process was asked. All of them must call this; at most steps, several do not look."""
+    def came(self, accelerator: Accelerator) -> bool:
+        """Whether a process was asked. All of them must call this."""
         if accelerator.num_processes == 1:
             return self.received
-        if step is not None and step % _CHECK_EVERY:
-            return False
         received = torch.tensor(int(self.received), device=accelerator.device)
         return bool(accelerator.reduce(received, reduction="sum").item())
 
