@@ -97,8 +97,8 @@ def load_checkpoint(folder: Path, accelerator) -> dict:
 
 def drop_later_checkpoints(folder: Path, step: int) -> None:
     """Of a run that goes on from an earlier step: what came after it is another run's."""
-    for each in _older(folder / "last"):
-        if _step(each) > step:
+    for each in [folder / "last", *_older(folder / "last")]:
+        if (_step(each) or 0) > step:
             shutil.rmtree(each)
 
 
