@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(RUN) demo.py $(ARGS)
 
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadgroup $(ARGS)
 
 bench: $(VENV)/.installed
 	$(RUN) benchmarks/synthetic_speed.py

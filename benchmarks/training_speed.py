@@ -60,6 +60,11 @@ def main() -> None:
     parser.add_argument("--config", default=str(Path(__file__).parents[1] / "configs" / "demo.yaml"))
     parser.add_argument("--rounds", type=int, default=3)
     args, options = parser.parse_known_args()
+    given = load_config(args.config, list(options)).training
+    if given.mixed_precision != "no" or given.chunk_size or given.compile or given.gradient_accumulation_steps > 1:
+        sys.exit(
+            "error: the bare step is a plain float32 one; so must be the run's, by --training.NAME no|null|false|1"
+        )
     options = ["--training.epochs=1", "--evaluation.every_epochs=1", *options]
     bare, whole = [], []
     for _ in range(args.rounds):

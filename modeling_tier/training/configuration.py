@@ -348,7 +348,7 @@ def _typed(key: str, value, hint):
             return float(value)  # YAML takes 1e-4 for a text
         except (TypeError, ValueError):
             pass
-    if value is False and str in allowed and bool not in allowed:
+    if key == "training.mixed_precision" and value is False:
         return "no"  # which YAML takes for false
     for kind in allowed:
         if kind is not float and type(value) is kind:

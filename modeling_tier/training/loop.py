@@ -51,7 +51,7 @@ from .configuration import (
 )
 from .freezing import freeze, train_mode
 from .grad_cache import cached_backward, on
-from .sharding import prepare, whole_model
+from .sharding import check_left_out, prepare, whole_model
 from .stopping import EXIT_STOPPED, NonFiniteSteps, StopRequest
 
 
@@ -219,6 +219,7 @@ def _train(config: TrainConfig, after_evaluation: Callable | None, stop_request:
                             "grad_norm": str(float(grad_norm)),
                         }
                         log.write(state["step"] + 1, epoch=epoch, skipped=images)
+                        check_left_out(accelerator)
                 if not accelerator.sync_gradients or skipped is None or accelerator.scaler is not None:
                     optimizer.step()  # in fp16 the scaler leaves it out, and makes its scale smaller
                 optimizer.zero_grad()

@@ -53,6 +53,16 @@ def prepare(
     return accelerator.prepare(model, optimizer)
 
 
+def check_left_out(accelerator: Accelerator) -> None:
+    """Raise ValueError where a step whose gradient is not finite has been taken all the same."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED and accelerator.mixed_precision != "fp16":
+        raise ValueError(
+            "A gradient was not finite, and DeepSpeed takes its steps inside the backward pass: this one could not be "
+            "left out. What is in checkpoints/ is from before it; log.jsonl names its images under 'skipped'. Go on "
+            "with --training.resume_from_checkpoint auto, under DDP or FSDP2, which leave such steps out."
+        )
+
+
 def _layer_classes(model: nn.Module) -> list[str]:
     """Names of the classes of the encoders' layers: they stand in lists."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]

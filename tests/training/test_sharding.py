@@ -86,6 +86,13 @@ def test_a_model_spread_over_two_processes_trains_as_one(tmp_path, configuration
     assert_same_steps(lines(tmp_path / "one"), lines(tmp_path / "two"))
 
 
+@pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="deepspeed is not installed")
+def test_deepspeed_stops_at_a_gradient_that_is_not_finite(tmp_path):
+    process = launch("deepspeed_zero2", tmp_path / "run", "--optimizer.lr=1e30", "--optimizer.warmup_share=0")
+    assert process.returncode != 0 and "DeepSpeed takes its steps inside" in process.stdout + process.stderr
+    assert any("skipped" in line for line in lines(tmp_path / "run"))
+
+
 @pytest.mark.parametrize(
     ("engine", "changed", "words"),
     [

@@ -124,3 +124,9 @@ def test_the_command_line_names_the_mistake():
     command = [sys.executable, "train.py", "--config", str(DEMO), "--optimizer.lrate", "1"]
     process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert process.returncode == 1 and "optimizer.lrate" in process.stderr and "Traceback" not in process.stderr
+
+
+def test_no_mixed_precision_may_be_written_as_yaml_reads_it():
+    assert load_config(DEMO, ["--training.mixed_precision", "no"]).training.mixed_precision == "no"
+    with pytest.raises(ValueError, match="model.pretrained"):
+        load_config(DEMO, ["--model.pretrained", "no"])
