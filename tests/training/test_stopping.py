@@ -232,6 +232,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 def test_a_second_signal_acts_at_once(monkeypatch):
     request = stopping.StopRequest()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     request.listen()
     try:
         os.kill(os.getpid(), signal.SIGINT)
@@ -243,6 +244,7 @@ def test_a_second_signal_acts_at_once(monkeypatch):
             time.sleep(5)
     finally:
         request.leave()
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(
