@@ -176,7 +176,7 @@ def _row(study: Study, section: str) -> dict:
     report = study.report
     present = {finding.name for finding in study.findings}
     return {
-        "image": {"bytes": _png(PILImage.fromarray(study.pixels)), "path": None},
+        "image": {"bytes": _encoded(study.pixels, "PPM"), "path": None},
         "text": " ".join(report) if section == "both" else getattr(report, section),
         "subject_id": study.subject_id,
         "study_id": study.study_id,
@@ -188,16 +188,17 @@ def _row(study: Study, section: str) -> dict:
                 "finding": region.finding.name,
                 "phrase": region_phrase(region.finding, region.side),
                 "box": _box(region.mask),
-                "mask": {"bytes": _png(PILImage.fromarray(region.mask)), "path": None},
+                "mask": {"bytes": _encoded(region.mask, "PNG", compress_level=1), "path": None},
             }
             for region in study.regions
         ],
     }
 
 
-def _png(image: PILImage.Image) -> bytes:
+def _encoded(pixels: np.ndarray, kind: str, **options) -> bytes:
+    """Pictures are kept as PPM: noise does not compress, and every epoch opens them; masks do, as PNG."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
+    PILImage.fromarray(pixels).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
