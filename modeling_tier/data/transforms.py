@@ -2,8 +2,9 @@
 """
 What happens to a picture before the model sees it.
 
-In training, one of the augmentations below, then the processor's rescaling and normalisation; in evaluation, the
-processor and nothing else. Drawn with Pillow (benchmarks/transforms.py holds it beside other libraries).
+In training, one of the augmentations below, then the processor's rescaling and normalisation, looked up in a table; in
+evaluation, the processor and nothing else. Drawn with Pillow (benchmarks/transforms.py holds it beside other
+libraries).
 """
 
 import math
@@ -11,6 +12,7 @@ import zlib
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image, ImageStat
 
 
@@ -116,3 +118,46 @@ def adjust(image: Image.Image, brightness: float, contrast: float) -> Image.Imag
     mean = sum(ImageStat.Stat(image).mean) / len(image.getbands()) * brightness
     table = np.clip(np.round(mean + contrast * (np.clip(greys, 0, 255) - mean)), 0, 255).astype(np.uint8)
     return image.point(table.tolist() * len(image.getbands()))
+
+
+def pixel_table(image_processor, size: tuple[int, int], **options) -> np.ndarray | None:
+    """
+    What an image processor makes of each of the 256 greys of each channel, (3, 256), as float32; found by trying it.
+
+    Args:
+        size: width and height of the pictures.
+        **options: for the image processor.
+
+    Returns:
+        None if for pictures of this size it does more than replace each value by another one.
+    """
+    width, height = size
+    if width * height < 256:  # not room enough for all greys
+        return None
+    rng, greys = np.random.default_rng(0), np.resize(np.arange(256, dtype=np.uint8), width * height)
+    all_greys = np.stack([rng.permutation(greys) for _ in range(3)], axis=1).reshape(height, width, 3)
+    few_greys = rng.integers(100, 120, all_greys.shape, dtype=np.uint8)  # to tell what depends on the whole picture
+    pictures = [Image.fromarray(all_greys), Image.fromarray(few_greys)]
+    made = image_processor(pictures, return_tensors="pt", **options)
+    if set(made) != {"pixel_values"}:
+        return None
+    values = made["pixel_values"]
+    if values.shape != (2, 3, height, width) or values.dtype != torch.float32:
+        return None
+    table = np.empty((3, 256), np.float32)
+    for channel in range(3):
+        table[channel, all_greys[:, :, channel]] = values[0, channel]
+    return table if torch.equal(look_up(table, pictures), values) else None
+
+
+def look_up(table: np.ndarray, images: list[Image.Image]) -> torch.Tensor:
+    """`pixel_values` (N, 3, H, W) of pictures of one size, mode "L" or "RGB", with the table of [`pixel_table`]."""
+    width, height = images[0].size
+    values = np.empty((len(images), 3, height, width), np.float32)
+    for row, image in zip(values, images):
+        pixels = np.asarray(image)
+        for channel in range(3):
+            of_channel = pixels if pixels.ndim == 2 else pixels[:, :, channel]
+            # No grey is out of range; "raise" would only look for one, in a copy.
+            np.take(table[channel], of_channel, out=row[channel], mode="clip")
+    return torch.from_numpy(values)

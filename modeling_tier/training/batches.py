@@ -11,13 +11,17 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset, IterableDataset
 from datasets.distributed import split_dataset_by_node
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 from ..data.pictures import read_picture, undecoded
-from ..data.transforms import AUGMENTATIONS, augment, generator, input_size
+from ..data.transforms import AUGMENTATIONS, augment, generator, input_size, look_up, pixel_table
 from ..processing_tier import TierProcessor
 from .configuration import TrainConfig
 from .stopping import outlive_sigterm, started
+
+
+SMALL_SET = 8192  # pairs whose texts are tokenised before the first epoch
 
 
 class Batches:
@@ -45,11 +49,13 @@ class Batches:
             accelerator.device,
         )
         self.augmentation = AUGMENTATIONS.get(config.data.augmentation)
-        self.size = input_size(processor.image_processor) if self.augmentation else None
+        self._prepare_pixels(processor.image_processor)
         self.pairs = undecoded(pairs.select_columns(["image", "text", "image_id"]))
         self.step_size = self.batch_size * self.micro * self.processes
         self.image_ids: list[str] = []  # of the batch that was given last
         self.streaming = isinstance(pairs, IterableDataset)
+        small = not self.streaming and len(pairs) <= SMALL_SET
+        self.tokens = _tokenised(pairs["text"][:], processor.tokenizer) if small else None
         if self.streaming:
             if config.training.steps_per_epoch is None:
                 raise ValueError("training.steps_per_epoch is needed for a stream, whose length is not known.")
@@ -119,6 +125,20 @@ class Batches:
                     f"batch of {self.batch_size}."
                 )
 
+    def _prepare_pixels(self, image_processor) -> None:
+        """The size of pictures that need no resizing, and the table that then stands for the image processor."""
+        self.size, self.table, self.image_options = None, None, {}
+        try:
+            self.size = input_size(image_processor)
+        except ValueError:
+            if self.augmentation:
+                raise
+            return
+        if self.augmentation:
+            geometry = ("do_resize", "do_center_crop")
+            self.image_options = {name: False for name in geometry if getattr(image_processor, name, False)}
+        self.table = pixel_table(image_processor, self.size, **self.image_options)
+
     def _loader(self, pairs: Dataset | IterableDataset, collate: Callable, **options) -> DataLoader:
         workers = self.data.num_workers
         return DataLoader(
@@ -135,18 +155,40 @@ class Batches:
         return self.collate(rows, epoch) if len(rows) == self.batch_size else rows
 
     def collate(self, rows: list[dict], epoch: int) -> dict[str, torch.Tensor]:
-        # Truncated to data.max_text_tokens, which the tokenizer carries as its model_max_length.
         images = [read_picture(row["image"], row["image_id"]) for row in rows]
-        options = {}
         if self.augmentation:
             images = [
                 augment(image, self.augmentation, self.size, generator(self.seed, epoch, row["image_id"]))
                 for image, row in zip(images, rows)
             ]
-            has = self.processor.image_processor
-            options = {name: False for name in ("do_resize", "do_center_crop") if getattr(has, name, False)}
-        inputs = dict(self.processor(images=images, text=[row["text"] for row in rows], images_kwargs=options))
+        # Truncated to data.max_text_tokens, which the tokenizer carries as its model_max_length.
+        texts = [row["text"] for row in rows]
+        inputs = dict(self.processor(text=texts)) if self.tokens is None else self._padded(texts)
+        if self.table is not None and all(image.size == self.size for image in images):
+            inputs["pixel_values"] = look_up(self.table, images)
+        else:
+            inputs |= self.processor(images=images, **self.image_options)
         return inputs | {"image_ids": [row["image_id"] for row in rows]}
+
+    def _padded(self, texts: list[str]) -> dict[str, torch.Tensor]:
+        """As the processor makes it of texts, of those that were tokenised before."""
+        tokenizer = self.processor.tokenizer
+        values = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+        rows = [self.tokens[text] for text in texts]
+        columns = {name: [torch.from_numpy(row[name]) for row in rows] for name in rows[0]}
+        options = {"batch_first": True, "padding_side": tokenizer.padding_side}
+        return {
+            name: pad_sequence(column, padding_value=values.get(name, 0), **options)
+            for name, column in columns.items()
+        }
+
+
+def _tokenised(texts: list[str], tokenizer) -> dict[str, dict[str, np.ndarray]]:
+    """What the tokenizer makes of each text; no tensors, which would go to a worker as a file each."""
+    texts = list(dict.fromkeys(texts))
+    columns = tokenizer(texts, truncation=True)
+    rows = zip(*columns.values())
+    return {text: dict(zip(columns, map(np.array, row))) for text, row in zip(texts, rows)}
 
 
 def share_of_subjects(pairs: Dataset | IterableDataset, share: float, seed: int) -> Dataset:

@@ -5,8 +5,10 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy import ndimage, stats
+from transformers import BaseImageProcessor, BatchFeature, CLIPImageProcessor, SiglipImageProcessor, ViTImageProcessor
 
 from modeling_tier.data.transforms import (
     AUGMENTATIONS,
@@ -16,6 +18,8 @@ from modeling_tier.data.transforms import (
     crop_box,
     generator,
     inverse_affine,
+    look_up,
+    pixel_table,
 )
 
 
@@ -118,3 +122,58 @@ def test_seed_epoch_and_picture_decide():
     version = lambda *key: augment(image, AUGMENTATIONS["paper"], (64, 64), generator(*key)).tobytes()  # noqa: E731
     assert version(0, 0, "a") == version(0, 0, "a")
     assert len({version(0, 0, "a"), version(1, 0, "a"), version(0, 1, "a"), version(0, 0, "b")}) == 4
+
+
+SIZE = {"height": 20, "width": 28}
+IMAGE_PROCESSORS = {
+    "CLIP's": CLIPImageProcessor(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24}),
+    "ViT's": ViTImageProcessor(size=SIZE),
+    "SigLIP's": SiglipImageProcessor(size=SIZE),
+    "without a shift": CLIPImageProcessor(size=SIZE, do_center_crop=False, do_normalize=False),
+    "without a scale": CLIPImageProcessor(size=SIZE, do_center_crop=False, rescale_factor=1.0),
+}
+
+
+@pytest.mark.parametrize("image_processor", IMAGE_PROCESSORS.values(), ids=IMAGE_PROCESSORS)
+def test_a_table_gives_what_the_image_processor_gives(image_processor):
+    size = (24, 24) if image_processor.size.get("shortest_edge") else (28, 20)
+    table = pixel_table(image_processor, size)
+    rng = np.random.default_rng(1)
+    for shape in ((*size[::-1], 3), size[::-1]):
+        pictures = [Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)) for _ in range(3)]
+        expected = image_processor([picture.convert("RGB") for picture in pictures], return_tensors="pt")
+        assert torch.equal(look_up(table, pictures), expected["pixel_values"])
+
+
+class OfItsOwn(BaseImageProcessor):
+    model_input_names = ["pixel_values"]
+
+    def __init__(self, make=None, **more):
+        self.make, self.more = make, more
+
+    def __call__(self, images, return_tensors=None, **options):
+        values = torch.stack([self.make(torch.tensor(np.asarray(image)).permute(2, 0, 1) / 255) for image in images])
+        return BatchFeature({"pixel_values": values} | {name: values for name in self.more})
+
+
+@pytest.mark.parametrize(
+    "make",
+    {
+        "the picture's own mean": lambda x: x - x.mean(),
+        "channels as one": lambda x: x.mean(dim=0, keepdim=True).expand(3, -1, -1),
+        "its neighbours": lambda x: x - x.roll(1, dims=2),
+        "one channel": lambda x: x[:1],
+        "float64": lambda x: x.double(),
+        "a larger picture": lambda x: x.repeat(1, 2, 2),
+    }.values(),
+)
+def test_an_image_processor_that_looks_at_more_than_one_value_has_no_table(make):
+    assert pixel_table(OfItsOwn(make), (28, 20)) is None
+    assert pixel_table(OfItsOwn(lambda x: x * 2), (28, 20)) is not None
+
+
+def test_there_is_no_table_for_other_sizes_more_outputs_or_fewer_pixels_than_greys():
+    assert pixel_table(IMAGE_PROCESSORS["CLIP's"], (28, 20)) is None
+    assert pixel_table(CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=SIZE), (28, 20)) is None
+    assert pixel_table(OfItsOwn(lambda x: x, pixel_mask=True), (28, 20)) is None
+    assert pixel_table(OfItsOwn(lambda x: x), (15, 17)) is None

@@ -26,6 +26,7 @@ from modeling_tier.data import load_pairs
 from modeling_tier.data.columns import pair_features
 from modeling_tier.data.transforms import AUGMENTATIONS, augment, generator
 from modeling_tier.evaluation import scoring
+from modeling_tier.training import batches as batches_module
 from modeling_tier.training import load_config, loop, train
 from modeling_tier.training.batches import Batches
 
@@ -182,6 +183,39 @@ def test_pictures_get_the_size_that_the_processor_asks_for(tokenizer):
     for augmentation in ("none", "vit"):
         made = batches(make_pairs(4), processor, f"--data.augmentation={augmentation}")
         assert [batch["pixel_values"].shape for batch in made.of_epoch(0)] == [(4, 3, 24, 40)]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("count", [5, 12])
+def test_texts_of_small_and_of_large_sets_are_what_the_processor_makes_of_them(monkeypatch, processor, side, count):
+    monkeypatch.setattr(batches_module, "SMALL_SET", 5)
+    processor.tokenizer.padding_side = side
+    processor.tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    processor.tokenizer.pad_token = "left"  # of another number than 0
+    texts = [" ".join(["effusion"] * (9 * i % 31 + 1)) for i in range(count)]
+    pairs = make_pairs(count).remove_columns("text").add_column("text", texts)
+    made = batches(pairs, processor, size=5)
+    assert (made.tokens is None) == (count == 12)
+    for batch in made.of_epoch(0):
+        seen = [texts[int(image_id.split()[1])] for image_id in made.image_ids]
+        expected = processor(text=seen)
+        assert set(batch) == {"pixel_values", *expected} and len({len(text) for text in seen}) > 1
+        assert all(torch.equal(batch[name], expected[name]) for name in expected)
+
+
+def test_pictures_of_the_models_size_and_others_may_stand_in_one_batch(processor):
+    side = processor.image_processor.crop_size["height"]
+    pictures = [picture(0).resize((side, side)), picture(1), picture(2).resize((side, side)).convert("RGB")]
+    rows = make_pairs(3).cast_column("image", datasets.Image(decode=False)).to_list()
+    for row, image in zip(rows, pictures):
+        row["image"]["bytes"] = encoded(image, "PNG")
+    pairs = Dataset.from_list(rows, features=pair_features(ids="string"))
+    for chosen in ([0, 2], [0, 1, 2]):
+        made = batches(pairs.select(chosen), processor, size=len(chosen))
+        assert made.table is not None
+        (batch,) = made.of_epoch(0)
+        expected = processor(images=[pictures[int(image_id.split()[1])] for image_id in made.image_ids])
+        assert torch.equal(batch["pixel_values"], expected["pixel_values"])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
