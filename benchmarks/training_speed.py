@@ -1,15 +1,16 @@
 # Licensed under the Apache License, Version 2.0.
 """
 Pairs per second of the whole train.py (reading, collating, the step, clipping, the log) beside the bare step of the
-same model on one batch that lies ready, in one run, in turn: configs/demo.yaml, and any other by --config.
+same model on the same batches, when they lie ready: configs/demo.yaml, and any other by --config. One process does
+some steps of the one, then of the other, and so on, so that a slow minute of the machine is a slow minute for both.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,64 +19,92 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from modeling_tier.data import load_pairs
 from modeling_tier.evaluation.tables import aligned
-from modeling_tier.training import load_config, train
+from modeling_tier.training import load_config, loop, train
+from modeling_tier.training.batches import Batches
 from modeling_tier.training.building import build_model, build_processor
-from modeling_tier.training.loop import build_optimizer
 
 
-def bare_step(config, steps: int) -> float:
-    """Pairs per second of forward, backward and optimiser alone; texts as long as those of an average batch."""
-    pairs = load_pairs(config.data.name, "train", **config.data.options | config.data.train)
-    processor = build_processor(config, pairs)
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    model = build_model(config, processor).to(device).train()
-    optimizer = build_optimizer(model, config.optimizer)
-    size = config.training.batch_size
-    batches = []
-    for start in range(0, 8 * size, size):
-        rows = pairs[start : start + size]
-        inputs = processor(images=rows["image"], text=rows["text"])
-        batches.append({name: tensor.to(device) for name, tensor in inputs.items()})
-    for number in range(steps + 10):
-        if number == 10:
-            started = time.perf_counter()
-        model(**batches[number % 8], return_loss=True).loss.backward()
+DEVICE = torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+def bare_step(config) -> Callable[[dict], None]:
+    """Forward, backward and optimiser, and nothing else."""
+    processor = build_processor(
+        config, load_pairs(config.data.name, "train", **config.data.options | config.data.train)
+    )
+    model = build_model(config, processor).to(DEVICE).train()
+    optimizer = loop.build_optimizer(model, config.optimizer)
+
+    def step(batch):
+        model(**batch, return_loss=True).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    if device.type != "cpu":
+
+    return step
+
+
+def now() -> float:
+    if DEVICE.type != "cpu":
         torch.accelerator.synchronize()
-    return steps * size / (time.perf_counter() - started)
+    return time.perf_counter()
 
 
-def whole_run(config, folder: str) -> float:
-    """Median over the lines of the log; the first, with the start of all, is left out."""
-    config.output_dir, config.training.progress = folder, False
-    train(config)
-    lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
-    return statistics.median([line["pairs_per_second"] for line in lines if "pairs_per_second" in line][1:])
+def seconds_in_turn(config, steps: int) -> list[tuple[float, float]]:
+    """Seconds of so many bare steps and of as many of a whole run, on the same batches, over and over."""
+    step, seconds = bare_step(config), []
+    ready = 1 + 2 * config.data.num_workers  # batches that the workers made meanwhile; their steps are not timed
+
+    class InTurn(Batches):
+        def of_epoch(self, epoch, first_step=0):
+            batches = super().of_epoch(epoch, first_step)
+            for _ in range(self.steps_per_epoch // (ready + steps)):
+                for _ in range(ready):
+                    yield next(batches)
+                seen, started = [], now()
+                for _ in range(steps):
+                    seen.append(next(batches))
+                    yield seen[-1]
+                whole = now() - started
+                seen = [{name: value.to(DEVICE) for name, value in batch.items()} for batch in seen]
+                started = now()
+                for batch in seen:
+                    step(batch)
+                seconds.append((now() - started, whole))
+            yield from batches
+
+    loop.Batches = InTurn
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            config.output_dir, config.training.progress = f"{folder}/run", False
+            train(config)
+    finally:
+        loop.Batches = Batches
+    return seconds[1:]  # the first, with the start of all, is left out
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", default=str(Path(__file__).parents[1] / "configs" / "demo.yaml"))
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--lines", type=int, default=1, help="of the log in each turn")
     args, options = parser.parse_known_args()
-    given = load_config(args.config, list(options)).training
+    config = load_config(args.config, ["--training.epochs=4", "--evaluation.every_epochs=4", *options])
+    given = config.training
     if given.mixed_precision != "no" or given.chunk_size or given.compile or given.gradient_accumulation_steps > 1:
         sys.exit(
             "error: the bare step is a plain float32 one; so must be the run's, by --training.NAME no|null|false|1"
         )
-    options = ["--training.epochs=1", "--evaluation.every_epochs=1", *options]
-    bare, whole = [], []
-    for _ in range(args.rounds):
-        bare.append(bare_step(load_config(args.config, options), 60))
-        with tempfile.TemporaryDirectory() as folder:
-            whole.append(whole_run(load_config(args.config, options), f"{folder}/run"))
-    rows = [["pairs/s", *(f"round {i + 1}" for i in range(args.rounds)), "ratio (median)"]]
-    rows.append(["bare step", *(f"{value:.0f}" for value in bare), "1"])
-    ratio = statistics.median(ours / theirs for ours, theirs in zip(whole, bare))
-    rows.append(["train.py", *(f"{value:.0f}" for value in whole), f"{ratio:.3f}"])
+    steps = args.lines * given.log_every
+    seconds = seconds_in_turn(config, steps)
+    if not seconds:
+        sys.exit("error: the run has not steps enough for two turns: more --training.epochs")
+    ratios = sorted(bare / whole for bare, whole in seconds)
+    quarter = len(ratios) // 4
+    rows = [["pairs/s, median", "", "ratio, median (middle half)"]]
+    for name, values in zip(("bare step", "train.py"), zip(*seconds)):
+        rows.append([name, f"{steps * given.batch_size / statistics.median(values):.0f}", "1"])
+    rows[-1][-1] = f"{statistics.median(ratios):.3f} ({ratios[quarter]:.3f} to {ratios[-1 - quarter]:.3f})"
     print(aligned(rows))
+    print(f"{len(seconds)} turns of {steps} steps each, {torch.get_num_threads()} threads")
 
 
 if __name__ == "__main__":
