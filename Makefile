@@ -14,6 +14,7 @@ test: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(RUN) benchmarks/synthetic_speed.py
 	$(RUN) benchmarks/step_cost.py
+	$(RUN) benchmarks/entropy_cost.py
 	$(RUN) benchmarks/preparation.py
 	$(RUN) benchmarks/loader.py
 	$(RUN) benchmarks/training_speed.py

@@ -53,8 +53,8 @@ def main() -> None:
         write_large_tree(tree, NUM_IMAGES)
         prepare(tree, prepared, size=320, num_proc=2, progress=False)
         sets = {"raw tree": load_pairs("mimic_cxr", "train", data_dir=tree)}
-        # Many times, so that an epoch is long enough to be timed.
-        sets["prepared"] = concatenate_datasets([load_pairs("mimic_cxr", "train", data_dir=prepared)] * 16)
+        # Many times: an epoch is long enough to be timed, and the set too large for its texts to be tokenised before.
+        sets["prepared"] = concatenate_datasets([load_pairs("mimic_cxr", "train", data_dir=prepared)] * 40)
         tokenizer = train_tokenizer(sets["prepared"]["text"], 2000)
         tokenizer.model_max_length = 77
         processor = TierProcessor(CLIPImageProcessor(), tokenizer)

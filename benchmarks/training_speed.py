@@ -6,6 +6,7 @@ some steps of the one, then of the other, and so on, so that a slow minute of th
 """
 
 import argparse
+import json
 import statistics
 import sys
 import tempfile
@@ -86,6 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", default=str(Path(__file__).parents[1] / "configs" / "demo.yaml"))
     parser.add_argument("--lines", type=int, default=1, help="of the log in each turn")
+    parser.add_argument("--output", type=Path, help="file for the results as JSON")
     args, options = parser.parse_known_args()
     config = load_config(args.config, ["--training.epochs=4", "--evaluation.every_epochs=4", *options])
     given = config.training
@@ -99,12 +101,17 @@ def main() -> None:
         sys.exit("error: the run has not steps enough for two turns: more --training.epochs")
     ratios = sorted(bare / whole for bare, whole in seconds)
     quarter = len(ratios) // 4
-    rows = [["pairs/s, median", "", "ratio, median (middle half)"]]
-    for name, values in zip(("bare step", "train.py"), zip(*seconds)):
-        rows.append([name, f"{steps * given.batch_size / statistics.median(values):.0f}", "1"])
-    rows[-1][-1] = f"{statistics.median(ratios):.3f} ({ratios[quarter]:.3f} to {ratios[-1 - quarter]:.3f})"
+    rates = [steps * given.batch_size / statistics.median(values) for values in zip(*seconds)]
+    found = {"ratio": statistics.median(ratios), "middle_half": [ratios[quarter], ratios[-1 - quarter]]}
+    found |= {"pairs_per_second": dict(zip(("bare step", "train.py"), rates)), "turns": len(seconds), "steps": steps}
+    found |= {"device": DEVICE.type, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    low, high = found["middle_half"]
+    rows = [["", "pairs/s, median", "ratio, median (middle half)"], ["bare step", f"{rates[0]:.0f}", "1"]]
+    rows.append(["train.py", f"{rates[1]:.0f}", f"{found['ratio']:.3f} ({low:.3f} to {high:.3f})"])
     print(aligned(rows))
-    print(f"{len(seconds)} turns of {steps} steps each, {torch.get_num_threads()} threads")
+    print(f"{len(seconds)} turns of {steps} steps each; {DEVICE.type}, {torch.get_num_threads()} threads")
+    if args.output:
+        args.output.write_text(json.dumps(found | {"seconds": seconds}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,146 @@
+# Licensed under the Apache License, Version 2.0.
+"""
+Time and peak memory of the entropy term alone, forward and backward, over batches, texts and patches: whether both
+are linear in each, and how they stand beside the plain formula, whose gradient is left to autograd. The two run in
+turn, in one process; memory is the allocator's peak, in a process of its own for each. Embeddings of 512 dimensions,
+bfloat16 on a GPU, float32 on a CPU. For a CPU, paper_step.py says what to set.
+"""
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import statistics
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from itertools import product
+from pathlib import Path
+
+import torch
+from paper_step import CLOCKS, DEVICE, peak_of_two_steps, step
+from torch.nn.functional import normalize
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from modeling_tier import text_image_entropy
+from modeling_tier.evaluation.tables import aligned
+
+
+DIMENSIONS = 512
+PLAIN_FLOATS = 12  # that the plain formula holds for each score at its peak, at most
+PRECISION = "bfloat16" if DEVICE == "cuda" else "float32"
+
+
+def closed(token_embeds: torch.Tensor, patch_embeds: torch.Tensor) -> torch.Tensor:
+    return sum(text_image_entropy(token_embeds, patch_embeds))
+
+
+def plain(token_embeds: torch.Tensor, patch_embeds: torch.Tensor) -> torch.Tensor:
+    cosines = normalize(token_embeds.float(), dim=2) @ normalize(patch_embeds.float(), dim=2).transpose(1, 2)
+    log_q, log_r = cosines.log_softmax(dim=2), cosines.log_softmax(dim=1)
+    return -(log_q.exp() * log_q).sum(dim=2).mean() - (log_r.exp() * log_r).sum(dim=1).mean()
+
+
+ROWS = {"plain formula": plain, "text_image_entropy": closed}
+
+
+def inputs_of(pairs: int, tokens: int, patches: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    made = {}
+    for name, number in (("token_embeds", tokens), ("patch_embeds", patches)):
+        embeds = torch.randn(pairs, number, DIMENSIONS, generator=generator)
+        made[name] = embeds.to(DEVICE, getattr(torch, PRECISION)).requires_grad_()
+    return made
+
+
+def peak_memory(name: str, pairs: int, tokens: int, patches: int) -> float:
+    def make():
+        inputs = inputs_of(pairs, tokens, patches)
+        return ROWS[name], torch.optim.SGD(inputs.values(), lr=0.0), inputs
+
+    return peak_of_two_steps(make, "as they are")
+
+
+def measure(pairs: int, tokens: int, patches: int, rounds: int) -> dict:
+    scores, names = pairs * tokens * patches, list(ROWS)
+    inputs = inputs_of(pairs, tokens, patches)
+    kept = 2 * sum(each.nbytes for each in inputs.values())  # they and their gradients, whatever the formula
+    if 2 * kept + scores * PLAIN_FLOATS * 4 > free_memory():
+        names.remove("plain formula")
+    memory = {}
+    for name in names:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            memory[name] = pool.submit(peak_memory, name, pairs, tokens, patches).result()
+    seconds = {name: [] for name in names}
+    optimizer = torch.optim.SGD(inputs.values(), lr=0.0)
+    clock = list(CLOCKS)[-1]  # processor time, where there is one: other work does not disturb it
+    for number in range(1 + rounds):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            spent = step(ROWS[name], optimizer, inputs, "as they are")[clock]
+            if number:
+                seconds[name].append(spent)
+    rows = {}
+    for name in names:
+        rows[name] = {"seconds": statistics.median(seconds[name]), "peak_mib": memory[name]}
+        rows[name] |= {"nanoseconds_per_score": rows[name]["seconds"] / scores * 1e9}
+        rows[name] |= {"bytes_per_score": (memory[name] * 2**20 - kept) / scores}
+    about = {"pairs": pairs, "tokens": tokens, "patches": patches, "scores": scores, "rounds": rounds}
+    return about | {"embeddings_mib": kept / 2**20, "rows": rows}
+
+
+def free_memory() -> int:
+    if DEVICE == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def powers(results: list[dict], of: str, quantity: str) -> list[float]:
+    """Slopes of the logarithm of a quantity of text_image_entropy over that of `of`, the rest being equal."""
+    groups = {}
+    for row in results:
+        rest = tuple(row[name] for name in ("pairs", "tokens", "patches") if name != of)
+        point = math.log(row[of]), math.log(row["rows"]["text_image_entropy"][quantity])
+        groups.setdefault(rest, []).append(point)
+    return [statistics.linear_regression(*zip(*points)).slope for points in groups.values() if len(points) > 1]
+
+
+def table(results: list[dict]) -> str:
+    lines = [
+        ["pairs x tokens x patches", "scores", "s", "ns a score", "peak MiB", "to the plain formula: time", "peak"]
+    ]
+    for row in results:
+        ours, plain = (row["rows"].get(name) for name in ("text_image_entropy", "plain formula"))
+        cells = [f"{row['pairs']} x {row['tokens']} x {row['patches']}", f"{row['scores'] / 1e6:.1f} million"]
+        cells += [f"{ours['seconds']:.3g}", f"{ours['nanoseconds_per_score']:.2f}", f"{ours['peak_mib']:.0f}"]
+        ratios = [f"{ours[name] / plain[name]:.2f}" if plain else "" for name in ("seconds", "peak_mib")]
+        lines.append(cells + ratios)
+    return aligned(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[32, 256, 1024, 4096])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[32, 77, 256])
+    parser.add_argument("--patches", type=int, nargs="+", default=[49, 196], help="of ViT-B/32 and ViT-B/16")
+    parser.add_argument("--rounds", type=int, default=3, help="that are timed")
+    parser.add_argument("--output", type=Path, help="file for the results as JSON")
+    args = parser.parse_args()
+    device = torch.cuda.get_device_name() if DEVICE == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    results = []
+    for patches, pairs, tokens in product(args.patches, args.batch_sizes, args.tokens):
+        results.append(measure(pairs, tokens, patches, args.rounds))
+        print(table(results[-1:]).splitlines()[-1], flush=True)
+    found = {"device": device, "precision": PRECISION, "torch": torch.__version__, "results": results}
+    print(f"\n{device}, {PRECISION}. Time and peak grow as a power (1 is linear; median, and range over the rest) of:")
+    for of, quantity in product(("pairs", "tokens", "patches"), ("seconds", "peak_mib")):
+        if slopes := powers(results, of, quantity):
+            found[f"power_of_{of}_in_{quantity}"] = slopes
+            print(f"{of}, {quantity}: {statistics.median(slopes):.2f} ({min(slopes):.2f} to {max(slopes):.2f})")
+    print(table(results))
+    if args.output:
+        args.output.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
