@@ -28,7 +28,6 @@ from modeling_tier.evaluation.tables import aligned
 
 
 DIMENSIONS = 512
-PLAIN_FLOATS = 12  # that the plain formula holds for each score at its peak, at most
 PRECISION = "bfloat16" if DEVICE == "cuda" else "float32"
 
 
@@ -43,6 +42,8 @@ def plain(token_embeds: torch.Tensor, patch_embeds: torch.Tensor) -> torch.Tenso
 
 
 ROWS = {"plain formula": plain, "text_image_entropy": closed}
+# About what each holds at its peak: so many times the embeddings and their gradients, and so many float32 a score.
+NEEDS = {"plain formula": (2.0, 16), "text_image_entropy": (1.5, 8)}
 
 
 def inputs_of(pairs: int, tokens: int, patches: int) -> dict[str, torch.Tensor]:
@@ -63,16 +64,18 @@ def peak_memory(name: str, pairs: int, tokens: int, patches: int) -> float:
 
 
 def measure(pairs: int, tokens: int, patches: int, rounds: int) -> dict:
-    scores, names = pairs * tokens * patches, list(ROWS)
-    inputs = inputs_of(pairs, tokens, patches)
-    kept = 2 * sum(each.nbytes for each in inputs.values())  # they and their gradients, whatever the formula
-    if 2 * kept + scores * PLAIN_FLOATS * 4 > free_memory():
-        names.remove("plain formula")
+    """What does not fit into free memory is left out; nothing, if neither does."""
+    scores = pairs * tokens * patches
+    kept = 2 * pairs * (tokens + patches) * DIMENSIONS * (2 if DEVICE == "cuda" else 4)  # whatever the formula
+    free = 0.8 * free_memory()
+    names = [name for name, (of_kept, of_scores) in NEEDS.items() if of_kept * kept + of_scores * 4 * scores < free]
+    if not names:
+        return {}
     memory = {}
     for name in names:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             memory[name] = pool.submit(peak_memory, name, pairs, tokens, patches).result()
-    seconds = {name: [] for name in names}
+    inputs, seconds = inputs_of(pairs, tokens, patches), {name: [] for name in names}
     optimizer = torch.optim.SGD(inputs.values(), lr=0.0)
     clock = list(CLOCKS)[-1]  # processor time, where there is one: other work does not disturb it
     for number in range(1 + rounds):
@@ -129,8 +132,12 @@ def main() -> None:
     device = torch.cuda.get_device_name() if DEVICE == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     results = []
     for patches, pairs, tokens in product(args.patches, args.batch_sizes, args.tokens):
-        results.append(measure(pairs, tokens, patches, args.rounds))
-        print(table(results[-1:]).splitlines()[-1], flush=True)
+        row = measure(pairs, tokens, patches, args.rounds)
+        if not row:
+            print(f"{pairs} x {tokens} x {patches}: not enough free memory", flush=True)
+            continue
+        results.append(row)
+        print(table([row]).splitlines()[-1], flush=True)
     found = {"device": device, "precision": PRECISION, "torch": torch.__version__, "results": results}
     print(f"\n{device}, {PRECISION}. Time and peak grow as a power (1 is linear; median, and range over the rest) of:")
     for of, quantity in product(("pairs", "tokens", "patches"), ("seconds", "peak_mib")):
