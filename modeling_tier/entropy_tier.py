@@ -1,6 +1,7 @@
 # Licensed under the Apache License, Version 2.0.
 """The text-image entropy regulariser of TIER (Palepu & Beam, 2023, arXiv 2212.06710)."""
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -92,22 +93,21 @@ class _Entropies(torch.autograd.Function):
     def forward(ctx, token_embeds, patch_embeds, token_mask, temperature):
         ctx.save_for_backward(token_embeds, patch_embeds, token_mask)
         ctx.temperature = temperature
-        *_, log_q, log_r = _Entropies.distributions(token_embeds, patch_embeds, token_mask, temperature)
-        return entropy(log_q, dim=2), entropy(log_r, dim=1)
+        *_, cosines = _Entropies.cosines(token_embeds, patch_embeds, token_mask)
+        over = partial(log_distribution, cosines, token_mask, temperature)
+        return entropy(over(dim=2), dim=2), entropy(over(dim=1), dim=1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, token_grad, patch_grad):
         token_embeds, patch_embeds, token_mask = ctx.saved_tensors
         with torch.autocast(device_type=token_embeds.device.type, enabled=False):  # whoever calls backward
-            tokens, token_norm, patches, patch_norm, cosines, log_q, log_r = _Entropies.distributions(
-                token_embeds, patch_embeds, token_mask, ctx.temperature
-            )
-            # dH/ds_j = -q_j (log q_j + H), in both directions; ds/dcosine = 1 / temperature.
-            q, r = log_q.exp(), log_r.exp()
-            log_q -= (q * log_q).sum(dim=2, keepdim=True)
-            log_r -= (r * log_r).sum(dim=1, keepdim=True)
-            grad = q.mul_(log_q).mul_(token_grad.unsqueeze(2)) + r.mul_(log_r).mul_(patch_grad.unsqueeze(1))
+            *units, cosines = _Entropies.cosines(token_embeds, patch_embeds, token_mask)
+            tokens, token_norm, patches, patch_norm = units
+            over = partial(log_distribution, cosines, token_mask, ctx.temperature)
+            # One direction after the other: few arrays of this size at a time. ds/dcosine = 1 / temperature.
+            grad = minus_entropy_gradient(over(dim=2), dim=2).mul_(token_grad.unsqueeze(2))
+            grad += minus_entropy_gradient(over(dim=1), dim=1).mul_(patch_grad.unsqueeze(1))
             grad /= -ctx.temperature
             # Through x / |x|: the part of the gradient along x falls away.
             along = grad * cosines
@@ -117,28 +117,32 @@ class _Entropies(torch.autograd.Function):
             return token_grad.to(token_embeds.dtype), patch_grad.to(patch_embeds.dtype), None, None
 
     @staticmethod
-    def distributions(token_embeds, patch_embeds, token_mask, temperature):
-        """Unit vectors and norms of both, cosines (N, T, P), and the logarithms of `q` and `r`."""
+    def cosines(token_embeds, patch_embeds, token_mask):
+        """Unit vectors and norms of both, and their cosines (N, T, P)."""
         dtype = torch.promote_types(torch.promote_types(token_embeds.dtype, patch_embeds.dtype), torch.float32)
         # Zeroed before anything is computed, so that not even a NaN at a padding position gets through.
         tokens, token_norm = _unit(token_embeds.to(dtype).masked_fill(~token_mask.unsqueeze(2), 0.0))
         patches, patch_norm = _unit(patch_embeds.to(dtype))
-        cosines = tokens @ patches.transpose(1, 2)
-        return tokens, token_norm, patches, patch_norm, cosines, *log_probabilities(cosines, token_mask, temperature)
+        return tokens, token_norm, patches, patch_norm, tokens @ patches.transpose(1, 2)
 
 
-def log_probabilities(
-    cosines: torch.Tensor, token_mask: torch.Tensor, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logarithms of `q`, over the patches, and of `r`, over the valid tokens, both (N, T, P); cosines are finite."""
+def log_distribution(cosines: torch.Tensor, token_mask: torch.Tensor, temperature: float, dim: int) -> torch.Tensor:
+    """Logarithm of `q`, over the patches (`dim` 2), or of `r`, over the valid tokens (1); cosines are finite."""
     scores = cosines if temperature == 1 else cosines / temperature
-    # Not minus infinity, which times its probability 0 would be NaN.
-    over_tokens = scores.masked_fill(~token_mask.unsqueeze(2), -1e30)
-    return torch.log_softmax(scores, dim=2), torch.log_softmax(over_tokens, dim=1)
+    if dim == 1:  # not minus infinity, which times its probability 0 would be NaN
+        scores = scores.masked_fill(~token_mask.unsqueeze(2), -1e30)
+    return torch.log_softmax(scores, dim=dim)
 
 
 def entropy(log_probability: torch.Tensor, dim: int) -> torch.Tensor:
     return -(log_probability.exp() * log_probability).sum(dim=dim)
+
+
+def minus_entropy_gradient(log_probability: torch.Tensor, dim: int) -> torch.Tensor:
+    """`-dH/ds_j = q_j (log q_j + H)`. Overwrites its input."""
+    probability = log_probability.exp()
+    log_probability -= (probability * log_probability).sum(dim=dim, keepdim=True)
+    return probability.mul_(log_probability)
 
 
 def _check_inputs(

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import torch
 
-from ..entropy_tier import entropy, log_probabilities
+from ..entropy_tier import entropy, log_distribution
 
 
 def sparsity(cosines: torch.Tensor, mask: torch.Tensor, temperature: float = 1.0) -> dict[str, torch.Tensor]:
@@ -47,7 +47,7 @@ def sparsity(cosines: torch.Tensor, mask: torch.Tensor, temperature: float = 1.0
     mask = mask.to(torch.bool)
     cosines = cosines.to(torch.promote_types(cosines.dtype, torch.float32)).masked_fill(~mask.unsqueeze(-1), 0.0)
     num_tokens, num_patches = mask.sum(dim=1), cosines.shape[2]
-    log_q, log_r = log_probabilities(cosines, mask, temperature)
+    log_q, log_r = (log_distribution(cosines, mask, temperature, dim) for dim in (2, 1))
     token_entropy, patch_entropy = entropy(log_q, dim=2), entropy(log_r, dim=1)  # (N, T), (N, P)
 
     ascending = cosines.sort(dim=2).values
