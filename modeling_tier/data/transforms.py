@@ -50,7 +50,8 @@ def generator(seed: int, epoch: int, image_id: str) -> np.random.Generator:
 
 def input_size(image_processor) -> tuple[int, int]:
     """Width and height of the pictures that an image processor gives."""
-    size = image_processor.crop_size if getattr(image_processor, "do_center_crop", False) else image_processor.size
+    size = getattr(image_processor, "crop_size" if getattr(image_processor, "do_center_crop", False) else "size", None)
+    size = size or {}
     if size.get("height") and size.get("width"):
         return size["width"], size["height"]
     if size.get("shortest_edge"):

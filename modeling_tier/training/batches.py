@@ -55,7 +55,7 @@ class Batches:
         self.image_ids: list[str] = []  # of the batch that was given last
         self.streaming = isinstance(pairs, IterableDataset)
         small = not self.streaming and len(pairs) <= SMALL_SET
-        self.tokens = _tokenised(pairs["text"][:], processor.tokenizer) if small else None
+        self.tokens = _tokenised(pairs["text"][:], processor) if small else None
         if self.streaming:
             if config.training.steps_per_epoch is None:
                 raise ValueError("training.steps_per_epoch is needed for a stream, whose length is not known.")
@@ -163,32 +163,45 @@ class Batches:
             ]
         # Truncated to data.max_text_tokens, which the tokenizer carries as its model_max_length.
         texts = [row["text"] for row in rows]
-        inputs = dict(self.processor(text=texts)) if self.tokens is None else self._padded(texts)
+        if self.tokens is None:
+            inputs = dict(self.processor(text=texts))
+        else:
+            inputs = _padded([self.tokens[text] for text in texts], self.processor.tokenizer)
         if self.table is not None and all(image.size == self.size for image in images):
             inputs["pixel_values"] = look_up(self.table, images)
         else:
             inputs |= self.processor(images=images, **self.image_options)
         return inputs | {"image_ids": [row["image_id"] for row in rows]}
 
-    def _padded(self, texts: list[str]) -> dict[str, torch.Tensor]:
-        """As the processor makes it of texts, of those that were tokenised before."""
-        tokenizer = self.processor.tokenizer
-        values = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
-        rows = [self.tokens[text] for text in texts]
-        columns = {name: [torch.from_numpy(row[name]) for row in rows] for name in rows[0]}
-        options = {"batch_first": True, "padding_side": tokenizer.padding_side}
-        return {
-            name: pad_sequence(column, padding_value=values.get(name, 0), **options)
-            for name, column in columns.items()
-        }
+
+Tokens = dict[str, np.ndarray]  # of one text: input_ids and what else the tokenizer makes
 
 
-def _tokenised(texts: list[str], tokenizer) -> dict[str, dict[str, np.ndarray]]:
-    """What the tokenizer makes of each text; no tensors, which would go to a worker as a file each."""
+def _tokenised(texts: list[str], processor: TierProcessor) -> dict[str, Tokens] | None:
+    """
+    What the processor makes of each text, without padding; no tensors, which would go to a worker as a file each.
+    None if padding does not make of it what the processor makes of several texts.
+    """
     texts = list(dict.fromkeys(texts))
-    columns = tokenizer(texts, truncation=True)
+    columns = processor.tokenizer(texts, truncation=True)
     rows = zip(*columns.values())
-    return {text: dict(zip(columns, map(np.array, row))) for text, row in zip(texts, rows)}
+    tokens = {text: {n: np.array(v, np.int64) for n, v in zip(columns, row)} for text, row in zip(texts, rows)}
+    tried = sorted(texts, key=len)[:: max(1, len(texts) // 32)] + [max(texts, key=len)]
+    try:
+        padded, expected = _padded([tokens[text] for text in tried], processor.tokenizer), processor(text=tried)
+    except (TypeError, ValueError):  # without a padding token, of which the processor has more to say
+        return None
+    same = set(padded) == set(expected) and all(torch.equal(padded[name], expected[name]) for name in padded)
+    return tokens if same else None
+
+
+def _padded(rows: list[Tokens], tokenizer) -> dict[str, torch.Tensor]:
+    values = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+    columns = {name: [torch.from_numpy(row[name]) for row in rows] for name in rows[0]}
+    options = {"batch_first": True, "padding_side": tokenizer.padding_side}
+    return {
+        name: pad_sequence(column, padding_value=values.get(name, 0), **options) for name, column in columns.items()
+    }
 
 
 def share_of_subjects(pairs: Dataset | IterableDataset, share: float, seed: int) -> Dataset:

@@ -4,7 +4,9 @@
 from collections import Counter
 from collections.abc import Iterable
 
+import torch
 from datasets import Dataset, IterableDataset
+from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPImageProcessor, PreTrainedTokenizerFast
 
@@ -34,7 +36,18 @@ def build_processor(config: TrainConfig, pairs: Dataset | IterableDataset) -> Ti
         raise ValueError("tokenizer.pretrained is needed for a stream: a new tokenizer would read all of it first.")
     else:
         tokenizer = train_tokenizer(pairs["text"], config.tokenizer.vocab_size)
+    if tokenizer.pad_token is None:
+        raise ValueError(
+            f"tokenizer.pretrained: the tokenizer of {tokenizer_source} has no padding token, which batches need: "
+            "give it one (tokenizer.pad_token = ...), save it, and name that folder."
+        )
     tokenizer.model_max_length = min(tokenizer.model_max_length, config.data.max_text_tokens)
+    # What its files say of truncation and padding, a processor would prefer to the above.
+    for name in ("max_length", "padding", "truncation", "stride", "pad_to_multiple_of"):
+        tokenizer.init_kwargs.pop(name, None)
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
     return TierProcessor(image_processor=image_processor, tokenizer=tokenizer)
 
 
@@ -43,7 +56,7 @@ def with_options(image_processor, options: dict):
     The same image processor with other options.
 
     Raises:
-        ValueError: for an option that it does not have, with those that it has.
+        ValueError: for an option that it does not have, with those that it has, and for pixel values of no use.
     """
     known = sorted(
         name for name in type(image_processor).valid_kwargs.__annotations__ if hasattr(image_processor, name)
@@ -51,7 +64,13 @@ def with_options(image_processor, options: dict):
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ValueError(f"image_options: unknown option {unknown[0]!r} of the image processor; it has {known}.")
-    return type(image_processor)(**image_processor.to_dict() | options) if options else image_processor
+    if not options:
+        return image_processor
+    image_processor = type(image_processor)(**image_processor.to_dict() | options)
+    values = image_processor(Image.new("RGB", (64, 64)), return_tensors="pt")["pixel_values"]
+    if isinstance(values, torch.Tensor) and not values.is_floating_point():
+        raise ValueError("image_options: with neither do_rescale nor do_normalize, pixels stay whole numbers.")
+    return image_processor
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

@@ -19,6 +19,8 @@ from accelerate.state import AcceleratorState
 from datasets import Dataset, Features, IterableDataset
 from PIL import Image
 from safetensors.torch import load_file
+from tokenizers import normalizers
+from tokenizers.processors import TemplateProcessing
 from transformers import CLIPImageProcessor, ViTImageProcessor
 
 from modeling_tier import TierProcessor
@@ -201,6 +203,24 @@ def test_texts_of_small_and_of_large_sets_are_what_the_processor_makes_of_them(m
         expected = processor(text=seen)
         assert set(batch) == {"pixel_values", *expected} and len({len(text) for text in seen}) > 1
         assert all(torch.equal(batch[name], expected[name]) for name in expected)
+
+
+def test_texts_without_tokens_and_settings_of_a_tokenizer_are_what_the_processor_makes_of_them(processor, tokenizer):
+    tokenizer._tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+    tokenizer._tokenizer.normalizer = normalizers.Replace("gone", "")
+    texts = ["gone", "effusion", "gone", "left effusion"]
+    for settings in ({}, {"max_length": 1}, {"return_token_type_ids": True}, {"padding": "max_length"}):
+        processor.tokenizer.init_kwargs |= settings
+        made = batches(make_pairs(4).remove_columns("text").add_column("text", texts), processor, size=4)
+        assert made.tokens is None if settings.keys() & {"max_length", "padding"} else settings or made.tokens
+        for epoch in range(3):
+            (batch,) = made.of_epoch(epoch)
+            expected = processor(text=[texts[int(image_id.split()[1])] for image_id in made.image_ids])
+            assert set(batch) == {"pixel_values", *expected}
+            for name in expected:
+                assert torch.equal(batch[name], expected[name].long()) and batch[name].dtype == torch.int64
+        for name in settings:
+            del processor.tokenizer.init_kwargs[name]
 
 
 def test_pictures_of_the_models_size_and_others_may_stand_in_one_batch(processor):

@@ -4,6 +4,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -21,7 +22,8 @@ from modeling_tier import TierModel, TierProcessor
 from modeling_tier.data import load_pairs
 from modeling_tier.training import load_config, loop, train
 from modeling_tier.training.batches import share_of_subjects
-from modeling_tier.training.building import build_model, train_tokenizer
+from modeling_tier.training.building import build_model, build_processor, train_tokenizer
+from modeling_tier.training.configuration import ModelOptions
 from modeling_tier.training.loop import Batches, metric_value, parameter_groups, ramp
 
 
@@ -161,6 +163,72 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(finished, tmp_path, monkeypa
         for line in lines(folder)
     ]
     assert same[: len(same) // 2] == same[len(same) // 2 :], "the log too has every step once"
+
+
+def test_a_pretrained_tokenizer_is_settled_by_the_options_and_needs_a_padding_token(finished, tmp_path):
+    tokenizer = TierProcessor.from_pretrained(finished[0]).tokenizer
+    settings = {"max_length": 512, "padding": "max_length", "pad_to_multiple_of": 8, "stride": 2}
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    path = tmp_path / "tokenizer" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    config = tiny(tmp_path, f"--tokenizer.pretrained={tmp_path / 'tokenizer'}", "--data.max_text_tokens=5")
+    texts = ["No pneumothorax or effusion in either lung.", "No effusion."]
+    build_processor(config, None).save_pretrained(tmp_path / "processor")
+    for processor in (build_processor(config, None), TierProcessor.from_pretrained(tmp_path / "processor")):
+        assert processor(text=texts)["input_ids"].shape == (2, 5)
+        assert processor(text=texts[1:])["input_ids"].tolist() == [tokenizer(texts[1])["input_ids"]]
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    with pytest.raises(ValueError, match="tokenizer.pretrained: .*tokenizer has no padding token"):
+        build_processor(config, None)
+
+
+def test_pixels_that_stay_whole_numbers_are_refused(tmp_path):
+    config = tiny(tmp_path, "--model.image_options={do_rescale: false, do_normalize: false}")
+    with pytest.raises(ValueError, match="image_options: with neither do_rescale nor do_normalize"):
+        build_processor(config, load_pairs("synthetic", "train", num_images=4, image_size=32))
+
+
+def test_an_image_processor_without_a_size_serves_where_none_is_needed(tmp_path):
+    options = ["--model.image_options={size: null, do_resize: false, do_center_crop: false}", "--training.epochs=1"]
+    train(tiny(tmp_path / "run", *options))
+    with pytest.raises(ValueError, match="data.augmentation needs an image processor with a fixed size"):
+        train(tiny(tmp_path / "other", *options, "--data.augmentation=vit"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_is_replaced_only_when_the_new_one_can_begin(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    before = contents(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    for folder in ("run", "link"):
+        for option, message in {
+            f"--tokenizer.pretrained={folder}/checkpoints/best": "tokenizer.pretrained: .* lies in output_dir",
+            "--tokenizer.pretrained=nowhere": "connect",
+            "--training.batch_size=64": "fewer than one step",
+        }.items():
+            with pytest.raises((ValueError, OSError), match=message):
+                train(tiny(folder, "--training.overwrite=true", option))
+            assert contents(tmp_path / "run") == before
+        config = tiny(folder, "--training.overwrite=true")
+        config.model = ModelOptions(pretrained=folder)
+        with pytest.raises(ValueError, match=f"model.pretrained: {folder} lies in output_dir"):
+            train(config)
+        assert contents(tmp_path / "run") == before
+    # Killed between the two, then started again
+    loop._set_aside(tmp_path / "run")
+    (tmp_path / "run" / "environment.json").write_text("{}")
+    shutil.copy(finished[0] / "training_config.yaml", tmp_path / "run")
+    with pytest.raises(ValueError, match="fewer than one step"):
+        train(tiny("run", "--training.batch_size=64"))
+    assert contents(tmp_path / "run") == before
+    train(tiny("link", "--training.overwrite=true", "--training.epochs=1"))
+    assert len(lines(tmp_path / "run")) == 4 and (tmp_path / "link").is_symlink()
+    assert not (tmp_path / "run" / ".overwritten").exists()
 
 
 def test_an_output_folder_is_not_overwritten_unasked(finished, tmp_path):
