@@ -4,6 +4,7 @@
 import dataclasses
 import difflib
 import importlib.util
+import math
 import types
 import typing
 from collections.abc import Iterable
@@ -388,10 +389,12 @@ def _check_ranges(config: TrainConfig) -> None:
         value = config
         for name in key.split("."):
             value = getattr(value, name)
-        if value is not None and not (value >= low and (high is None or value <= high)):
-            raise ValueError(
-                f"{key} must be at least {low}{'' if high is None else f' and at most {high}'}; got {value}."
-            )
+        if value is not None and not (value >= low and (value < math.inf if high is None else value <= high)):
+            above = " and finite" if value == math.inf else "" if high is None else f" and at most {high}"
+            raise ValueError(f"{key} must be at least {low}{above}; got {value}.")
+    for name in ("beta1", "beta2"):
+        if getattr(config.optimizer, name) == 1:
+            raise ValueError(f"optimizer.{name} must be less than 1.")
     for key in ("optimizer.lr", "optimizer.max_grad_norm", "data.subject_share"):
         section, name = key.split(".")
         if getattr(getattr(config, section), name) == 0:
