@@ -11,6 +11,7 @@ from ..evaluation import ENSEMBLE_FILE
 
 
 STATE_FILE = "trainer_state.json"
+BEST_FILE = "evaluation.json"  # in checkpoints/best: the step, epoch and metrics of that model
 
 
 @contextmanager
@@ -95,8 +96,16 @@ def load_checkpoint(folder: Path, accelerator) -> dict:
     return state
 
 
+def best_is_later(folder: Path, step: int) -> bool:
+    """Whether the best model was found only after this step, and what was the best before it is gone."""
+    path = folder / "best" / BEST_FILE
+    return path.is_file() and json.loads(path.read_text())["step"] > step
+
+
 def drop_later_checkpoints(folder: Path, step: int) -> None:
     """Of a run that goes on from an earlier step: what came after it is another run's."""
+    if best_is_later(folder, step):
+        shutil.rmtree(folder / "best")
     for each in [folder / "last", *_older(folder / "last")]:
         if (_step(each) or 0) > step:
             shutil.rmtree(each)

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, set_seed
 from datasets import Dataset, IterableDataset
 from tqdm.auto import tqdm
@@ -30,7 +30,10 @@ from ..processing_tier import TierProcessor
 from .batches import Batches, share_of_subjects
 from .building import build_model, build_processor
 from .checkpoints import (
+    BEST_FILE,
+    STATE_FILE,
     best_epochs,
+    best_is_later,
     drop_later_checkpoints,
     find_checkpoint,
     load_checkpoint,
@@ -79,6 +82,10 @@ def train(config: TrainConfig, after_evaluation: Callable[[int, dict], bool] | N
     stop_request = StopRequest()
     try:
         return _train(config, after_evaluation, stop_request)
+    except BaseException:
+        if PartialState._shared_state and PartialState().is_main_process:
+            _put_back(Path(config.output_dir))
+        raise
     finally:
         stop_request.leave()
 
@@ -165,6 +172,14 @@ def _train(config: TrainConfig, after_evaluation: Callable | None, stop_request:
     state |= {"skipped": 0, "skipped_in_a_row": 0, "pairs_per_step": batches.step_size}
     if checkpoint:
         state |= load_checkpoint(checkpoint, accelerator)
+        if best_is_later(output_dir / "checkpoints", state["step"]):
+            state["best"] = None
+        if state["epoch"] >= training.epochs and not state["best"]:
+            raise ValueError(
+                f"training.epochs is {training.epochs}, but {state['epoch']} epochs of this run are done, and none of "
+                f"their models was kept as the best: set it to {state['epoch'] + 1} or more."
+            )
+        accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             drop_later_checkpoints(output_dir / "checkpoints", state["step"])
         _check_pairs_per_step(state["pairs_per_step"], batches)
@@ -192,6 +207,8 @@ def _train(config: TrainConfig, after_evaluation: Callable | None, stop_request:
         raise SystemExit(EXIT_STOPPED)
 
     stop_request.listen()
+    if accelerator.is_main_process:
+        shutil.rmtree(output_dir / _ASIDE, ignore_errors=True)  # nothing is in the way of this run
 
     for epoch in range(state["epoch"], training.epochs):
         train_mode(model)
@@ -263,7 +280,11 @@ def _train(config: TrainConfig, after_evaluation: Callable | None, stop_request:
         if evaluates:
             of = (processor, validation_pairs, zero_shot_set, prompts, config)
             whole = whole_model(accelerator, model)
-            metrics = _evaluate(accelerator, whole, stop_request, *of)
+            try:
+                metrics = _evaluate(accelerator, whole, stop_request, *of)
+            except Exception:
+                save()  # the epoch is not lost; the run goes on with this evaluation
+                raise
             if metrics is None:  # the run goes on with this evaluation
                 save()
                 leave()
@@ -284,6 +305,9 @@ def _train(config: TrainConfig, after_evaluation: Callable | None, stop_request:
                     if accelerator.is_main_process:
                         whole.save_pretrained(temporary)
                         processor.save_pretrained(temporary)
+                        (temporary / BEST_FILE).write_text(
+                            json.dumps({"step": state["step"], "epoch": state["epoch"]})
+                        )
             stop = after_evaluation is not None and after_evaluation(state["epoch"], metrics)
         save()
         if accelerator.is_main_process:
@@ -522,11 +546,16 @@ def _prepare_folder(config: TrainConfig, output_dir: Path, accelerator: Accelera
     if occupied and config.training.overwrite and not (output_dir / "training_config.yaml").is_file():
         raise ValueError(f"{output_dir} holds no training run: training.overwrite does not empty it.")
     if checkpoint:
-        _check_same_run(config, output_dir)
+        _check_same_run(config, output_dir, checkpoint)
+    if config.training.overwrite:
+        for key, value in flat(config.to_dict()).items():
+            path = Path(value).resolve() if isinstance(value, str) and key != "output_dir" else None
+            if path and path.exists() and output_dir.resolve() in (path, *path.parents):
+                raise ValueError(f"{key}: {value} lies in output_dir, which training.overwrite replaces.")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         if occupied and config.training.overwrite:
-            shutil.rmtree(output_dir)
+            _set_aside(output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
         config.save(output_dir / "training_config.yaml")
         packages = (
@@ -557,11 +586,45 @@ def _check_pairs_per_step(before: int, batches: Batches) -> None:
         )
 
 
-def _check_same_run(config: TrainConfig, output_dir: Path) -> None:
+_ASIDE = ".overwritten"  # in output_dir: the run that is to be replaced, until the new one takes its first step
+
+
+def _set_aside(output_dir: Path) -> None:
+    aside = output_dir / _ASIDE
+    if aside.is_dir():  # of a start that was killed; what is beside it is nobody's loss
+        return _empty(output_dir)
+    children = list(output_dir.iterdir())
+    aside.mkdir()
+    for child in children:
+        child.rename(aside / child.name)
+
+
+def _put_back(output_dir: Path) -> None:
+    aside = output_dir / _ASIDE
+    if aside.is_dir():
+        _empty(output_dir)
+        for child in aside.iterdir():
+            child.rename(output_dir / child.name)
+        aside.rmdir()
+
+
+def _empty(output_dir: Path) -> None:
+    for child in output_dir.iterdir():
+        if child.name != _ASIDE:
+            shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
+
+
+def _check_same_run(config: TrainConfig, output_dir: Path, checkpoint: Path) -> None:
     """What a checkpoint has settled cannot be changed when a run goes on."""
     sections = ("seed", "data", "model", "tokenizer", "freeze", "optimizer")
     before, now = load_config(output_dir / "training_config.yaml").to_dict(), config.to_dict()
-    changed = changed_options(*({section: options[section] for section in sections} for options in (before, now)))
+    settled = [{section: options[section] for section in sections} for options in (before, now)]
+    if json.loads((checkpoint / STATE_FILE).read_text())["evaluations"]:  # to which the next ones are compared
+        free = ("every_epochs", "batch_size", "keep_best")
+        for options, settled_options in zip((before, now), settled):
+            of_evaluation = {name: value for name, value in options["evaluation"].items() if name not in free}
+            settled_options["evaluation"] = of_evaluation
+    changed = changed_options(*settled)
     if changed:
         raise ValueError(
             f"{changed[0]} is not what the run in {output_dir} was started with: leave it as it was, or start a new "

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,6 +108,57 @@ def test_old_checkpoints_are_kept_to_a_number_and_the_best_beside_them(finished,
     (newest / "model.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="step-10 cannot be read"):
         train(tiny(folder, *options, "--training.resume_from_checkpoint=auto"))
+
+
+def test_an_evaluation_that_fails_costs_no_epoch(finished, tmp_path, monkeypatch):
+    original, calls = loop.evaluate_zero_shot, []
+
+    def fails(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise ValueError("The image p10 cannot be read")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "evaluate_zero_shot", fails)
+    with pytest.raises(ValueError, match="The image p10"):
+        train(tiny(tmp_path / "run", "--training.log_every=1"))
+    assert state_of(tmp_path / "run")["step"] == 12
+    train(tiny(tmp_path / "run", "--training.log_every=1", "--training.resume_from_checkpoint=auto"))
+    assert_same_end(finished, tmp_path / "run")
+    assert (tmp_path / "run/metrics.json").read_text() == (finished / "metrics.json").read_text()
+
+
+def test_a_run_that_goes_back_forgets_a_best_model_of_later(tmp_path):
+    options = ["--evaluation.best_metric=loss", "--training.keep_checkpoints=9", "--training.epochs=3"]
+    run = tmp_path / "run"
+    train(tiny(run, *options))
+    best = json.loads((run / "metrics.json").read_text())["epoch"]
+    assert best > 1, "else there is nothing to forget"
+    back = f"--training.resume_from_checkpoint={run}/checkpoints/step-6"
+    with pytest.raises(ValueError, match="training.epochs is 1, but 1 epochs of this run are done"):
+        train(tiny(run, *options, back, "--training.epochs=1"))
+    assert json.loads((run / "checkpoints/best/evaluation.json").read_text()) == {"step": 6 * best, "epoch": best}
+    train(tiny(run, *options, back, "--training.epochs=2"))
+    found = json.loads((run / "metrics.json").read_text())
+    assert json.loads((run / "checkpoints/best/evaluation.json").read_text()) == {"step": 12, "epoch": 2}
+    assert found["epoch"] == 2 and all(
+        torch.equal(weight, weights(run)[name]) for name, weight in weights(run / "checkpoints/last").items()
+    )
+
+
+def test_what_evaluations_are_compared_by_stays(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    for option in ("best_metric=loss", "dataset=synthetic", "uncertain=ones"):
+        with pytest.raises(ValueError, match=f"evaluation.{option.split('=')[0]} is not what the run in"):
+            train(
+                tiny(
+                    tmp_path / "run",
+                    "--training.log_every=1",
+                    "--training.epochs=3",
+                    "--training.resume_from_checkpoint=auto",
+                    f"--evaluation.{option}",
+                )
+            )
 
 
 def test_a_signal_before_an_evaluation_leaves_it_out():
