@@ -10,13 +10,13 @@ import argparse
 import json
 import math
 import multiprocessing
-import os
 import statistics
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from pathlib import Path
 
+import psutil
 import torch
 from paper_step import CLOCKS, DEVICE, peak_of_two_steps, step
 from torch.nn.functional import normalize
@@ -43,7 +43,7 @@ def plain(token_embeds: torch.Tensor, patch_embeds: torch.Tensor) -> torch.Tenso
 
 ROWS = {"plain formula": plain, "text_image_entropy": closed}
 # About what each holds at its peak: so many times the embeddings and their gradients, and so many float32 a score.
-NEEDS = {"plain formula": (2.0, 16), "text_image_entropy": (1.5, 8)}
+NEEDS = {"plain formula": (2.0, 16), "text_image_entropy": (1.5, 5)}
 
 
 def inputs_of(pairs: int, tokens: int, patches: int) -> dict[str, torch.Tensor]:
@@ -95,7 +95,7 @@ def measure(pairs: int, tokens: int, patches: int, rounds: int) -> dict:
 def free_memory() -> int:
     if DEVICE == "cuda":
         return torch.cuda.mem_get_info()[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return psutil.virtual_memory().available
 
 
 def powers(results: list[dict], of: str, quantity: str) -> list[float]:
