@@ -34,10 +34,15 @@ def bare_step(config) -> Callable[[dict], None]:
         config, load_pairs(config.data.name, "train", **config.data.options | config.data.train)
     )
     model = build_model(config, processor).to(DEVICE).train()
-    optimizer = loop.build_optimizer(model, config.optimizer)
+    optimizer, bfloat16 = loop.build_optimizer(model, config.optimizer), config.training.mixed_precision == "bf16"
+    if config.training.compile:
+        for encoder in (model.text_model, model.vision_model):
+            encoder.compile()
 
     def step(batch):
-        model(**batch, return_loss=True).loss.backward()
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=bfloat16):
+            loss = model(**batch, return_loss=True).loss
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -91,10 +96,8 @@ def main() -> None:
     args, options = parser.parse_known_args()
     config = load_config(args.config, ["--training.epochs=4", "--evaluation.every_epochs=4", *options])
     given = config.training
-    if given.mixed_precision != "no" or given.chunk_size or given.compile or given.gradient_accumulation_steps > 1:
-        sys.exit(
-            "error: the bare step is a plain float32 one; so must be the run's, by --training.NAME no|null|false|1"
-        )
+    if given.mixed_precision == "fp16" or given.chunk_size or given.gradient_accumulation_steps > 1:
+        sys.exit("error: the bare step has no loss scaling, no chunks and no accumulation; nor may the run have them")
     steps = args.lines * given.log_every
     seconds = seconds_in_turn(config, steps)
     if not seconds:
@@ -104,6 +107,7 @@ def main() -> None:
     rates = [steps * given.batch_size / statistics.median(values) for values in zip(*seconds)]
     found = {"ratio": statistics.median(ratios), "middle_half": [ratios[quarter], ratios[-1 - quarter]]}
     found |= {"pairs_per_second": dict(zip(("bare step", "train.py"), rates)), "turns": len(seconds), "steps": steps}
+    found |= {"precision": given.mixed_precision, "compiled": given.compile}
     found |= {"device": DEVICE.type, "threads": torch.get_num_threads(), "torch": torch.__version__}
     low, high = found["middle_half"]
     rows = [["", "pairs/s, median", "ratio, median (middle half)"], ["bare step", f"{rates[0]:.0f}", "1"]]
