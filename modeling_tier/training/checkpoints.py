@@ -11,7 +11,8 @@ from ..evaluation import ENSEMBLE_FILE
 
 
 STATE_FILE = "trainer_state.json"
-BEST_FILE = "evaluation.json"  # in checkpoints/best: the step, epoch and metrics of that model
+BEST_FILE = "evaluation.json"  # in checkpoints/best: the step and epoch of that model
+ASIDE = ".overwritten"  # in output_dir: the run that is to be replaced, until the new one takes its first step
 
 
 @contextmanager
@@ -154,3 +155,30 @@ def settle_ensemble(folder: Path, epochs: list[int]) -> None:
     for member in folder.glob("epoch-*"):
         if member.name not in names:
             shutil.rmtree(member)
+
+
+def set_aside(output_dir: Path) -> None:
+    """Clear the folder for a run that replaces another, which is only moved."""
+    aside = output_dir / ASIDE
+    if aside.is_dir():  # of a start that was killed; what is beside it is nobody's loss
+        return _empty(output_dir)
+    children = list(output_dir.iterdir())
+    aside.mkdir()
+    for child in children:
+        child.rename(aside / child.name)
+
+
+def put_back(output_dir: Path) -> None:
+    """Undo [`set_aside`], if it was done and the new run has not taken its first step."""
+    aside = output_dir / ASIDE
+    if aside.is_dir():
+        _empty(output_dir)
+        for child in aside.iterdir():
+            child.rename(output_dir / child.name)
+        aside.rmdir()
+
+
+def _empty(output_dir: Path) -> None:
+    for child in output_dir.iterdir():
+        if child.name != ASIDE:
+            shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()

@@ -30,6 +30,7 @@ from ..processing_tier import TierProcessor
 from .batches import Batches, share_of_subjects
 from .building import build_model, build_processor
 from .checkpoints import (
+    ASIDE,
     BEST_FILE,
     STATE_FILE,
     best_epochs,
@@ -37,9 +38,11 @@ from .checkpoints import (
     drop_later_checkpoints,
     find_checkpoint,
     load_checkpoint,
+    put_back,
     replace_text,
     replacing,
     save_checkpoint,
+    set_aside,
     settle_ensemble,
 )
 from .configuration import (
@@ -84,7 +87,7 @@ def train(config: TrainConfig, after_evaluation: Callable[[int, dict], bool] | N
         return _train(config, after_evaluation, stop_request)
     except BaseException:
         if PartialState._shared_state and PartialState().is_main_process:
-            _put_back(Path(config.output_dir))
+            put_back(Path(config.output_dir))
         raise
     finally:
         stop_request.leave()
@@ -179,10 +182,10 @@ def _train(config: TrainConfig, after_evaluation: Callable | None, stop_request:
                 f"training.epochs is {training.epochs}, but {state['epoch']} epochs of this run are done, and none of "
                 f"their models was kept as the best: set it to {state['epoch'] + 1} or more."
             )
+        _check_pairs_per_step(state["pairs_per_step"], batches)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             drop_later_checkpoints(output_dir / "checkpoints", state["step"])
-        _check_pairs_per_step(state["pairs_per_step"], batches)
         accelerator.print(f"Resumed from {checkpoint} at step {state['step']} of {total_steps}.")
     log = Log(output_dir / "log.jsonl", accelerator, state)
     if training.trackers:
@@ -208,7 +211,7 @@ def _train(config: TrainConfig, after_evaluation: Callable | None, stop_request:
 
     stop_request.listen()
     if accelerator.is_main_process:
-        shutil.rmtree(output_dir / _ASIDE, ignore_errors=True)  # nothing is in the way of this run
+        shutil.rmtree(output_dir / ASIDE, ignore_errors=True)  # nothing is in the way of this run
 
     for epoch in range(state["epoch"], training.epochs):
         train_mode(model)
@@ -550,12 +553,12 @@ def _prepare_folder(config: TrainConfig, output_dir: Path, accelerator: Accelera
     if config.training.overwrite:
         for key, value in flat(config.to_dict()).items():
             path = Path(value).resolve() if isinstance(value, str) and key != "output_dir" else None
-            if path and path.exists() and output_dir.resolve() in (path, *path.parents):
+            if path and os.path.exists(path) and output_dir.resolve() in (path, *path.parents):
                 raise ValueError(f"{key}: {value} lies in output_dir, which training.overwrite replaces.")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         if occupied and config.training.overwrite:
-            _set_aside(output_dir)
+            set_aside(output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
         config.save(output_dir / "training_config.yaml")
         packages = (
@@ -584,34 +587,6 @@ def _check_pairs_per_step(before: int, batches: Batches) -> None:
             f"gradient_accumulation_steps {batches.micro} x {batches.processes} processes are {batches.step_size}. "
             "With another number of processes, set training.batch_size so that their product stays."
         )
-
-
-_ASIDE = ".overwritten"  # in output_dir: the run that is to be replaced, until the new one takes its first step
-
-
-def _set_aside(output_dir: Path) -> None:
-    aside = output_dir / _ASIDE
-    if aside.is_dir():  # of a start that was killed; what is beside it is nobody's loss
-        return _empty(output_dir)
-    children = list(output_dir.iterdir())
-    aside.mkdir()
-    for child in children:
-        child.rename(aside / child.name)
-
-
-def _put_back(output_dir: Path) -> None:
-    aside = output_dir / _ASIDE
-    if aside.is_dir():
-        _empty(output_dir)
-        for child in aside.iterdir():
-            child.rename(output_dir / child.name)
-        aside.rmdir()
-
-
-def _empty(output_dir: Path) -> None:
-    for child in output_dir.iterdir():
-        if child.name != _ASIDE:
-            shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
 
 
 def _check_same_run(config: TrainConfig, output_dir: Path, checkpoint: Path) -> None:

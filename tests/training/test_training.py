@@ -23,6 +23,7 @@ from modeling_tier.data import load_pairs
 from modeling_tier.training import load_config, loop, train
 from modeling_tier.training.batches import share_of_subjects
 from modeling_tier.training.building import build_model, build_processor, train_tokenizer
+from modeling_tier.training.checkpoints import set_aside
 from modeling_tier.training.configuration import ModelOptions
 from modeling_tier.training.loop import Batches, metric_value, parameter_groups, ramp
 
@@ -220,7 +221,7 @@ def test_a_run_is_replaced_only_when_the_new_one_can_begin(finished, tmp_path, m
             train(config)
         assert contents(tmp_path / "run") == before
     # Killed between the two, then started again
-    loop._set_aside(tmp_path / "run")
+    set_aside(tmp_path / "run")
     (tmp_path / "run" / "environment.json").write_text("{}")
     shutil.copy(finished[0] / "training_config.yaml", tmp_path / "run")
     with pytest.raises(ValueError, match="fewer than one step"):
