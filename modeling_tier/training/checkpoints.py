@@ -13,6 +13,7 @@ from ..evaluation import ENSEMBLE_FILE
 STATE_FILE = "trainer_state.json"
 BEST_FILE = "evaluation.json"  # in checkpoints/best: the step and epoch of that model
 ASIDE = ".overwritten"  # in output_dir: the run that is to be replaced, until the new one takes its first step
+MOVING = ASIDE + ".tmp"
 
 
 @contextmanager
@@ -159,13 +160,15 @@ def settle_ensemble(folder: Path, epochs: list[int]) -> None:
 
 def set_aside(output_dir: Path) -> None:
     """Clear the folder for a run that replaces another, which is only moved."""
-    aside = output_dir / ASIDE
+    aside, moving = output_dir / ASIDE, output_dir / MOVING
     if aside.is_dir():  # of a start that was killed; what is beside it is nobody's loss
         return _empty(output_dir)
-    children = list(output_dir.iterdir())
-    aside.mkdir()
-    for child in children:
-        child.rename(aside / child.name)
+    moving.mkdir(exist_ok=True)  # killed before its new name, it is filled up by the next start
+    # The file by which a run is known goes last.
+    for child in sorted(output_dir.iterdir(), key=lambda each: each.name == "training_config.yaml"):
+        if child != moving:
+            child.rename(moving / child.name)
+    moving.rename(aside)
 
 
 def put_back(output_dir: Path) -> None:

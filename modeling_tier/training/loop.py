@@ -32,6 +32,7 @@ from .building import build_model, build_processor
 from .checkpoints import (
     ASIDE,
     BEST_FILE,
+    MOVING,
     STATE_FILE,
     best_epochs,
     best_is_later,
@@ -535,7 +536,7 @@ def _prepare_folder(config: TrainConfig, output_dir: Path, accelerator: Accelera
     occupied = output_dir.exists() and any(output_dir.iterdir())
     # A run that ended before its first step, on an error that has been mended, is nobody's loss.
     if (output_dir / "training_config.yaml").is_file() and not (output_dir / "log.jsonl").is_file():
-        occupied = any((output_dir / name).exists() for name in ("checkpoints", "model.safetensors"))
+        occupied = any((output_dir / name).exists() for name in ("checkpoints", "model.safetensors", MOVING))
     if resume == "auto" and not checkpoint and (output_dir / "training_config.yaml").is_file():
         # Stopped before its first checkpoint: there is nothing to go on from, and nothing to lose.
         occupied = (output_dir / "model.safetensors").exists()
@@ -589,17 +590,17 @@ def _check_pairs_per_step(before: int, batches: Batches) -> None:
         )
 
 
+_FREE = ("evaluation.every_epochs", "evaluation.batch_size", "evaluation.keep_best")  # to change on the way
+
+
 def _check_same_run(config: TrainConfig, output_dir: Path, checkpoint: Path) -> None:
     """What a checkpoint has settled cannot be changed when a run goes on."""
     sections = ("seed", "data", "model", "tokenizer", "freeze", "optimizer")
     before, now = load_config(output_dir / "training_config.yaml").to_dict(), config.to_dict()
-    settled = [{section: options[section] for section in sections} for options in (before, now)]
     if json.loads((checkpoint / STATE_FILE).read_text())["evaluations"]:  # to which the next ones are compared
-        free = ("every_epochs", "batch_size", "keep_best")
-        for options, settled_options in zip((before, now), settled):
-            of_evaluation = {name: value for name, value in options["evaluation"].items() if name not in free}
-            settled_options["evaluation"] = of_evaluation
-    changed = changed_options(*settled)
+        sections += ("evaluation",)
+    changed = changed_options(*({section: options[section] for section in sections} for options in (before, now)))
+    changed = [name for name in changed if name not in _FREE]
     if changed:
         raise ValueError(
             f"{changed[0]} is not what the run in {output_dir} was started with: leave it as it was, or start a new "

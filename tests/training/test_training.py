@@ -220,6 +220,15 @@ def test_a_run_is_replaced_only_when_the_new_one_can_begin(finished, tmp_path, m
         with pytest.raises(ValueError, match=f"model.pretrained: {folder} lies in output_dir"):
             train(config)
         assert contents(tmp_path / "run") == before
+    # Killed while it was set aside, then started again
+    (tmp_path / "run" / ".overwritten.tmp").mkdir()
+    for name in ("checkpoints", "log.jsonl", "model.safetensors"):
+        (tmp_path / "run" / name).rename(tmp_path / "run" / ".overwritten.tmp" / name)
+    with pytest.raises(ValueError, match="not empty"):
+        train(tiny("run"))
+    with pytest.raises(ValueError, match="fewer than one step"):
+        train(tiny("run", "--training.overwrite=true", "--training.batch_size=64"))
+    assert contents(tmp_path / "run") == before
     # Killed between the two, then started again
     set_aside(tmp_path / "run")
     (tmp_path / "run" / "environment.json").write_text("{}")
