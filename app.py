@@ -29,8 +29,7 @@ from PIL import Image, ImageDraw, ImageFont
 from transformers.utils import logging
 
 from modeling_tier import load_radiograph
-from modeling_tier.data.reports import region_phrase
-from modeling_tier.data.synthetic import draw_studies
+from modeling_tier.data.synthetic import draw_studies, region_phrase
 from modeling_tier.evaluation import load_model
 from modeling_tier.pipeline_tier import TierZeroShotPipeline, overlay_map
 

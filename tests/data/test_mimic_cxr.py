@@ -144,9 +144,7 @@ PLACES = {
     "apart without files": lambda root, apart: write_reports(apart, ROWS, "") or {"reports_dir": apart},
     "zip beside": lambda root, apart: zipped(root / "mimic-cxr-reports.zip", ROWS, "files/"),
     "zip without files": lambda root, apart: zipped(root / "mimic-cxr-reports.zip", ROWS, ""),
-    "zip apart": lambda root, apart: (
-        zipped(apart / "mimic-cxr-reports.zip", ROWS, "files/") or {"reports_dir": apart}
-    ),
+    "zip apart": lambda root, apart: zipped(apart / "mimic-cxr-reports.zip", ROWS, "files/") or {"reports_dir": apart},
     "zip by its path": lambda root, apart: zipped(apart / "r.zip", ROWS, "a/files/") or {"reports": apart / "r.zip"},
 }
 

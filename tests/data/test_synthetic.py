@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from modeling_tier.data import load_pairs
-from modeling_tier.data.phantom import FINDINGS, Finding, render, sample_anatomy
-from modeling_tier.data.reports import region_phrase, write_report
 from modeling_tier.data.synthetic import draw_studies, write_contact_sheet, write_mimic_tree
+from modeling_tier.data.synthetic.phantom import FINDINGS, Finding, render, sample_anatomy
+from modeling_tier.data.synthetic.reports import region_phrase, write_report
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from modeling_tier import text_image_entropy
 from modeling_tier.data import load_pairs
 from modeling_tier.data.chestxray14 import LABELS
 from modeling_tier.data.columns import CHEXPERT_LABELS
-from modeling_tier.data.phantom import FINDINGS
+from modeling_tier.data.synthetic import FINDINGS
 from modeling_tier.evaluation import (
     LABEL_POLICIES,
     combine_members,

@@ -8,22 +8,16 @@ Drawings made by code, of no clinical meaning: they show what a method does, not
     python -m modeling_tier.data synthetic OUTPUT --layout mimic_cxr --num_images 1000
 """
 
-import csv
-import gzip
 import io
-import os
-import textwrap
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from datasets import Dataset, DatasetInfo
 from PIL import Image as PILImage
-from PIL import ImageDraw
 
-from .columns import CHEXPERT_LABELS, SPLITS, pair_features
+from ..columns import SPLITS, pair_features
 from .phantom import FINDINGS, Finding, Region, render, sample_anatomy, sample_findings
 from .reports import Report, region_phrase, write_report
 
@@ -187,7 +181,7 @@ def _row(study: Study, section: str) -> dict:
             {
                 "finding": region.finding.name,
                 "phrase": region_phrase(region.finding, region.side),
-                "box": _box(region.mask),
+                "box": mask_box(region.mask),
                 "mask": {"bytes": _encoded(region.mask, "PNG", compress_level=1), "path": None},
             }
             for region in study.regions
@@ -202,169 +196,7 @@ def _encoded(pixels: np.ndarray, kind: str, **options) -> bytes:
     return buffer.getvalue()
 
 
-def _box(mask: np.ndarray) -> list[float]:
+def mask_box(mask: np.ndarray) -> list[float]:
     """Smallest box around a mask: x_min, y_min, x_max, y_max, the last two exclusive."""
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     return [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)]
-
-
-# The same on a disk, as MIMIC-CXR-JPG lies on a disk.
-
-_METADATA = (
-    "dicom_id",
-    "subject_id",
-    "study_id",
-    "PerformedProcedureStepDescription",
-    "ViewPosition",
-    "Rows",
-    "Columns",
-    "StudyDate",
-    "StudyTime",
-    "ProcedureCodeSequence_CodeMeaning",
-    "ViewCodeSequence_CodeMeaning",
-    "PatientOrientationCodeSequence_CodeMeaning",
-)
-_BOXES = (
-    "category_name",
-    "label_text",
-    "x",
-    "y",
-    "w",
-    "h",
-    "image_width",
-    "image_height",
-    "dicom_id",
-    "path",
-    "split",
-)
-
-
-def write_mimic_tree(root: str | os.PathLike, num_images: dict[str, int], image_size: int = 96, seed: int = 0) -> None:
-    """
-    Write the drawings as MIMIC-CXR-JPG 2.0.0 and its reports lie on a disk, so that the real loader can be run.
-
-    `files/p10/p10000032/s50414267/<dicom_id>.jpg` (JPEG, quality 95, 8-bit grey), the report beside the study's
-    folder, the split, metadata, chexpert and negbio tables (.csv.gz), and the boxes in the form of MS-CXR
-    (`ms_cxr.csv`).
-    A nodule is a "Lung Lesion" there; a finding that no report names is blank.
-
-    Args:
-        root: folder to write, created if it is missing; must be empty.
-        num_images: number of images by split, with the keys "train", "validation" and "test".
-        image_size: pixels a side.
-        seed: of everything.
-
-    Raises:
-        ValueError: if the folder holds something, or a split is unknown.
-    """
-    root = Path(root)
-    if root.exists() and any(root.iterdir()):
-        raise ValueError(f"{root} is not empty; choose another folder or empty it.")
-    splits, metadata, labels, boxes = [], [], [], []
-    for split, number in num_images.items():
-        split_name = "validate" if split == "validation" else split
-        for study in draw_studies(split, number, image_size, seed):
-            ids = {"subject_id": study.subject_id, "study_id": study.study_id}
-            folder = root / "files" / f"p{str(study.subject_id)[:2]}" / f"p{study.subject_id}"
-            image_path = folder / f"s{study.study_id}" / f"{study.image_id}.jpg"
-            image_path.parent.mkdir(parents=True)
-            PILImage.fromarray(study.pixels).save(image_path, quality=95)
-            (folder / f"s{study.study_id}.txt").write_text(_report_file(study))
-            splits.append({"dicom_id": study.image_id, "study_id": study.study_id, **ids, "split": split_name})
-            metadata.append(_metadata_row(study))
-            labels.append(ids | _chexpert_row(study))
-            boxes += _box_rows(study, image_path.relative_to(root), split_name)
-    prefix = "mimic-cxr-2.0.0"
-    _write_csv(root / f"{prefix}-split.csv.gz", ("dicom_id", "study_id", "subject_id", "split"), splits)
-    _write_csv(root / f"{prefix}-metadata.csv.gz", _METADATA, metadata)
-    for labeler in ("chexpert", "negbio"):
-        _write_csv(root / f"{prefix}-{labeler}.csv.gz", ("subject_id", "study_id", *CHEXPERT_LABELS), labels)
-    _write_csv(root / "ms_cxr.csv", _BOXES, boxes)
-
-
-def _report_file(study: Study) -> str:
-    sections = {
-        "EXAMINATION": "CHEST RADIOGRAPH (SYNTHETIC DRAWING)",
-        "INDICATION": "___ year old with shortness of breath.",
-        "COMPARISON": "___.",
-        "FINDINGS": study.report.findings,
-        "IMPRESSION": study.report.impression,
-    }
-    lines = [" " * 33 + "FINAL REPORT"]
-    for heading, text in sections.items():
-        lines += textwrap.wrap(f"{heading}:  {text}", 79, initial_indent=" ", subsequent_indent=" ") + [" "]
-    return "\n".join(lines) + "\n"
-
-
-def _metadata_row(study: Study) -> dict:
-    meaning = {"PA": "postero-anterior", "AP": "antero-posterior"}[study.view]
-    return {
-        "dicom_id": study.image_id,
-        "subject_id": study.subject_id,
-        "study_id": study.study_id,
-        "PerformedProcedureStepDescription": f"CHEST ({study.view})",
-        "ViewPosition": study.view,
-        "Rows": study.pixels.shape[0],
-        "Columns": study.pixels.shape[1],
-        "StudyDate": 21800101 + study.study_id % 28,
-        "StudyTime": f"{study.study_id % 240000}.0",
-        "ProcedureCodeSequence_CodeMeaning": f"CHEST ({study.view})",
-        "ViewCodeSequence_CodeMeaning": meaning,
-        "PatientOrientationCodeSequence_CodeMeaning": "Erect",
-    }
-
-
-def _chexpert_row(study: Study) -> dict:
-    rename = {"Nodule": "Lung Lesion"}
-    row = {rename.get(finding.name, finding.name): 1.0 for finding in study.findings}
-    if not set(row) - {"Support Devices"}:
-        row["No Finding"] = 1.0
-    text = " ".join(study.report).lower()
-    for label, word in (("Pneumothorax", "pneumothorax"), ("Pleural Effusion", "pleural effusion")):
-        if label not in row and word in text:
-            row[label] = 0.0  # named, hence denied
-    return row
-
-
-def _box_rows(study: Study, path: Path, split: str) -> Iterator[dict]:
-    height, width = study.pixels.shape
-    for region in study.regions:
-        x_min, y_min, x_max, y_max = (int(c) for c in _box(region.mask))
-        yield {
-            "category_name": region.finding.name,
-            "label_text": region_phrase(region.finding, region.side),
-            "x": x_min,
-            "y": y_min,
-            "w": x_max - x_min,
-            "h": y_max - y_min,
-            "image_width": width,
-            "image_height": height,
-            "dicom_id": study.image_id,
-            "path": path.as_posix(),
-            "split": split,
-        }
-
-
-def _write_csv(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None:
-    with gzip.open(path, "wt", newline="") if path.suffix == ".gz" else open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def write_contact_sheet(path: str | os.PathLike, num_images: int = 18, image_size: int = 128, seed: int = 0) -> None:
-    """One picture of the first test images side by side, each region's box drawn in."""
-    columns, scale = 6, max(1, 256 // image_size)
-    cell = image_size * scale
-    sheet = PILImage.new("RGB", (columns * cell, -(-num_images // columns) * cell))
-    colours = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#f0e442")
-    for i, study in enumerate(draw_studies("test", num_images, image_size, seed)):
-        picture = PILImage.fromarray(study.pixels).convert("RGB").resize((cell, cell))
-        draw = ImageDraw.Draw(picture)
-        for j, region in enumerate(study.regions):
-            colour = colours[FINDINGS.index(region.finding.name)]
-            box = [c * scale for c in _box(region.mask)]
-            draw.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline=colour)
-            draw.text((3, 3 + 11 * j), region_phrase(region.finding, region.side), fill=colour)
-        sheet.paste(picture, (i % columns * cell, i // columns * cell))
-    sheet.save(path)

@@ -1,0 +1,19 @@
+# Licensed under the Apache License, Version 2.0.
+"""Radiographs drawn by code, with reports: the data set that needs no access and no download."""
+
+from .contact_sheet import write_contact_sheet
+from .mimic_tree import write_mimic_tree
+from .pairs import Study, draw_studies, synthetic_pairs
+from .phantom import FINDINGS
+from .reports import region_phrase
+
+
+__all__ = [
+    "FINDINGS",
+    "Study",
+    "draw_studies",
+    "region_phrase",
+    "synthetic_pairs",
+    "write_contact_sheet",
+    "write_mimic_tree",
+]
