@@ -4,7 +4,6 @@
 import math
 
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedConfig, SiglipTextConfig, SiglipTextModel
-from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.configuration_auto import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
@@ -80,10 +79,8 @@ class TierConfig(PreTrainedConfig):
     """
 
     model_type = "tier"
-    sub_configs_defaults = {
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_text_model"),
-        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_vision_model"),
-    }
+    # Under this name transformers 5.17 and 5.23 know them alike; their values are made in __post_init__.
+    sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig}
 
     text_config: PreTrainedConfig | dict | None = None
     vision_config: PreTrainedConfig | dict | None = None
@@ -102,8 +99,8 @@ class TierConfig(PreTrainedConfig):
         if not type(self).__module__.startswith("transformers_modules."):
             # A folder's own pipeline would go before the registered one, and ask for trust_remote_code.
             kwargs.pop("custom_pipelines", None)
-        for name in ("text_config", "vision_config"):
-            _check_model_type(name, getattr(self, name))
+        for name, default in (("text_config", "clip_text_model"), ("vision_config", "clip_vision_model")):
+            setattr(self, name, _sub_config(name, getattr(self, name), default))
         super().__post_init__(**kwargs)
         self._check_options()
         _check_text_encoder(self.text_config)
@@ -167,12 +164,18 @@ def _is_number(value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _check_model_type(name: str, config) -> None:
-    """Name a wrong `model_type` before transformers tries to build the sub-configuration from it."""
-    model_type = config.get("model_type") if isinstance(config, dict) else None
-    if model_type is not None and model_type not in CONFIG_MAPPING:
+def _sub_config(name: str, config, default: str) -> PreTrainedConfig:
+    """The configuration of an encoder from itself, from a dict with its model_type, or from nothing (`default`)."""
+    if isinstance(config, PreTrainedConfig):
+        return config
+    if not isinstance(config, dict | None):
+        raise ValueError(f"{name} must be a configuration or a dict with its model_type; got {config!r}.")
+    options = dict(config or {})
+    model_type = options.pop("model_type", default)
+    if model_type not in CONFIG_MAPPING:
         examples = "clip_text_model, bert, roberta" if name == "text_config" else "clip_vision_model, vit, resnet"
         raise ValueError(f"{name} has the model_type {model_type!r}, unknown to transformers. Try one of: {examples}.")
+    return CONFIG_MAPPING[model_type](**options)
 
 
 def _single_encoder(name: str, config: PreTrainedConfig):

@@ -41,6 +41,7 @@ def test_default_is_clip():
         ({"special_token_ids": 3}, "special_token_ids"),
         ({"text_config": {"model_type": "no-such-model"}}, "text_config.*no-such-model.*bert"),
         ({"vision_config": {"model_type": "no-such-model"}}, "vision_config.*no-such-model.*vit"),
+        ({"vision_config": "vit"}, "vision_config must be a configuration or a dict.*'vit'"),
         ({"text_config": GPT2Config()}, "gpt2.*bert"),
         ({"text_config": T5Config()}, "t5.*bert"),
         ({"text_config": BertConfig(is_decoder=True)}, "bert"),

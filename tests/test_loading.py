@@ -23,6 +23,8 @@ from transformers import (
 from modeling_tier import TierConfig, TierModel, TierProcessor
 
 
+# Further interpreters, with other versions of transformers, that must load what is saved here (and save it again).
+PYTHONS = [sys.executable, *os.environ.get("TIER_TEST_PYTHONS", "").split()]
 LABELS = ["left pleural effusion", "no effusion", "large cardiomegaly"]
 
 ELSEWHERE = """
@@ -95,7 +97,8 @@ def test_with_the_package_no_remote_code_is_needed(folder):
     assert [scores[label] for label in LABELS] == pytest.approx(expected.softmax(-1).tolist(), abs=1e-6)
 
 
-def test_without_the_package(folder, tmp_path):
+@pytest.mark.parametrize("python", PYTHONS, ids=lambda path: "here" if path == sys.executable else path)
+def test_without_the_package(folder, tmp_path, python):
     expected = logits_here(folder)
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environment |= {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
@@ -103,7 +106,7 @@ def test_without_the_package(folder, tmp_path):
     away.mkdir()
     radiograph, again = tmp_path / "radiograph.png", away / "again"
     process = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, str(folder), str(radiograph), json.dumps(LABELS), str(again)],
+        [python, "-c", ELSEWHERE, str(folder), str(radiograph), json.dumps(LABELS), str(again)],
         capture_output=True,
         text=True,
         cwd=away,
