@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import math
+import re
 import shlex
 import shutil
 import subprocess
@@ -29,12 +30,12 @@ from transformers import BertConfig, CLIPImageProcessor
 
 import train as train_script
 from modeling_tier import TierConfig, TierModel, TierProcessor
-from modeling_tier.card import citation
 from modeling_tier.data import DATASETS, SHAREABLE
 from modeling_tier.evaluation.run import DataChoice, EvaluationConfig, run_evaluation
-from modeling_tier.leaks import cleaned_results, is_drawn_figure, local_source, scan
+from modeling_tier.hub.card import TEMPLATE
+from modeling_tier.hub.leaks import cleaned_results, is_drawn_figure, local_source, scan
+from modeling_tier.hub.release import prepare_release
 from modeling_tier.publish import main, publish
-from modeling_tier.release import prepare_release
 from modeling_tier.training import load_config
 from modeling_tier.training.building import train_tokenizer
 from tests.data.trees import drawing, study, write_tree
@@ -629,8 +630,17 @@ def test_the_card_says_so_when_the_maps_are_worthless(run, look):
 
 def test_the_citation_is_that_of_the_citation_file():
     paper = yaml.safe_load((ROOT / "CITATION.cff").read_text())["preferred-citation"]
-    for must in (paper["title"], "Palepu, Anil and Beam, Andrew", "548--564", "2212.06710"):
-        assert must in citation()
+    (entry,) = re.findall(r"```bibtex\n(.*?)```", TEMPLATE.read_text(), re.DOTALL)
+    names = " and ".join(f"{each['family-names']}, {each['given-names']}" for each in paper["authors"])
+    pages = f"{paper['start']}--{paper['end']}"
+    for must in (paper["title"], names, paper["collection-title"], pages, str(paper["year"]), paper["volume"]):
+        assert must in entry
+    (arxiv,) = (each["value"].removeprefix("arXiv:") for each in paper["identifiers"])
+    assert f"eprint = {{{arxiv}}}" in entry
+
+
+def test_the_template_at_the_root_is_the_one_that_is_installed():
+    assert (ROOT / "model_card.md").read_bytes() == TEMPLATE.read_bytes()
 
 
 # The Hub

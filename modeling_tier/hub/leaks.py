@@ -7,12 +7,12 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
-from .data import DATASETS, PLACES
-from .data.chestxray14 import LABELS as CHESTXRAY14_LABELS
-from .data.columns import CHEXPERT_LABELS
-from .data.synthetic import FINDINGS as SYNTHETIC_FINDINGS
-from .evaluation import has_prompts
-from .training.configuration import TrainConfig
+from ..data import DATASETS, PLACES
+from ..data.chestxray14 import LABELS as CHESTXRAY14_LABELS
+from ..data.columns import CHEXPERT_LABELS
+from ..data.synthetic import FINDINGS as SYNTHETIC_FINDINGS
+from ..evaluation import has_prompts
+from ..training.configuration import TrainConfig
 
 
 # Results

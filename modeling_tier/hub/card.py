@@ -7,16 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .configuration_tier import TierConfig
-from .data import SHAREABLE
-from .evaluation.report import LEAST_PEAK, LEAST_SPREAD, MOST_NEGATIVE
+from ..configuration_tier import TierConfig
+from ..data import SHAREABLE
+from ..evaluation.report import LEAST_PEAK, LEAST_SPREAD, MOST_NEGATIVE
 
 
-_ROOT = Path(__file__).resolve().parents[1]
-TEMPLATE, CITATION = _ROOT / "model_card.md", _ROOT / "CITATION.cff"
+TEMPLATE = Path(__file__).with_name("model_card.md")
 
 # For each data set its title, where it is, and who may have it.
 ACCESS = {
@@ -162,7 +160,6 @@ def fill_card(facts: Facts) -> str:
         training=_training(facts.training),
         results=results,
         failures=failure_modes(results),
-        citation=citation(),
     )
     content = str(card)
     ModelCard(content, ignore_metadata_errors=False)
@@ -170,12 +167,7 @@ def fill_card(facts: Facts) -> str:
 
 
 def _template() -> str:
-    try:
-        return TEMPLATE.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(
-            f"The template of the model card is missing: {error}. Run from the whole repository."
-        ) from None
+    return TEMPLATE.read_text(encoding="utf-8")
 
 
 def _terms(datasets: list[str]) -> str | None:
@@ -394,24 +386,3 @@ def _uncalibrated(metrics: dict) -> str | None:
         f"Uncalibrated scores: the mean expected calibration error is {error.value:.3f}. Do not read a score as the "
         "probability of a finding."
     )
-
-
-# Citation
-
-
-def citation() -> str:
-    """The paper of `CITATION.cff` as a BibTeX entry."""
-    paper = yaml.safe_load(CITATION.read_text(encoding="utf-8"))["preferred-citation"]
-    authors = " and ".join(f"{each['family-names']}, {each['given-names']}" for each in paper["authors"])
-    arxiv = [each["value"].removeprefix("arXiv:") for each in paper["identifiers"] if "arXiv" in each["value"]]
-    entry = {
-        "title": paper["title"],
-        "author": authors,
-        "booktitle": paper["collection-title"],
-        "series": f"{paper['publisher']['name']} {paper['volume']}",
-        "pages": f"{paper['start']}--{paper['end']}",
-        "year": paper["year"],
-    }
-    entry |= {"eprint": arxiv[0], "archivePrefix": "arXiv"} if arxiv else {}
-    key = f"{paper['authors'][0]['family-names'].lower()}{paper['year']}tier"
-    return f"@inproceedings{{{key},\n" + "".join(f"  {name} = {{{value}}},\n" for name, value in entry.items()) + "}"

@@ -11,11 +11,13 @@ from typing import NamedTuple
 
 import yaml
 
+from ..data import DATASETS, SHAREABLE
+from ..evaluation import PROTOCOLS, is_ensemble, load_prompts
+from ..evaluation.run import METRICS_FILE
+from ..evaluation.scoring import model_fingerprint
+from ..modeling_tier import TierModel
+from ..processing_tier import TierProcessor
 from .card import Facts, fill_card
-from .data import DATASETS, SHAREABLE
-from .evaluation import PROTOCOLS, is_ensemble, load_prompts
-from .evaluation.run import METRICS_FILE
-from .evaluation.scoring import model_fingerprint
 from .leaks import (
     KNOWN_FINDINGS,
     cleaned_results,
@@ -27,8 +29,6 @@ from .leaks import (
     scan,
     without_origins,
 )
-from .modeling_tier import TierModel
-from .processing_tier import TierProcessor
 
 
 TRAINING_CONFIG = "training_config.yaml"
