@@ -3,7 +3,11 @@
 See what TIER does, in minutes and without any data: train the same small model twice on synthetic radiographs, without
 the regulariser (CLIP) and with it (TIER), and compare both with the untrained model.
 
-    python demo.py [--output_dir runs/demo] [--section.option value ...]
+    python demo.py
+    python demo.py --output_dir runs/short --training.epochs 1 --data.train.num_images 640
+
+A demo that was stopped goes on by the same command. Models that are already trained are not trained again, unless
+--training.overwrite true is given. Every option of train.py may follow, as --section.option value.
 """
 
 import argparse
@@ -11,19 +15,10 @@ import json
 import sys
 from pathlib import Path
 
-from accelerate.utils import set_seed
-from transformers.utils import logging
-
-from modeling_tier.data import load_pairs
-from modeling_tier.evaluation import evaluate_zero_shot, load_model, load_prompts
-from modeling_tier.evaluation.figures import plot_patch_similarity, plot_similarity_maps
-from modeling_tier.evaluation.tables import aligned
-from modeling_tier.training import load_config, train
-from modeling_tier.training.building import build_model
-
 
 CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 NUM_TEST_IMAGES = 1000
+WITHOUT_REGULARISER = ["--model.lambda_token", "0", "--model.lambda_patch", "0"]
 
 
 def main() -> None:
@@ -31,15 +26,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument(
-        "--output_dir", default="runs/demo", help="folder for the two models, figures and metrics.json"
+        "--output_dir",
+        default="runs/demo",
+        help="folder for the two models, figures and metrics.json (default: %(default)s)",
     )
     arguments, overrides = parser.parse_known_args()
+    print("Loading PyTorch and transformers ...", flush=True)  # seconds, in which nothing else is printed
+    from transformers.utils import logging
+
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         results = run_demo(Path(arguments.output_dir), overrides)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nStopped. The same command goes on from here.")
     print(f"\nOn {NUM_TEST_IMAGES} held-out drawings (made by code, of no clinical meaning):\n")
     print(demo_table(results))
     print(f"\nThe figures are in {arguments.output_dir}/figures, the models beside them.")
@@ -49,17 +51,28 @@ def run_demo(output_dir: Path, overrides: list[str]) -> dict[str, dict]:
     """
     Train CLIP and TIER with the same seed and evaluate them beside the untrained model.
 
+    Args:
+        output_dir: folder for the models (`clip`, `tier`), `figures` and `metrics.json`.
+        overrides: options of train.py, `["--section.option", "value", ...]`.
+
     Returns:
         the metrics of [`evaluate_zero_shot`] under "untrained", "CLIP" and "TIER", as in `output_dir/metrics.json`.
+
+    Raises:
+        ValueError: for options that cannot work, or a model in `output_dir` that was trained with other ones.
+        SystemExit: with the code `EXIT_STOPPED`, after SIGINT or SIGTERM while a model is trained.
     """
-    without = ["--model.lambda_token", "0", "--model.lambda_patch", "0"]
+    from accelerate.utils import set_seed
+
+    from modeling_tier.data import load_pairs
+    from modeling_tier.evaluation import evaluate_zero_shot, load_model, load_prompts
+    from modeling_tier.evaluation.figures import plot_patch_similarity, plot_similarity_maps
+    from modeling_tier.training.building import build_model
+
     models = {}
-    for name, options in {"CLIP": without, "TIER": []}.items():
+    for name, options in {"CLIP": WITHOUT_REGULARISER, "TIER": []}.items():
         folder = output_dir / name.lower()
-        run_options = ["--output_dir", str(folder), "--training.overwrite", "true"]
-        config = load_config(CONFIG, [*overrides, *options, *run_options])
-        print(f"Training {name} ...", flush=True)
-        train(config)
+        config = train_or_reuse(name, folder, [*overrides, *options])
         models[name], processor = load_model(str(folder))
     set_seed(config.seed)
     models = {"untrained": build_model(config, processor), **models}
@@ -80,6 +93,47 @@ def run_demo(output_dir: Path, overrides: list[str]) -> dict[str, dict]:
     return results
 
 
+def train_or_reuse(name: str, folder: Path, overrides: list[str]):
+    """Train a model in `folder`, go on with one that was stopped, or keep one that is finished; its configuration."""
+    from modeling_tier.training import load_config, train
+    from modeling_tier.training.stopping import EXIT_STOPPED
+
+    config = load_config(CONFIG, [*overrides, "--output_dir", str(folder)])
+    if not config.training.overwrite:
+        check_same_options(config, folder)
+        if (folder / "model.safetensors").is_file() and (folder / "metrics.json").is_file():
+            print(f"{name} is already trained, in {folder}. To train it again: --training.overwrite true", flush=True)
+            return config
+        config.training.resume_from_checkpoint = config.training.resume_from_checkpoint or "auto"
+    print(f"Training {name} ...", flush=True)
+    try:
+        train(config)
+    except SystemExit as stop:
+        if stop.code == EXIT_STOPPED:
+            print("The demo was stopped. The same command goes on from here.", flush=True)
+        raise
+    return config
+
+
+def check_same_options(config, folder: Path) -> None:
+    """Raise ValueError if `folder` holds a model that was trained with other options."""
+    from modeling_tier.training import load_config
+    from modeling_tier.training.configuration import changed_options
+
+    path = folder / "training_config.yaml"
+    if not path.is_file():
+        return
+    changed = changed_options(load_config(path).to_dict(), config.to_dict())
+    # How a run is started and shown does not change its model.
+    free = ("output_dir", "training.resume_from_checkpoint", "training.overwrite", "training.progress")
+    changed = [option for option in changed if option not in free]
+    if changed:
+        raise ValueError(
+            f"{folder} was trained with another value of {', '.join(changed)}. Choose another --output_dir, or train "
+            "anew with --training.overwrite true."
+        )
+
+
 COLUMNS = {
     "AUROC": lambda m: m["auroc"]["mean"],
     "token entropy": lambda m: m["token_entropy"],
@@ -91,7 +145,9 @@ COLUMNS = {
 
 
 def demo_table(results: dict[str, dict]) -> str:
-    """One row a model; the largest possible entropies and the pointing game of a random map below."""
+    """One row per model; the largest possible entropies and the pointing game of a random map below."""
+    from modeling_tier.evaluation.tables import aligned
+
     rows = [["", *COLUMNS]]
     rows += [[name, *(f"{value(metrics):.3f}" for value in COLUMNS.values())] for name, metrics in results.items()]
     metrics = next(iter(results.values()))

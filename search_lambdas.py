@@ -13,18 +13,8 @@ import argparse
 import sys
 import warnings
 
-from accelerate import PartialState
-from transformers.utils import logging
 
-from modeling_tier.training import load_config
-from modeling_tier.training.configuration import parse_options
-
-
-try:
-    from modeling_tier.training.search import METHODS, search_lambdas, search_table
-except ModuleNotFoundError as error:
-    sys.exit(f"error: the search needs {error.name}: pip install {error.name}")
-
+METHODS = ("random", "tpe")
 _SET_HERE = ("model.lambda_token", "model.lambda_patch", "training.overwrite", "training.resume_from_checkpoint")
 
 
@@ -40,17 +30,35 @@ def main() -> None:
     )
     parser.add_argument("--config", help="YAML file with the options of each trial")
     parser.add_argument("--data_dir", help="where the data set lies; the same as --data.options.data_dir")
-    parser.add_argument("--output_dir", default="runs/search", help="folder of the search (runs/search)")
+    parser.add_argument("--output_dir", default="runs/search", help="folder of the search (default: %(default)s)")
     parser.add_argument(
-        "--method", choices=METHODS, default="random", help="random draws (default), or tpe with early stopping"
+        "--method",
+        choices=METHODS,
+        default="random",
+        help="random draws, or tpe with early stopping (default: %(default)s)",
     )
-    parser.add_argument("--trials", type=int, default=30, help="number of pairs, the first being 0 and 0 (30)")
-    parser.add_argument("--largest", type=float, default=0.5, help="both are searched from 0 to here (0.5)")
+    parser.add_argument(
+        "--trials", type=int, default=30, help="number of pairs, the first being 0 and 0 (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--largest", type=float, default=0.5, help="both are searched from 0 to here (default: %(default)s)"
+    )
     arguments, overrides = parser.parse_known_args()
     if arguments.data_dir:
         overrides += ["--data.options.data_dir", arguments.data_dir]
     defaults = ["--training.epochs", "1", "--data.subject_share", "0.3", "--evaluation.every_epochs", "1"]
     defaults += ["--evaluation.keep_best", "1"]
+    # Not at the top of the file: torch and transformers take seconds, which --help does not need.
+    from accelerate import PartialState
+    from transformers.utils import logging
+
+    from modeling_tier.training import load_config
+    from modeling_tier.training.configuration import parse_options
+
+    try:
+        from modeling_tier.training.search import search_lambdas, search_table
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: the search needs {error.name}: pip install {error.name}")
     logging.disable_progress_bar()
     try:
         for name, _ in parse_options(list(overrides)):

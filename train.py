@@ -5,6 +5,25 @@ Train a TIER model:
     accelerate launch train.py --config configs/demo.yaml [--section.option value ...]
     accelerate launch train.py --config configs/mimic_cxr.yaml --data_dir /data/mimic-cxr-320
     python train.py --config configs/demo.yaml --push_to_hub --hub_model_id user/name
+
+Every option of a configuration file can be given as --section.option value. The most used, with their defaults:
+
+    --output_dir runs/tier                        folder of the run; in the end a complete model folder
+    --seed 0                                      of weights, data order and dropout
+    --data.name synthetic                         data set
+    --data.max_text_tokens 128                    longer texts are truncated
+    --model.pretrained null                       folder or Hub id of a TIER model or a CLIPModel to start from
+    --model.lambda_token null                     weight of the token term; null: 0.2, or the pretrained model's own
+    --model.lambda_patch null                     weight of the patch term; null: 0.1, or the pretrained model's own
+    --optimizer.lr 0.0001                         largest learning rate
+    --training.epochs 10                          passes over the training set
+    --training.batch_size 64                      pairs per process and step
+    --training.mixed_precision no                 no | bf16 | fp16
+    --training.resume_from_checkpoint null        auto: go on from the last checkpoint, if there is one
+    --training.overwrite false                    replace an earlier run in output_dir
+    --evaluation.best_metric auroc                how the best checkpoint is chosen
+
+All of them, and the data sets: python train.py --list_options
 """
 
 import argparse
@@ -12,26 +31,16 @@ import os
 import sys
 import warnings
 
-from modeling_tier.data import describe_datasets
-from modeling_tier.publish import check_before_training, publish
-from modeling_tier.training import load_config, train
-from modeling_tier.training.configuration import describe_options
-
 
 def main() -> None:
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="options (default): what they are\n"
-        + describe_options()
-        + "\n\ndata sets and what stands in data.options, data.train and data.validation (default)\n"
-        + describe_datasets(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
     add("--config", help="YAML file with the options by section")
     add("--data_dir", help="where the data set lies; the same as --data.options.data_dir")
+    add("--list_options", action="store_true", help="print every --section.option and every data set, and exit")
     add("--push_to_hub", action="store_true", help="publish the model when its training has ended")
     add("--hub_model_id", metavar="user/name", help="repository on the Hub; made before the training starts")
     add("--hub_private", action=argparse.BooleanOptionalAction, default=True, help="whether only you can see it")
@@ -46,6 +55,13 @@ def main() -> None:
         help="send a tokenizer made from texts that may not be shown; see python -m modeling_tier.publish --help",
     )
     arguments, overrides = parser.parse_known_args()
+    if arguments.list_options:
+        list_options()
+        return
+    # Not at the top of the file: torch and transformers take seconds, which --help does not need.
+    from modeling_tier.publish import check_before_training, publish
+    from modeling_tier.training import load_config, train
+
     if arguments.data_dir:
         overrides += ["--data.options.data_dir", arguments.data_dir]
     target = {
@@ -66,6 +82,17 @@ def main() -> None:
             publish(config.output_dir, **target)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+
+
+def list_options() -> None:
+    """Print every option of a configuration with its default, and every data set with its own."""
+    from modeling_tier.data import describe_datasets
+    from modeling_tier.training.configuration import describe_options
+
+    print("options (default): what they are")
+    print(describe_options())
+    print("\ndata sets and what stands in data.options, data.train and data.validation (default)")
+    print(describe_datasets())
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def _options(name: str) -> dict:
 
 
 def describe_datasets() -> str:
-    """Every data set with its options and their defaults, for `--help`."""
+    """Every data set with its options and their defaults, for the scripts' help."""
     lines = []
     for name in DATASETS:
         options = ", ".join(f"{o}{'' if d in (None, ()) else f' ({d})'}" for o, d in _options(name).items())

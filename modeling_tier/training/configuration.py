@@ -290,7 +290,7 @@ def tier_options(model: ModelOptions) -> dict:
 
 
 def describe_options() -> str:
-    """Every option with its default and what it is, for `--help`."""
+    """Every option with its default and what it is, for `train.py --list_options`."""
     lines = []
     for section in dataclasses.fields(TrainConfig):
         if not dataclasses.is_dataclass(section.type):

@@ -1,0 +1,55 @@
+# Licensed under the Apache License, Version 2.0.
+"""The scripts' `--help`: quick, and true."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import train
+from modeling_tier.training import search
+from modeling_tier.training.configuration import TrainConfig, load_config
+
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ("train.py", "demo.py", "search_lambdas.py")
+
+# Prints the help, then which of the slow packages were imported for it.
+SPY = """
+import runpy, sys
+sys.argv = [sys.argv[1], "--help"]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    print("imported:", [name for name in ("torch", "transformers", "datasets", "gradio") if name in sys.modules])
+"""
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_imports_nothing_slow_and_shows_an_example(script):
+    process = subprocess.run([sys.executable, "-c", SPY, script], cwd=ROOT, capture_output=True, text=True)
+    assert process.stderr == "" and process.stdout.startswith(f"usage: {script}")
+    assert f"python {script}" in process.stdout
+    assert process.stdout.strip().endswith("imported: []")
+
+
+def test_the_options_that_help_shows_have_these_defaults():
+    shown = re.findall(r"^    --(\S+) (\S+)  ", train.__doc__, re.MULTILINE)
+    assert len(shown) > 10
+    default = TrainConfig()
+    given = load_config(ROOT / "configs" / "demo.yaml", [word for o, v in shown for word in (f"--{o}", v)])
+    for option, _ in shown:
+        values = []
+        for config in (given, default):
+            for name in option.split("."):
+                config = getattr(config, name)
+            values.append(config)
+        assert values[0] == values[1], option
+
+
+def test_choices_that_help_shows_are_those_of_the_package():
+    import search_lambdas
+
+    assert search_lambdas.METHODS == search.METHODS
