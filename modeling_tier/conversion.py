@@ -11,7 +11,6 @@ import inspect
 import json
 import os
 import re
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -36,6 +35,7 @@ from transformers import (
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .configuration_tier import TierConfig
+from .files import new_folder
 from .modeling_tier import TierModel
 from .processing_tier import TierProcessor
 from .training.building import with_options
@@ -473,17 +473,12 @@ def convert(source: str, output_dir: str | os.PathLike, **options) -> Record:
         raise ValueError(f"{output_dir} is not an empty folder.")
     record = Record()
     model, processor = SOURCES[source](**options, record=record)
-    unfinished = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        unfinished.mkdir(parents=True)
-        model.save_pretrained(unfinished)
-        processor.save_pretrained(unfinished)
+    with new_folder(output) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
         versions = {"torch": torch.__version__, "transformers": transformers.__version__}
         content = {"source": source, **asdict(record), **versions}
-        (unfinished / "conversion.json").write_text(json.dumps(content, indent=2) + "\n")
-        unfinished.rename(output)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        (folder / "conversion.json").write_text(json.dumps(content, indent=2) + "\n")
     return record
 
 

@@ -33,6 +33,7 @@ from datasets import Dataset
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..files import replaced_file
 from ..processing_tier import load_radiograph
 from .columns import CHEXPERT_LABELS, SPLITS, check_subjects
 from .mimic_cxr import FEATURES, image_path, pair_columns, plan
@@ -301,20 +302,13 @@ def _finish(path: Path, rows: pd.DataFrame, paths: list[str], work: list, notes:
 @contextmanager
 def _replacing(path: Path):
     """A file that appears under its name when it is whole and on the disk, and not at all after an error."""
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        path.parent.mkdir(exist_ok=True)
-        with open(temporary, "wb") as file:
+        with replaced_file(path) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
     except OSError as error:
         raise ValueError(
             f"{path} cannot be written: {error}. Whole shards are kept: make room and run the same command again."
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _notes_path(shard: Path) -> Path:

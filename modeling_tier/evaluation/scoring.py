@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from ..data.pictures import read_picture, undecoded
 from ..entropy_tier import l2_normalize
+from ..files import replaced_file
 from ..modeling_tier import TierModel
 from ..processing_tier import TierProcessor
 from .localisation import Probe, ground
@@ -425,13 +426,11 @@ def _is_whole(path: Path) -> bool:
 
 
 def _write_part(path: Path, part: dict[str, np.ndarray]) -> None:
-    """Under another name, then renamed: a part that is there is whole."""
+    """A part that is there is complete."""
     buffer = io.BytesIO()
     np.savez(buffer, **part)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    temporary.write_bytes(buffer.getvalue())
-    temporary.replace(path)
+    with replaced_file(path, shared=True) as file:
+        file.write(buffer.getvalue())
 
 
 def _grid(pixel_values: torch.Tensor, patch_embeds: torch.Tensor) -> tuple[int, int]:
