@@ -2,22 +2,20 @@
 """Open-I (Indiana University): radiographs with reports under an open licence."""
 
 import os
-import re
 import zlib
 
 from datasets import Dataset
 
 from .columns import SPLITS, VIEWS, check_choice, check_split, make_pairs, pair_features
+from .deidentification import clean
 from .padchest import chosen_names
-from .sections import SECTIONS, clean
+from .sections import SECTIONS
 from .tables import find_picture, find_table, leave_out, need_folder, read_table
 
 
 SPLIT_RULES = ("none", "subject")
 
 _FOLDERS = ("images/images_normalized", "images_normalized", "images", "")
-# What the data set puts in the place of a de-identified word.
-_MASKED = re.compile(r"\bX{3,}\b")
 _UNKNOWN = "No Indexing"
 
 
@@ -99,7 +97,7 @@ def _split(uid: str) -> str:
 
 
 def _text(section: str, findings: str, impression: str) -> str:
-    findings, impression = (clean(_MASKED.sub("___", text)) for text in (findings, impression))
+    findings, impression = (clean(text) for text in (findings, impression))
     return {
         "findings": findings,
         "impression": impression,

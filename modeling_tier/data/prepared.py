@@ -10,7 +10,7 @@ from .columns import check_split
 
 
 PREPARATION, SUMMARY, REJECTED = "preparation.json", "summary.json", "rejected.csv"
-FORMAT = 1  # to be raised with every change of what stands in a shard, the rules of texts and labels among it
+FORMAT = 2  # to be raised with every change of what stands in a shard, the rules of texts and labels among it
 
 
 def is_prepared(folder: Path) -> bool:

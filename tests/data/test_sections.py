@@ -4,7 +4,8 @@
 
 import pytest
 
-from modeling_tier.data.sections import SECTIONS, clean, report_text, split_report
+from modeling_tier.data.deidentification import clean
+from modeling_tier.data.sections import SECTIONS, report_text, split_report, unknown_headings
 
 
 FULL = """                                 FINAL REPORT
@@ -113,6 +114,25 @@ SHAPES = [
     ("a ratio at the start of a line", " IMPRESSION: Cardiothoracic\n ratio: 0.6.\n", "Cardiothoracic ratio: 0.6.", "", "Cardiothoracic ratio: 0.6.", "Cardiothoracic ratio: 0.6."),
     ("an empty report", "", "", "", "", ""),
     ("white space", " \n \n", "", "", "", ""),
+    ("a view as the heading", " FINAL REPORT\n INDICATION: Cough.\n \n PORTABLE CHEST:  Small left effusion.\n", "", "Small left effusion.", "Small left effusion.", "Small left effusion."),
+    ("views as the heading", " PA AND LATERAL VIEWS OF THE CHEST: Clear.\n", "", "Clear.", "Clear.", "Clear."),
+    ("view and kind as the heading", " AP PORTABLE CHEST RADIOGRAPH:\n\n Clear.\n", "", "Clear.", "Clear.", "Clear."),
+    ("a view with a removed date and a time", " AP PORTABLE CHEST, ___ AT 05:30 HOURS: Clear.\n", "", "Clear.", "Clear.", "Clear."),
+    ("the last of two views", " PORTABLE CHEST: Tube high.\n PORTABLE CHEST, 2 HOURS LATER: Tube low.\n", "", "Tube low.", "Tube low.", "Tube low."),
+    ("a title that names the view", " CHEST, PA LATERAL:\n\n INDICATION: Cough.\n\n FINDINGS: Clear.\n", "", "Clear.", "Clear.", "Clear."),
+    ("final impression", " FINDINGS: Edema.\n FINAL IMPRESSION: Worse.\n", "Worse.", "Edema.", "Worse.", "Edema. Worse."),
+    ("preliminary impression", " PRELIMINARY IMPRESSION: Worse.\n", "Worse.", "", "Worse.", "Worse."),
+    ("impression in small letters with another word", " Final impression: Worse.\n", "Worse.", "", "Worse.", "Worse."),
+    ("impression and recommendations in brackets", " IMPRESSION AND RECOMMENDATION(S): Worse.\n", "Worse.", "", "Worse.", "Worse."),
+    ("chest findings", " CHEST FINDINGS: Edema.\n", "", "Edema.", "Edema.", "Edema."),
+    ("findings of the chest", " FINDINGS (CHEST): Edema.\n", "", "Edema.", "Edema.", "Edema."),
+    ("labels below the impression", " IMPRESSION:\n LUNGS: Clear.\n HEART: Normal.\n", "LUNGS: Clear. HEART: Normal.", "", "LUNGS: Clear. HEART: Normal.", "LUNGS: Clear. HEART: Normal."),
+    ("labels within the findings", " FINDINGS: Stable.\n LUNGS: Clear.\n WIDGET: Lost.\n", "", "Stable. LUNGS: Clear.", "Stable. LUNGS: Clear.", "Stable. LUNGS: Clear."),
+    ("any label where each line has one", " FINDINGS:\n\n LUNGS: Clear.\n WIDGET: Kept.\n NOTIFICATION: Called.\n", "", "LUNGS: Clear. WIDGET: Kept.", "LUNGS: Clear. WIDGET: Kept.", "LUNGS: Clear. WIDGET: Kept."),
+    ("labels without a heading above them", " HEART: Normal.\n LUNGS: Clear.\n IMPRESSION: Healthy.\n", "Healthy.", "HEART: Normal. LUNGS: Clear.", "Healthy.", "HEART: Normal. LUNGS: Clear. Healthy."),
+    ("a view below the impression", " IMPRESSION:\n CHEST: Clear.\n", "CHEST: Clear.", "", "CHEST: Clear.", "CHEST: Clear."),
+    ("a known heading below an empty impression", " FINDINGS: Edema.\n IMPRESSION:\n COMPARISON: Earlier film.\n", "", "Edema.", "Edema.", "Edema."),
+    ("findings that were told", " IMPRESSION: Edema.\n COMMUNICATION OF FINDINGS: Called.\n", "Edema.", "", "Edema.", "Edema."),
 ]  # fmt: skip
 
 
@@ -146,3 +166,72 @@ def test_nothing_left(text):
 def test_unknown_section():
     with pytest.raises(ValueError, match="history.*|impression"):
         report_text(FULL, "history")
+
+
+def test_headings_that_no_rule_knows_are_named():
+    report = (
+        " PROVISIONAL: Edema.\n WIDGET COUNT:\n\n FINDINGS: Clear.\n LUNGS: Clear.\n COMMENT: None.\n WIDGET: Two.\n"
+    )
+    assert unknown_headings(report) == ["provisional", "widget"], "with a text, and outside of the findings"
+
+
+# De-identification marks
+
+MARKS = [
+    "___",
+    "_______",
+    "XXXX",
+    "[**2151-7-16**]",
+    "[**First Name8 (NamePattern2) **]",
+    "<unk>",
+    "< >",
+    "[REDACTED]",
+]
+POSITIONS = [
+    ("alone", "M", ""),
+    ("a sentence", "M. Edema.", "Edema."),
+    ("repeated", "M M, M and M. Edema.", "Edema."),
+    ("start of a sentence", "M edema is seen.", "edema is seen."),
+    ("within a sentence", "Compared to M the edema is worse.", "Compared to the edema is worse."),
+    ("end of a sentence", "Edema since M. Clear.", "Edema since. Clear."),
+    ("before a comma", "Edema, M, is worse.", "Edema, is worse."),
+    ("before a question mark", "Is it M?", "Is it?"),
+    ("before a semicolon", "Edema; M; effusion.", "Edema; effusion."),
+    ("in brackets", "Edema (M) is seen.", "Edema is seen."),
+    ("in brackets with words", "Edema (seen on M).", "Edema (seen on)."),
+    ("in quotation marks", 'A "M" is seen.', "A is seen."),
+    ("behind a hyphen", "Normal chest x-M.", "Normal chest."),
+    ("before a hyphen", "A M-sided effusion.", "A sided effusion."),
+    ("between hyphens", "A post-M-operative chest.", "A chest."),
+    ("an age", "M-year-old woman.", "year-old woman."),
+    ("of somebody", "M's chest is clear.", "chest is clear."),
+    ("within a word", "The aMb is clear.", "The is clear."),
+    ("end of a word", "The preM is clear.", "The is clear."),
+    ("behind a slash", "Effusion/M.", "Effusion."),
+    ("before a slash", "M/effusion.", "effusion."),
+    ("between slashes", "Edema/M/effusion.", "Edema/effusion."),
+    ("slashes alone", "Clear. M/M.", "Clear."),
+    ("a lost date", "Compared to M/12/M.", "Compared to."),
+    ("behind a decimal point", "A 3.M nodule.", "A nodule."),
+    ("item of a list", "1. M. 2. Edema.", "2. Edema."),
+    ("last item of a list", "1. Edema. 2. M.", "1. Edema."),
+    ("start of an item", "1. M, edema.", "1. edema."),
+    ("behind a dash", "Edema - M.", "Edema."),
+    ("without spaces", "Edema,M,effusion.", "Edema,effusion."),
+]
+
+
+@pytest.mark.parametrize("mark", MARKS)
+@pytest.mark.parametrize(("text", "expected"), [p[1:] for p in POSITIONS], ids=[p[0] for p in POSITIONS])
+def test_removed_words_leave_whole_words(text, expected, mark):
+    assert clean(text.replace("M", mark)) == expected
+
+
+def test_text_without_marks_is_kept():
+    text = "T11/T12 fracture, 3.5 cm (X-ray), size <5 mm and >3 mm; A/P diameter - normal? xxx"
+    assert clean(text) == text
+
+
+def test_a_long_line_takes_no_long_time():
+    for text in ("a" * 50_000 + " ___", "[**" * 20_000 + " ___", "_/" * 100_000, "1/" * 100_000 + "___"):
+        clean(text)
