@@ -3,7 +3,8 @@
 Time and peak memory of the entropy term alone, forward and backward, over batches, texts and patches: whether both
 are linear in each, and how they stand beside the plain formula, whose gradient is left to autograd. The two run in
 turn, in one process; memory is the allocator's peak, in a process of its own for each. Embeddings of 512 dimensions,
-bfloat16 on a GPU, float32 on a CPU. For a CPU, paper_step.py says what to set.
+bfloat16 on a GPU, float32 on a CPU. For a CPU, paper_step.py says what to set. On a GPU the peaks are read in this
+process, and both are measured compiled, too.
 """
 
 import argparse
@@ -42,6 +43,8 @@ def plain(token_embeds: torch.Tensor, patch_embeds: torch.Tensor) -> torch.Tenso
 
 
 ROWS = {"plain formula": plain, "text_image_entropy": closed}
+if DEVICE == "cuda":
+    ROWS |= {f"{name}, compiled": torch.compile(function, dynamic=False) for name, function in ROWS.items()}
 # About what each holds at its peak: so many times the embeddings and their gradients, and so many float32 a score.
 NEEDS = {"plain formula": (2.0, 16), "text_image_entropy": (1.5, 5)}
 
@@ -63,16 +66,30 @@ def peak_memory(name: str, pairs: int, tokens: int, patches: int) -> float:
     return peak_of_two_steps(make, "as they are")
 
 
+def peak_here(function, inputs: dict) -> float:
+    """MiB at the peak of a second step, the inputs and their gradients included."""
+    optimizer = torch.optim.SGD(inputs.values(), lr=0.0)
+    step(function, optimizer, inputs, "as they are")
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated() - 2 * sum(value.nbytes for value in inputs.values())
+    step(function, optimizer, inputs, "as they are")
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
 def measure(pairs: int, tokens: int, patches: int, rounds: int) -> dict:
     """What does not fit into free memory is left out; nothing, if neither does."""
     scores = pairs * tokens * patches
     kept = 2 * pairs * (tokens + patches) * DIMENSIONS * (2 if DEVICE == "cuda" else 4)  # whatever the formula
     free = 0.6 * free_memory()  # an allocator takes more than it has handed out
-    names = [name for name, (of_kept, of_scores) in NEEDS.items() if of_kept * kept + of_scores * 4 * scores < free]
+    needed = {name: of_kept * kept + of_scores * 4 * scores for name, (of_kept, of_scores) in NEEDS.items()}
+    names = [name for name in ROWS if needed[name.removesuffix(", compiled")] < free]
     if not names:
         return {}
     memory = {}
     for name in names:
+        if DEVICE == "cuda":
+            memory[name] = peak_here(ROWS[name], inputs_of(pairs, tokens, patches))
+            continue
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             memory[name] = pool.submit(peak_memory, name, pairs, tokens, patches).result()
     inputs, seconds = inputs_of(pairs, tokens, patches), {name: [] for name in names}
@@ -118,6 +135,10 @@ def table(results: list[dict]) -> str:
         cells += [f"{ours['seconds']:.3g}", f"{ours['nanoseconds_per_score']:.2f}", f"{ours['peak_mib']:.0f}"]
         ratios = [f"{ours[name] / plain[name]:.2f}" if plain else "" for name in ("seconds", "peak_mib")]
         lines.append(cells + ratios)
+        for name in row["rows"]:
+            if name.endswith("compiled"):
+                other = row["rows"][name]
+                lines.append([f"  {name}", "", f"{other['seconds']:.3g}", "", f"{other['peak_mib']:.0f}", "", ""])
     return aligned(lines)
 
 
@@ -137,7 +158,7 @@ def main() -> None:
             print(f"{pairs} x {tokens} x {patches}: not enough free memory", flush=True)
             continue
         results.append(row)
-        print(table([row]).splitlines()[-1], flush=True)
+        print(table([row]), flush=True)
     found = {"device": device, "precision": PRECISION, "torch": torch.__version__, "results": results}
     print(f"\n{device}, {PRECISION}. Time and peak grow as a power (1 is linear; median, and range over the rest) of:")
     for of, quantity in product(("pairs", "tokens", "patches"), ("seconds", "peak_mib")):

@@ -9,6 +9,8 @@ agree. With a GPU, on it; else on the CPU.
 """
 
 import argparse
+import copy
+import json
 import sys
 import time
 from pathlib import Path
@@ -51,6 +53,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num_images", type=int, default=96)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--num_workers", type=int, default=0, help="processes that read pictures, for the batches")
+    parser.add_argument("--compile", action="store_true", help="a further row, with compiled encoders")
+    parser.add_argument("--dry_run", action="store_true", help="a tiny model, to try the script")
+    parser.add_argument("--output", type=Path, help="file for the results as JSON")
     arguments = parser.parse_args()
     logging.set_verbosity_error()
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
@@ -59,13 +65,14 @@ def main() -> None:
     tokenizer = train_tokenizer(whole["text"], 2000)
     tokenizer.model_max_length = 77
     processor = TierProcessor(CLIPImageProcessor(), tokenizer)
-    clip = CLIPConfig()
+    tiny = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    clip = CLIPConfig(text_config=tiny, vision_config=tiny) if arguments.dry_run else CLIPConfig()
     text = clip.text_config.to_dict() | {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.sep_token_id}
     torch.manual_seed(0)
     config = TierConfig(text_config=text, vision_config=clip.vision_config, projection_dim=512)
     model = TierModel(config).to(device).eval()
     prompts = load_prompts("synthetic", protocol="chexzero")
-    plain = {"localisation": False, "progress": False}
+    plain = {"localisation": False, "progress": False, "num_workers": arguments.num_workers}
 
     def of(scored) -> np.ndarray:
         scored = join_parts(scored)
@@ -79,6 +86,13 @@ def main() -> None:
             score(model, processor, whole, prompts, load_no_finding("synthetic"), thorough=True, progress=False)
         ),
     }
+    if arguments.compile:
+        compiled = copy.deepcopy(model)
+        for encoder in (compiled.text_model, compiled.vision_model):
+            encoder.compile()
+        ways["batches of 64, bfloat16, compiled"] = lambda: of(
+            score(compiled, processor, pairs, prompts, dtype="bfloat16", **plain)
+        )
     times = {name: [] for name in ways}
     scores = {name: way() for name, way in ways.items()}  # warm
     for _ in range(arguments.repeats):  # in turn: other work on the machine meets all of them
@@ -96,6 +110,10 @@ def main() -> None:
         assert gap < (0.05 if "bfloat16" in name else 1e-4), (name, gap)
         rows.append([name, f"{len(pairs) / np.median(times[name]):.1f}", f"{ratio:.2f}", f"{gap:.1e}"])
     print(aligned(rows))
+    if arguments.output:
+        name = torch.cuda.get_device_name() if device.type == "cuda" else device.type
+        found = {"device": name, "torch": torch.__version__, "num_images": len(pairs), "seconds": times}
+        arguments.output.write_text(json.dumps(found | {"num_workers": arguments.num_workers}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

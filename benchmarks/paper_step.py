@@ -9,6 +9,7 @@ profiler and lacks what oneDNN takes for itself (resident memory differs by 2% b
 CPU with other work to do, set OMP_NUM_THREADS=1 (threads that wait for each other count as processor time) and, with
 glibc, MALLOC_MMAP_MAX_=0, MALLOC_TRIM_THRESHOLD_=100000000000 and MALLOC_TOP_PAD_=268435456: memory is otherwise given
 back and fetched anew in every step, a tenth of the time and much of the spread. Five rounds take a quarter of an hour.
+On a GPU all rows run in one process, whose allocator gives each row's peak.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -41,14 +43,20 @@ WARM_UP = 2
 CLOCKS = {"wall": time.perf_counter} | ({"processor": time.process_time} if DEVICE == "cpu" else {})
 
 
-def build() -> TierModel:
+def build(dry_run: bool = False, channels_last: bool = False) -> TierModel:
+    """`dry_run`: two small encoders, to try this script; its numbers then mean nothing."""
     torch.manual_seed(0)
     # The defaults of the two are ResNet-50 (stride in the 3x3 convolutions, 224 px) and BERT-base.
-    encoders = {"vision_config": ResNetConfig(), "text_config": BertConfig()}
+    vision, text = ResNetConfig(), BertConfig()
+    if dry_run:
+        vision = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+        text = BertConfig(hidden_size=32, num_hidden_layers=9, num_attention_heads=2, intermediate_size=32)
+    encoders = {"vision_config": vision, "text_config": text}
     model = TierModel(TierConfig(**encoders, projection_dim=128, projection="mlp", image_pooling="mean"))
     for module in (model.text_model.embeddings, *model.text_model.encoder.layer[:8]):
         module.requires_grad_(False)
-    return model.to(DEVICE).train()
+    model = model.to(DEVICE).train()
+    return model.to(memory_format=torch.channels_last) if channels_last else model
 
 
 def random_inputs(pairs: int, tokens: int, padded: bool = True) -> dict[str, torch.Tensor]:
@@ -169,24 +177,31 @@ def adam(model: TierModel) -> torch.optim.Adam:
     return torch.optim.Adam(model.parameters(), lr=1e-4, weight_decay=1e-6)
 
 
-def times(names, pairs: int, tokens: int, repeats: int, precision: str) -> dict[str, list[dict]]:
-    model = build()
+def times(names, model: TierModel, pairs: int, tokens: int, repeats: int, precision: str) -> tuple[dict, dict]:
+    """Seconds of each round by row, and (on a GPU, where the rows share one allocator) the peak of each in MiB."""
     rows = {name: loss_function(model, name) for name in names}
     optimizer, inputs = adam(model), random_inputs(pairs, tokens)
+    if next(model.vision_model.parameters()).is_contiguous(memory_format=torch.channels_last):
+        inputs["pixel_values"] = inputs["pixel_values"].contiguous(memory_format=torch.channels_last)
     check_same_loss(model, rows, tokens)
-    seconds = {name: [] for name in names}
+    seconds, memory = {name: [] for name in names}, {}
     for repeat in range(WARM_UP + repeats):
         shift = repeat % len(names)  # nobody is always the first
         for name in names[shift:] + names[:shift]:
+            if DEVICE == "cuda":
+                optimizer.zero_grad()  # of the row before
+                torch.cuda.reset_peak_memory_stats()
             spent = step(rows[name], optimizer, inputs, precision)
             if repeat >= WARM_UP:
                 seconds[name].append(spent)
-    return seconds
+                if DEVICE == "cuda":
+                    memory[name] = torch.cuda.max_memory_allocated() / 2**20
+    return seconds, memory
 
 
-def peak_memory(name: str, pairs: int, tokens: int, precision: str) -> float:
+def peak_memory(name: str, pairs: int, tokens: int, precision: str, dry_run: bool) -> float:
     def make():
-        model = build()
+        model = build(dry_run)
         return loss_function(model, name), adam(model), random_inputs(pairs, tokens)
 
     return peak_of_two_steps(make, precision)
@@ -235,27 +250,36 @@ def table(title: str, result: dict) -> str:
     return aligned([header, *rows])
 
 
+def measure(args, pairs: int, precision: str) -> dict:
+    names, memory = (CLIP, ZERO, TIER, AUTHORS), {}
+    for name in names if DEVICE == "cpu" else ():
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            memory[name] = pool.submit(peak_memory, name, pairs, args.tokens, precision, args.dry_run).result()
+    model = build(args.dry_run, args.channels_last)
+    seconds, in_process = times(names, model, pairs, args.tokens, args.repeats, precision)
+    return summary(seconds, memory or in_process)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[32])
     parser.add_argument("--tokens", type=int, default=128, help="length of the longest text")
     parser.add_argument("--repeats", type=int, default=20 if DEVICE == "cuda" else 8, help="rounds that are timed")
-    parser.add_argument("--bfloat16", action="store_true", help="autocast on the CPU, too")
-    parser.add_argument("--output", type=Path, help="file for the results as JSON")
+    parser.add_argument("--precisions", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
+    parser.add_argument("--channels_last", action="store_true", help="convolutions in the order of tensor cores")
+    parser.add_argument("--dry_run", action="store_true", help="tiny encoders, to try the script")
+    parser.add_argument("--output", type=Path, help="file for the results as JSON, to which this run's are added")
     args = parser.parse_args()
-    names, results = (CLIP, ZERO, TIER, AUTHORS), {}
-    for precision in ("float32", "bfloat16") if DEVICE == "cuda" or args.bfloat16 else ("float32",):
-        memory = {}
-        for name in names:
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                memory[name] = pool.submit(peak_memory, name, args.batch_size, args.tokens, precision).result()
-        seconds = times(names, args.batch_size, args.tokens, args.repeats, precision)
-        results[precision] = summary(seconds, memory)
-        print(table(f"{DEVICE}, {precision}, {args.batch_size} pairs, {args.tokens} tokens", results[precision]))
-    if args.output:
+    results = json.loads(args.output.read_text()) if args.output and args.output.exists() else []
+    for pairs, precision in product(args.batch_sizes, args.precisions):
+        row = measure(args, pairs, precision)
+        order = ", channels_last" if args.channels_last else ""
+        print(table(f"{DEVICE}, {precision}, {pairs} pairs, {args.tokens} tokens{order}", row), flush=True)
         options = {"device": torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu", "torch": torch.__version__}
-        options |= {name: getattr(args, name) for name in ("batch_size", "tokens", "repeats")}
-        args.output.write_text(json.dumps(options | {"results": results}, indent=2) + "\n")
+        options |= {"batch_size": pairs, "precision": precision, "channels_last": args.channels_last}
+        results.append(options | {"tokens": args.tokens, "repeats": args.repeats, "results": row})
+        if args.output:
+            args.output.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

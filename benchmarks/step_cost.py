@@ -3,10 +3,13 @@
 Time and peak memory of a training step (forward, backward, Adam) of ViT-B/32 and ViT-B/16 with CLIP's text encoder:
 transformers' CLIPModel, TierModel with both lambdas 0 and with the regulariser, and open_clip where it can be
 imported; bfloat16 autocast on a GPU, float32 on a CPU. The rows run in turn, step by step, in one process; ratios are
-medians over the rounds. Memory is the allocator's peak, in a process of its own for each row. With --compile, each row
-once more with compiled encoders. The model FLOPs (forward and backward of CLIPModel, counted by torch) over the time
-are set against the rate of a large matrix product on the same device: the utilisation. The paper's pair of encoders is
-in paper_step.py; there stands also what to set on a CPU.
+medians over the rounds. With --compile, each row once more with compiled layers. The model FLOPs (forward and backward
+of CLIPModel, counted by torch) over the time are set against the rate of a large matrix product on the same device:
+the utilisation. The paper's pair of encoders is in paper_step.py; there stands also what to set on a CPU.
+
+Memory is the allocator's peak: on a CPU in a process of its own for each row; on a GPU in the same process, less what
+the other rows hold. On a GPU a step of each row is also profiled: kernels, time in which the GPU was busy, and the
+lines that make the host wait for it.
 """
 
 import argparse
@@ -17,11 +20,15 @@ import multiprocessing
 import statistics
 import sys
 import time
+import warnings
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from paper_step import CLOCKS, DEVICE, adam, peak_of_two_steps, step, symmetric_cross_entropy
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
@@ -37,32 +44,77 @@ CLIP, ZERO, TIER, OPEN_CLIP = (
     "TierModel, 0.2 and 0.1",
     "open_clip",
 )
-PRECISION = "bfloat16" if DEVICE == "cuda" else "float32"
+ON_GPU = DEVICE == "cuda"
+PRECISION = "bfloat16" if ON_GPU else "float32"
 END = 49407
+# Width, layers and heads of the image and of the text encoder: CLIP's own, and tiny ones to try the script.
+SIZES = {"full": ((768, 12, 12), (512, 12, 8)), "dry run": ((64, 2, 2), (32, 2, 2))}
 
 
-def encoders(patch_size: int, tokens: int) -> dict:
+@dataclass
+class Case:
+    """What the rows of one table have in common."""
+
+    patch_size: int
+    pairs: int
+    tokens: int
+    compiled: bool
+    size: str = "full"
+
+
+@dataclass
+class Row:
+    """A model in this process, ready to take steps."""
+
+    loss_of: functools.partial
+    optimizer: torch.optim.Optimizer
+    held: int = 0
+    """Bytes that it holds between two steps: weights and the optimiser's state."""
+    peak: int = 0
+    seconds: list[float] = field(default_factory=list)
+
+
+def encoders(case: Case) -> dict:
     """CLIP's own sizes; texts of more than 77 tokens get more positions."""
-    text = CLIPTextConfig(bos_token_id=END - 1, eos_token_id=END, max_position_embeddings=max(77, tokens))
-    return {"text_config": text.to_dict(), "vision_config": CLIPVisionConfig(patch_size=patch_size).to_dict()}
+    configs = []
+    for width, layers, heads in SIZES[case.size]:
+        configs.append({"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads})
+        configs[-1] |= {"intermediate_size": 4 * width, "projection_dim": 512}
+    ends = {"bos_token_id": END - 1, "eos_token_id": END, "max_position_embeddings": max(77, case.tokens)}
+    text, vision = CLIPTextConfig(**configs[1], **ends), CLIPVisionConfig(**configs[0], patch_size=case.patch_size)
+    return {"text_config": text.to_dict(), "vision_config": vision.to_dict()}
 
 
-def build(name: str, patch_size: int, tokens: int) -> torch.nn.Module:
+def open_clip_model(case: Case) -> torch.nn.Module:
+    """The same function as CLIPModel's, OpenAI's activation included."""
+    (width, layers, heads), (text_width, text_layers, text_heads) = SIZES[case.size]
+    vision = {"image_size": 224, "patch_size": case.patch_size, "width": width, "layers": layers}
+    vision["head_width"] = width // heads
+    text = {"context_length": 77, "vocab_size": END + 1, "width": text_width, "layers": text_layers}
+    text["heads"] = text_heads
+    return importlib.import_module("open_clip.model").CLIP(512, vision, text, quick_gelu=True)
+
+
+def build(name: str, case: Case) -> torch.nn.Module:
     torch.manual_seed(0)
-    if name == CLIP:
-        model = CLIPModel(CLIPConfig(**encoders(patch_size, tokens)))
-    elif name == OPEN_CLIP:
-        model = importlib.import_module("open_clip").create_model(f"ViT-B-{patch_size}")
-    else:
-        lambdas = {"lambda_token": 0.0, "lambda_patch": 0.0} if name == ZERO else {}
-        model = TierModel(TierConfig(**encoders(patch_size, tokens), **lambdas))
+    with torch.device(DEVICE):
+        if name == CLIP:
+            model = CLIPModel(CLIPConfig(**encoders(case)))
+        elif name == OPEN_CLIP:
+            model = open_clip_model(case)
+        else:
+            lambdas = {"lambda_token": 0.0, "lambda_patch": 0.0} if name == ZERO else {}
+            model = TierModel(TierConfig(**encoders(case), **lambdas))
     return model.to(DEVICE).train()
 
 
-def compile_encoders(model: torch.nn.Module) -> None:
-    for encoder in ("text_model", "vision_model", "transformer", "visual"):
-        if hasattr(model, encoder):
-            getattr(model, encoder).compile()
+def compile_layers(model: torch.nn.Module) -> None:
+    """Each layer of the encoders; all layers of one encoder, and all models with such layers, share one graph."""
+    torch._dynamo.config.recompile_limit = 64
+    for layers in model.modules():
+        if isinstance(layers, torch.nn.ModuleList):
+            for layer in layers:
+                layer.compile(dynamic=False)
 
 
 def loss_of(model: torch.nn.Module, **inputs) -> torch.Tensor:
@@ -73,33 +125,29 @@ def loss_of(model: torch.nn.Module, **inputs) -> torch.Tensor:
 
 
 def random_inputs(pairs: int, tokens: int) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    input_ids = torch.randint(1000, 40000, (pairs, tokens), generator=generator)
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    input_ids = torch.randint(1000, 40000, (pairs, tokens), generator=generator, device=DEVICE)
     input_ids[:, -1] = END
-    images = torch.randn(pairs, 3, 224, 224, generator=generator)
-    inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "pixel_values": images}
-    return {name: value.to(DEVICE) for name, value in inputs.items()}
+    images = torch.randn(pairs, 3, 224, 224, generator=generator, device=DEVICE)
+    return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "pixel_values": images}
 
 
-def peak_memory(name: str, patch_size: int, pairs: int, tokens: int, compiled: bool) -> float | None:
+def peak_memory(name: str, case: Case) -> float | None:
     def make():
-        model = build(name, patch_size, tokens)
-        if compiled:
-            compile_encoders(model)
-        return functools.partial(loss_of, model), adam(model), random_inputs(pairs, tokens)
+        model = build(name, case)
+        if case.compiled:
+            compile_layers(model)
+        return functools.partial(loss_of, model), adam(model), random_inputs(case.pairs, case.tokens)
 
-    try:
-        return peak_of_two_steps(make, PRECISION)
-    except torch.OutOfMemoryError:
-        return None
+    return peak_of_two_steps(make, PRECISION)
 
 
-def times(names: list[str], patch_size: int, pairs: int, tokens: int, rounds: int, compiled: bool) -> dict:
-    rows, inputs = {}, random_inputs(pairs, tokens)
+def times(names: list[str], case: Case, rounds: int) -> dict:
+    rows, inputs = {}, random_inputs(case.pairs, case.tokens)
     for name in names:
-        model = build(name, patch_size, tokens)
-        if compiled:
-            compile_encoders(model)
+        model = build(name, case)
+        if case.compiled:
+            compile_layers(model)
         rows[name] = functools.partial(loss_of, model), adam(model)
     seconds = {name: [] for name in names}
     for number in range(2 + rounds):
@@ -111,19 +159,92 @@ def times(names: list[str], patch_size: int, pairs: int, tokens: int, rounds: in
     return seconds
 
 
-def model_flops(patch_size: int, pairs: int, tokens: int) -> int:
+def synchronize() -> None:
+    if ON_GPU:
+        torch.cuda.synchronize()
+
+
+def allocated() -> int:
+    return torch.cuda.memory_allocated() if ON_GPU else 0
+
+
+def take_steps(row: Row, inputs: dict, number: int = 1) -> float:
+    """Seconds of a step, without a wait of the host between them; no gradients are left behind."""
+    synchronize()
+    started = time.perf_counter()
+    for _ in range(number):
+        with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=PRECISION == "bfloat16"):
+            loss = row.loss_of(**inputs)
+        loss.backward()
+        row.optimizer.step()
+        row.optimizer.zero_grad()
+    synchronize()
+    return (time.perf_counter() - started) / number
+
+
+def make_row(name: str, case: Case, inputs: dict) -> Row:
+    before = allocated()
+    model = build(name, case)
+    if case.compiled:
+        compile_layers(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.1, fused=ON_GPU or None)
+    row = Row(functools.partial(loss_of, model), optimizer)
+    take_steps(row, inputs)
+    row.held = allocated() - before
+    return row
+
+
+def fits(row: Row, inputs: dict) -> bool:
+    """Warms a row up on these inputs and measures its peak; False if it does not fit into the memory."""
+    try:
+        take_steps(row, inputs, 2)
+        before = allocated() - row.held - sum(value.nbytes for value in inputs.values())
+        if ON_GPU:
+            torch.cuda.reset_peak_memory_stats()
+        row.seconds = [take_steps(row, inputs)]
+        row.peak = torch.cuda.max_memory_allocated() - before if ON_GPU else 0
+        return True
+    except torch.OutOfMemoryError:
+        row.optimizer.zero_grad()
+        torch.cuda.empty_cache()
+        return False
+
+
+def profiled(row: Row, inputs: dict) -> dict:
+    """Of one step: kernels, seconds in which one ran, the longest by name, and lines at which the host waited."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if ON_GPU:
+            torch.cuda.set_sync_debug_mode("warn")
+        take_steps(row, inputs)
+        if ON_GPU:
+            torch.cuda.set_sync_debug_mode("default")
+    places = (f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchroniz" in str(w.message))
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if ON_GPU else [])]) as profiler:
+        take_steps(row, inputs)
+    on_device = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    annotations = ("Optimizer.", "##", "ProfilerStep", "Torch-Compiled Region")  # stretches of time, not kernels
+    on_device = [event for event in on_device if not event.name.startswith(annotations)]
+    spent = Counter()
+    for event in on_device:
+        spent[event.name[:90]] += event.time_range.elapsed_us()
+    longest = [[name, round(value)] for name, value in spent.most_common(25)]
+    found = {"kernels": len(on_device), "busy_seconds": sum(spent.values()) / 1e6, "longest_us": longest}
+    return found | {"waits": dict(Counter(places))}
+
+
+def model_flops(case: Case) -> int:
     """Of a forward and a backward pass of CLIPModel, from one pair: everything but the logits is linear in them."""
-    model = build(CLIP, patch_size, tokens).float()
+    model = build(CLIP, case).float()
     with FlopCounterMode(display=False) as counter:
-        loss_of(model, **random_inputs(1, tokens)).backward()
-    return counter.get_total_flops() * pairs
+        loss_of(model, **random_inputs(1, case.tokens)).backward()
+    return counter.get_total_flops() * case.pairs
 
 
 def product_rate(seconds: float = 2.0) -> float:
     """FLOP/s of a large matrix product."""
-    size = 8192 if DEVICE == "cuda" else 2048
+    size = 8192 if ON_GPU else 2048
     one, other = (torch.randn(size, size, device=DEVICE, dtype=getattr(torch, PRECISION)) for _ in range(2))
-    synchronize = torch.cuda.synchronize if DEVICE == "cuda" else lambda: None
     one @ other
     synchronize()
     number, started = 0, time.perf_counter()
@@ -136,67 +257,103 @@ def product_rate(seconds: float = 2.0) -> float:
 
 
 def main() -> None:
-    on_gpu = DEVICE == "cuda"
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--patch_sizes", type=int, nargs="+", default=[32, 16])
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[32, 256, 1024, 4096] if on_gpu else [32])
-    parser.add_argument("--tokens", type=int, nargs="+", default=[32, 77, 256] if on_gpu else [77])
-    parser.add_argument("--rounds", type=int, default=20 if on_gpu else 5, help="that are timed")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[256, 1024] if ON_GPU else [32])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[77])
+    parser.add_argument("--rounds", type=int, default=10 if ON_GPU else 5, help="that are timed")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--in_one_process", action="store_true", default=ON_GPU, help="as on a GPU")
+    parser.add_argument("--dry_run", action="store_true", help="tiny encoders, to try the script")
     parser.add_argument("--output", type=Path, help="file for the results as JSON, to which this run's are added")
     args = parser.parse_args()
+    names = [CLIP, OPEN_CLIP, ZERO, TIER]
     try:
-        importlib.import_module("open_clip")
-        names = [CLIP, OPEN_CLIP, ZERO, TIER]
+        importlib.import_module("open_clip.model")
     except Exception as error:
-        names = [CLIP, ZERO, TIER]
+        names.remove(OPEN_CLIP)
         print(f"open_clip cannot be imported here: {error}")
-    ceiling = product_rate()
-    device = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
+    ceiling = product_rate(0.1 if args.dry_run else 2.0)
+    device = torch.cuda.get_device_name() if ON_GPU else f"CPU, {torch.get_num_threads()} threads"
     print(f"{device}, {PRECISION}: {ceiling / 1e12:.2f} TFLOP/s in a large matrix product")
     results = json.loads(args.output.read_text()) if args.output and args.output.exists() else []
     for patch_size in args.patch_sizes:
-        for pairs in args.batch_sizes:
-            for tokens in args.tokens:
-                for compiled in (False, True) if args.compile else (False,):
-                    chosen = [name for name in names if name != OPEN_CLIP or tokens == 77]
-                    row = measure(chosen, patch_size, pairs, tokens, args.rounds, compiled, ceiling)
-                    results.append(row | {"device": device, "precision": PRECISION, "torch": torch.__version__})
+        for tokens in args.tokens:
+            chosen = [name for name in names if name != OPEN_CLIP or tokens == 77]
+            for compiled in (False, True) if args.compile else (False,):
+                size = "dry run" if args.dry_run else "full"
+                cases = [Case(patch_size, pairs, tokens, compiled, size) for pairs in args.batch_sizes]
+                measure = measure_in_one_process if args.in_one_process else measure_apart
+                for found in measure(chosen, cases, args.rounds, ceiling):
+                    results.append(found | {"device": device, "precision": PRECISION, "torch": torch.__version__})
                     if args.output:
                         args.output.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def measure(names, patch_size, pairs, tokens, rounds, compiled, ceiling) -> dict:
-    memory = {}
+def measure_apart(names: list[str], cases: list[Case], rounds: int, ceiling: float):
+    """The peak of each row in a process of its own, then the times of all in this one."""
+    for case in cases:
+        memory = {}
+        for name in names:
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                memory[name] = pool.submit(peak_memory, name, case).result()
+        yield report(names, case, memory, times(names, case, rounds), ceiling)
+
+
+def measure_in_one_process(names: list[str], cases: list[Case], rounds: int, ceiling: float):
+    """The models are built once for all batch sizes; those that do not fit into the memory are skipped."""
+    started = time.perf_counter()
+    inputs = random_inputs(cases[0].pairs, cases[0].tokens)
+    rows = {name: make_row(name, cases[0], inputs) for name in names}
+    for case in cases:
+        inputs = random_inputs(case.pairs, case.tokens)
+        fitting = [name for name in names if fits(rows[name], inputs)]
+        print(f"{time.perf_counter() - started:.0f} s to build, compile and warm up", flush=True)
+        times_of = {name: [] for name in fitting}
+        for number in range(rounds):
+            shift = number % max(1, len(fitting))
+            for name in fitting[shift:] + fitting[:shift]:
+                spent = take_steps(rows[name], inputs, 3)
+                times_of[name].append({clock: spent for clock in CLOCKS})
+        memory = {name: rows[name].peak / 2**20 if name in fitting else None for name in names}
+        found = report(names, case, memory, times_of, ceiling)
+        if case is cases[0]:
+            found["profile"] = {name: profiled(rows[name], inputs) for name in fitting}
+            for name, values in found["profile"].items():
+                print(f"{name}: {values['kernels']} kernels, {values['busy_seconds']:.4f} s; {values['waits']}")
+        yield found
+        started = time.perf_counter()
+    rows.clear()
+    if ON_GPU:
+        torch.cuda.empty_cache()
+
+
+def report(names: list[str], case: Case, memory: dict, seconds: dict, ceiling: float) -> dict:
+    flops = model_flops(case)
+    title = f"ViT-B/{case.patch_size}, {case.pairs} pairs, {case.tokens} tokens{', compiled' if case.compiled else ''}"
+    header = [title, *(f"{clock} s a step" for clock in CLOCKS), "pairs/s", "to CLIPModel's"]
+    lines, rows = [[*header, "peak MiB", "to CLIPModel's", "use"]], {}
     for name in names:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            memory[name] = pool.submit(peak_memory, name, patch_size, pairs, tokens, compiled).result()
-    fitting = [name for name in names if memory[name] is not None]
-    seconds = times(fitting, patch_size, pairs, tokens, rounds, compiled) if fitting else {}
-    flops = model_flops(patch_size, pairs, tokens)
-    title = f"ViT-B/{patch_size}, {pairs} pairs, {tokens} tokens{', compiled' if compiled else ''}"
-    lines = [
-        [title, *(f"{clock} s a step" for clock in CLOCKS), "to CLIPModel's", "peak MiB", "to CLIPModel's", "use"]
-    ]
-    rows = {}
-    for name in names:
-        if name not in fitting:
-            lines.append([name, *("" for _ in CLOCKS), "", "out of memory", "", ""])
+        if name not in seconds:
+            lines.append([name, *("" for _ in CLOCKS), "", "", "out of memory", "", ""])
             rows[name] = None
             continue
         middle = {clock: statistics.median(spent[clock] for spent in seconds[name]) for clock in CLOCKS}
         clock = list(CLOCKS)[-1]  # processor time, where there is one: other work does not disturb it
         row = {"seconds": middle, "peak_mib": memory[name], "use": flops / middle["wall"] / ceiling}
-        cells = ["", f"{memory[name]:.0f}", "", f"{row['use']:.0%}"]
-        if CLIP in fitting:
-            pairs_of = zip(seconds[name], seconds[CLIP])
-            row["time_ratio"] = statistics.median(ours[clock] / theirs[clock] for ours, theirs in pairs_of)
-            row["memory_ratio"] = memory[name] / memory[CLIP]
-            cells[0], cells[2] = f"{row['time_ratio']:.3f}", f"{row['memory_ratio']:.3f}"
+        row["pairs_per_second"] = case.pairs / middle["wall"]
+        cells = [f"{row['pairs_per_second']:.0f}", "", f"{memory[name]:.0f}", "", f"{row['use']:.1%}"]
+        if CLIP in seconds:
+            ratios = [ours[clock] / theirs[clock] for ours, theirs in zip(seconds[name], seconds[CLIP])]
+            row["time_ratio"] = statistics.median(ratios)
+            row["time_ratios"] = ratios
+            row["memory_ratio"] = memory[name] / memory[CLIP] if memory[CLIP] else None
+            cells[1] = f"{row['time_ratio']:.3f}"
+            cells[3] = f"{row['memory_ratio']:.3f}" if memory[CLIP] else ""
         rows[name] = row
         lines.append([name, *(f"{value:.3f}" for value in middle.values()), *cells])
     print(aligned(lines), flush=True)
-    about = {"patch_size": patch_size, "pairs": pairs, "tokens": tokens, "compiled": compiled, "rounds": rounds}
+    about = {"patch_size": case.patch_size, "pairs": case.pairs, "tokens": case.tokens, "compiled": case.compiled}
     return about | {"product_flops_per_second": ceiling, "model_flops": flops, "rows": rows}
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from datasets import concatenate_datasets
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -26,6 +27,10 @@ from modeling_tier.training.building import build_model, build_processor
 
 
 DEVICE = torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+class Enough(Exception):
+    """Ends the run when all turns are measured."""
 
 
 def bare_step(config) -> Callable[[dict], None]:
@@ -55,12 +60,21 @@ def now() -> float:
     return time.perf_counter()
 
 
-def seconds_in_turn(config, steps: int) -> list[tuple[float, float]]:
-    """Seconds of so many bare steps and of as many of a whole run, on the same batches, over and over."""
+def seconds_in_turn(config, steps: int, turns: int | None, copies: int) -> list[tuple[float, float]]:
+    """
+    Seconds of so many bare steps and of as many of a whole run, on the same batches, over and over.
+
+    Args:
+        turns: after which the run ends; None: at its own end.
+        copies: of the training set, one after the other: a small prepared set then fills long epochs.
+    """
     step, seconds = bare_step(config), []
     ready = 1 + 2 * config.data.num_workers  # batches that the workers made meanwhile; their steps are not timed
 
     class InTurn(Batches):
+        def __init__(self, pairs, *args, **kwargs):
+            super().__init__(concatenate_datasets([pairs] * copies), *args, **kwargs)
+
         def of_epoch(self, epoch, first_step=0):
             batches = super().of_epoch(epoch, first_step)
             for _ in range(self.steps_per_epoch // (ready + steps)):
@@ -76,6 +90,8 @@ def seconds_in_turn(config, steps: int) -> list[tuple[float, float]]:
                 for batch in seen:
                     step(batch)
                 seconds.append((now() - started, whole))
+                if turns is not None and len(seconds) > turns:
+                    raise Enough
             yield from batches
 
     loop.Batches = InTurn
@@ -83,6 +99,8 @@ def seconds_in_turn(config, steps: int) -> list[tuple[float, float]]:
         with tempfile.TemporaryDirectory() as folder:
             config.output_dir, config.training.progress = f"{folder}/run", False
             train(config)
+    except Enough:
+        pass
     finally:
         loop.Batches = Batches
     return seconds[1:]  # the first, with the start of all, is left out
@@ -92,6 +110,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", default=str(Path(__file__).parents[1] / "configs" / "demo.yaml"))
     parser.add_argument("--lines", type=int, default=1, help="of the log in each turn")
+    parser.add_argument("--turns", type=int, help="that are measured, and then the run ends; default: all of the run")
+    parser.add_argument("--copies", type=int, default=1, help="of the training set, one after the other")
     parser.add_argument("--output", type=Path, help="file for the results as JSON")
     args, options = parser.parse_known_args()
     config = load_config(args.config, ["--training.epochs=4", "--evaluation.every_epochs=4", *options])
@@ -99,21 +119,23 @@ def main() -> None:
     if given.mixed_precision == "fp16" or given.chunk_size or given.gradient_accumulation_steps > 1:
         sys.exit("error: the bare step has no loss scaling, no chunks and no accumulation; nor may the run have them")
     steps = args.lines * given.log_every
-    seconds = seconds_in_turn(config, steps)
+    seconds = seconds_in_turn(config, steps, args.turns, args.copies)
     if not seconds:
-        sys.exit("error: the run has not steps enough for two turns: more --training.epochs")
+        sys.exit("error: the run has not steps enough for two turns: more --training.epochs or --copies")
     ratios = sorted(bare / whole for bare, whole in seconds)
     quarter = len(ratios) // 4
     rates = [steps * given.batch_size / statistics.median(values) for values in zip(*seconds)]
     found = {"ratio": statistics.median(ratios), "middle_half": [ratios[quarter], ratios[-1 - quarter]]}
     found |= {"pairs_per_second": dict(zip(("bare step", "train.py"), rates)), "turns": len(seconds), "steps": steps}
-    found |= {"precision": given.mixed_precision, "compiled": given.compile}
-    found |= {"device": DEVICE.type, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    found |= {"precision": given.mixed_precision, "compiled": given.compile, "batch_size": given.batch_size}
+    name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else DEVICE.type
+    found |= {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    found |= {"augmentation": config.data.augmentation, "num_workers": config.data.num_workers}
     low, high = found["middle_half"]
     rows = [["", "pairs/s, median", "ratio, median (middle half)"], ["bare step", f"{rates[0]:.0f}", "1"]]
     rows.append(["train.py", f"{rates[1]:.0f}", f"{found['ratio']:.3f} ({low:.3f} to {high:.3f})"])
     print(aligned(rows))
-    print(f"{len(seconds)} turns of {steps} steps each; {DEVICE.type}, {torch.get_num_threads()} threads")
+    print(f"{len(seconds)} turns of {steps} steps each; {name}, {torch.get_num_threads()} threads")
     if args.output:
         args.output.write_text(json.dumps(found | {"seconds": seconds}, indent=1) + "\n")
 
