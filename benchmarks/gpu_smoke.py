@@ -101,7 +101,7 @@ class Checks:
         return found | {"seconds": time.perf_counter() - started}
 
     def resumed(self) -> dict:
-        """Two epochs at once, twice, against one epoch and its continuation, with loss scaling where there is a GPU."""
+        """Two epochs at once, twice, against one epoch and its continuation; on a GPU with loss scaling."""
         precision = "fp16" if DEVICE == "cuda" else "no"
         options = ["--training.epochs=2", f"--training.mixed_precision={precision}"]
         for name in ("once", "again"):
