@@ -8,7 +8,8 @@ from .configuration_tier import TierConfig
 from .entropy_tier import TextImageEntropy, text_image_entropy
 from .modeling_tier import TierModel, TierOutput, TierSimilarityMap
 from .pipeline_tier import TASK, TierZeroShotPipeline, overlay_map
-from .processing_tier import TierProcessor, load_radiograph
+from .processing_tier import TierProcessor
+from .reading_tier import ReadingOptions, load_radiograph
 
 
 AutoConfig.register(TierConfig.model_type, TierConfig)
@@ -19,6 +20,7 @@ PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=TierZeroShotPipeline, p
 
 __all__ = [
     "TextImageEntropy",
+    "ReadingOptions",
     "TierConfig",
     "TierModel",
     "TierOutput",

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import Pipeline
 
 from .entropy_tier import l2_normalize
-from .processing_tier import load_radiograph
+from .reading_tier import open_radiograph
 
 
 TASK = "tier-zero-shot"
@@ -138,8 +138,8 @@ class TierZeroShotPipeline(Pipeline):
         return given, given | ({"prompts": prompts} if prompts else {}), given | {"findings": list(prompts or ())}
 
     def preprocess(self, image, maps=None) -> dict:
-        picture = load_radiograph(image)
-        pixel_values = self.processor(images=picture, return_tensors="pt")["pixel_values"].to(self.dtype)
+        picture = open_radiograph(image, self.processor.reading_options()).convert("RGB")
+        pixel_values = self.processor.image_processor(picture, return_tensors="pt")["pixel_values"].to(self.dtype)
         seen = {"pixel_values": pixel_values, "size": picture.size, "input_size": tuple(pixel_values.shape[-2:])}
         return seen | ({"picture": picture} if maps == "overlay" else {})
 

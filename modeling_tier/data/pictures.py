@@ -2,13 +2,13 @@
 """From the cell of a data set to a picture, with an error that says which one is bad."""
 
 import io
-import os
 from collections.abc import Iterable
 
 import PIL.Image
 from datasets import Dataset, Image, IterableDataset
+from datasets.utils.file_utils import xopen
 
-from ..processing_tier import load_radiograph
+from ..reading_tier import ReadingOptions, open_radiograph
 
 
 def undecoded(pairs: Dataset | IterableDataset) -> Dataset | IterableDataset:
@@ -16,41 +16,28 @@ def undecoded(pairs: Dataset | IterableDataset) -> Dataset | IterableDataset:
     return pairs.cast_column("image", Image(decode=False))
 
 
-def read_picture(cell: dict, image_id: str) -> PIL.Image.Image:
+def read_picture(cell: dict, image_id: str, options: ReadingOptions | None = None) -> PIL.Image.Image:
     """
-    A picture of 8 bits: grey as it is, everything else as [`load_radiograph`] gives it.
+    A picture of 8 bits, of mode "L" or "RGB", as [`open_radiograph`] gives it.
 
     Args:
         cell: `{"bytes": ..., "path": ...}` as `datasets` stores an image.
         image_id: for the message.
+        options: how it is read.
 
     Raises:
         ValueError: if it cannot be read.
     """
     if cell is None or not (cell["bytes"] or cell["path"]):
         raise ValueError(f"The image {image_id} cannot be read: there is none in its row.")
-    path, content = cell["path"], cell["bytes"]
-    try:
-        if content is None and "://" in path and not os.path.exists(path):
-            image = Image().decode_example(cell)
-        else:
-            image = PIL.Image.open(path if content is None else io.BytesIO(content))
-            image.load()
-        return image if image.mode == "L" else load_radiograph(image)
-    except PIL.UnidentifiedImageError:
-        if content is not None:
-            raise _unreadable(image_id, "it is of no known format", path) from None
-    except (OSError, SyntaxError, ValueError, EOFError, PIL.Image.DecompressionBombError) as error:
-        raise _unreadable(image_id, error, path) from error
-    try:
-        return load_radiograph(path)  # perhaps DICOM
-    except ValueError as error:
-        raise _unreadable(image_id, error, path) from error
-
-
-def _unreadable(image_id: str, why, path: str | None) -> ValueError:
-    place = f" ({path})" if path and path not in str(why) else ""
-    return ValueError(f"The image {image_id} cannot be read: {why}{place}")
+    path = cell["path"]
+    if not cell["bytes"] and "://" in path and not path.startswith(("http://", "https://")):  # hf://, zip://, ...
+        try:
+            with xopen(path, "rb") as file:
+                cell = {"bytes": file.read(), "path": path}
+        except Exception as error:  # of the file system behind the address
+            raise ValueError(f"The image {image_id} cannot be read: {error} ({path})") from error
+    return open_radiograph(cell, options, name=image_id)
 
 
 def scaled_box(box: Iterable[float], whole: tuple[float, float], size: tuple[int, int]) -> list[float]:

@@ -34,7 +34,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..files import replaced_file
-from ..processing_tier import load_radiograph
+from ..reading_tier import load_radiograph
 from .columns import CHEXPERT_LABELS, SPLITS, check_subjects
 from .mimic_cxr import FEATURES, image_path, pair_columns, plan
 from .prepared import FORMAT, PREPARATION, REJECTED, SUMMARY, is_prepared, preparation, shard_path
