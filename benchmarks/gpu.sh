@@ -26,7 +26,6 @@ mkdir -p "$output"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
-export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 cores=$(nproc)
 
 # One process draws the pictures of the training part, while the GPU has other work.
@@ -84,7 +83,7 @@ paper() {
 }
 
 evaluation() {
-    set -- --num_images 512 --repeats 1 --num_workers $((cores > 2 ? cores - 2 : 0)) --compile
+    set -- --num_images 128 --copies 40 --batch_size 256 --repeats 1 --num_workers $((cores > 2 ? cores - 2 : 0)) --compile
     [ -z "$dry_run" ] || set -- --num_images 4 --repeats 1 --dry_run
     limited 70 $PYTHON benchmarks/evaluation_speed.py "$@" --output "$output/evaluation_speed.json"
 }

@@ -54,7 +54,7 @@ class Checks:
     def __init__(self, folder: Path, size: str):
         self.folder = folder
         pairs, self.pixels = SIZES[size]
-        self.options = [*self.options, f"--training.batch_size={pairs}", f"--data.train.num_images={STEPS * pairs}"]
+        self.options = [*OPTIONS, f"--training.batch_size={pairs}", f"--data.train.num_images={STEPS * pairs}"]
         self.options += [f"--{name}.image_size={self.pixels}" for name in ("data.options", "model")]
         self.losses: dict[str, list[float]] = {}
 
@@ -125,7 +125,9 @@ class Checks:
             finally:
                 if DEVICE == "cuda":
                     torch.cuda.set_sync_debug_mode("default")
-        lines = Counter(f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchroniz" in str(w.message))
+        lines = Counter(
+            f"{Path(w.filename).name}:{w.lineno}" for w in caught if "called a synchronizing" in str(w.message)
+        )
         return dict(lines.most_common(20))
 
     def evaluation(self) -> dict:

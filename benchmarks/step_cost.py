@@ -219,7 +219,7 @@ def profiled(row: Row, inputs: dict) -> dict:
         take_steps(row, inputs)
         if ON_GPU:
             torch.cuda.set_sync_debug_mode("default")
-    places = (f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchroniz" in str(w.message))
+    places = (f"{Path(w.filename).name}:{w.lineno}" for w in caught if "called a synchronizing" in str(w.message))
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if ON_GPU else [])]) as profiler:
         take_steps(row, inputs)
     on_device = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
@@ -306,6 +306,8 @@ def measure_in_one_process(names: list[str], cases: list[Case], rounds: int, cei
     inputs = random_inputs(cases[0].pairs, cases[0].tokens)
     rows = {name: make_row(name, cases[0], inputs) for name in names}
     for case in cases:
+        if ON_GPU:
+            torch.cuda.empty_cache()
         inputs = random_inputs(case.pairs, case.tokens)
         fitting = [name for name in names if fits(rows[name], inputs)]
         print(f"{time.perf_counter() - started:.0f} s to build, compile and warm up", flush=True)

@@ -26,7 +26,7 @@ from modeling_tier.training.batches import Batches
 from modeling_tier.training.building import build_model, build_processor
 
 
-DEVICE = torch.accelerator.current_accelerator() or torch.device("cpu")
+DEVICE = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 class Enough(Exception):
