@@ -22,7 +22,8 @@ import yaml
 from modeling_tier.data import PLACES, SPLITS, check_options, describe_datasets
 from modeling_tier.evaluation import DTYPES, LABEL_POLICIES, PROTOCOLS, is_ensemble
 from modeling_tier.evaluation.run import DataChoice, EvaluationConfig, run_evaluation
-from modeling_tier.training.configuration import parse_options
+from modeling_tier.loading import check_model_name
+from modeling_tier.training.configuration import merge_options
 
 
 def main() -> None:
@@ -64,6 +65,14 @@ def main() -> None:
     add("--num_workers", type=int, default=0, help="processes that read pictures, for each process of the evaluation")
     add("--device", help="torch device, such as cpu; default: the accelerator, where there is one")
     add(
+        "--smooth_maps",
+        type=float,
+        default=0.0,
+        metavar="SIGMA",
+        help="filter maps by a gaussian of so many patches before they are measured, as BioViL's authors do with 1.5; "
+        "0: maps as they are",
+    )
+    add(
         "--examples", type=int, default=6, help="findings whose maps are shown over a picture of the data set; 0: none"
     )
     add("--output_dir", help="default: the folder 'evaluation' in the first model's folder")
@@ -78,6 +87,7 @@ def configuration(arguments: argparse.Namespace, given: list[str]) -> Evaluation
     """Everything checked, before anything is loaded."""
     first = Path(arguments.model[0])
     if arguments.output_dir is None and not first.is_dir():
+        check_model_name(arguments.model[0])
         raise ValueError("--output_dir is needed for a model that is not a folder.")
     data, validation = data_options(arguments, given)
     return EvaluationConfig(
@@ -89,7 +99,7 @@ def configuration(arguments: argparse.Namespace, given: list[str]) -> Evaluation
             name: getattr(arguments, name)
             for name in (
                 *("protocol", "prompts", "uncertain", "blank", "resamples", "batch_size"),
-                *("dtype", "num_workers", "device", "examples"),
+                *("dtype", "num_workers", "device", "examples", "smooth_maps"),
             )
         },
     )
@@ -97,34 +107,51 @@ def configuration(arguments: argparse.Namespace, given: list[str]) -> Evaluation
 
 def data_options(arguments: argparse.Namespace, given: list[str]) -> tuple[DataChoice, DataChoice | None]:
     """The data set, with the options of the first model's own training on it and what the command line says."""
-    said: dict[str, dict] = {"data": {}, "validation": {}}
-    for name, value in parse_options(given):
-        which, _, option = name.partition(".options.")
-        if which not in said or not option:
-            raise ValueError(f"Unknown option --{name}; see --help.")
-        said[which][option] = value
-    options = {}
-    folder = Path(arguments.model[0])
-    training_config = (folder.parent if is_ensemble(folder) else folder) / "training_config.yaml"
-    if training_config.is_file():
-        data = yaml.safe_load(training_config.read_text())["data"]
-        if data["name"] == arguments.dataset:
-            options = dict(data["options"])
+    given_options = _given_options(given)
+    options = _training_options(Path(arguments.model[0]), arguments.dataset)
     drawn = {"num_images": arguments.num_images} if arguments.dataset == "synthetic" else {}
     drawn |= {} if arguments.seed is None else {"seed": arguments.seed}
-    options = _placed(options, arguments.data_dir) | drawn | said["data"]
+    options = _placed(options, arguments.data_dir) | drawn | given_options["data"]
     choice = _checked(arguments.dataset, arguments.split, options)
     if arguments.validation_split is None:
-        if arguments.validation_dataset or arguments.validation_data_dir or said["validation"]:
+        if arguments.validation_dataset or arguments.validation_data_dir or given_options["validation"]:
             raise ValueError("--validation_split is needed to say which split the thresholds are chosen on.")
         return choice, None
     name = arguments.validation_dataset or arguments.dataset
     options = dict(options) if name == arguments.dataset else {}
-    options = _placed(options, arguments.validation_data_dir) | said["validation"]
+    options = _placed(options, arguments.validation_data_dir) | given_options["validation"]
     validation = _checked(name, arguments.validation_split, options)
     if validation == choice:
         raise ValueError("Thresholds must not be chosen on the images that they are judged on: another split or data.")
     return choice, validation
+
+
+def _given_options(given: list[str]) -> dict[str, dict]:
+    """What `--data.options...` and `--validation.options...` say, as train.py reads such options."""
+    merged = merge_options({"data": {"options": {}}, "validation": {"options": {}}}, given)
+    for name, section in merged.items():
+        if name not in ("data", "validation"):
+            raise ValueError(f"Unknown option --{name}; see --help.")
+        if not isinstance(section, dict) or set(section) != {"options"}:
+            raise ValueError(f"--{name} takes options of a data set, --{name}.options.NAME VALUE; got {section!r}.")
+        if not isinstance(section["options"], dict):
+            raise ValueError(f'--{name}.options must be like "{{image_size: 64}}"; got {section["options"]!r}.')
+    return {name: section["options"] for name, section in merged.items()}
+
+
+def _training_options(folder: Path, dataset: str) -> dict:
+    """The options with which the model in a folder was trained on a data set; none if it was not, or is not known."""
+    path = (folder.parent if is_ensemble(folder) else folder) / "training_config.yaml"
+    if not path.is_file():
+        return {}
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))["data"]
+        return dict(data["options"]) if data["name"] == dataset else {}
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is not a training run's: {type(error).__name__}: {str(error)[:200]}. Move it away to evaluate "
+            "the model without the options of its training."
+        ) from error
 
 
 def _placed(options: dict, data_dir: str | None) -> dict:

@@ -1,6 +1,7 @@
 # Licensed under the Apache License, Version 2.0.
 """What a model can do: zero-shot classification, localisation, sparsity of its maps, retrieval."""
 
+from ..loading import load_model
 from .prompts import has_prompts, load_no_finding, load_prompts
 from .protocols import PROTOCOLS
 from .scoring import DTYPES
@@ -10,7 +11,6 @@ from .zero_shot import (
     combine_members,
     evaluate_zero_shot,
     is_ensemble,
-    load_model,
     member_folders,
 )
 

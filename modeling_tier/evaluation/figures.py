@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from ..entropy_tier import l2_normalize
 from ..modeling_tier import TierModel
 from ..processing_tier import TierProcessor
-from .localisation import box_mask
+from .localisation import box_mask, scale_maps, smooth_maps
 from .statistics import reliability
 
 
@@ -37,6 +37,7 @@ def plot_similarity_maps(
     path: Path,
     findings: list[str],
     no_finding: list[str] | None = None,
+    smoothing: float = 0.0,
 ) -> None:
     """
     One column a finding: the radiograph as the first model sees it with the true places outlined, and under it each
@@ -50,6 +51,7 @@ def plot_similarity_maps(
         findings: what to show; a finding that no row shows is left out.
         no_finding: sentences for the absence of any finding. A second row for each model then shows its map minus the
             map of their embeddings' normalised mean, as the heat maps of arXiv 2212.06710.
+        smoothing: as for [`~localisation.smooth_maps`]; 0: maps are shown as they are.
     """
     chosen = _choose(dataset, findings)
     if not chosen:
@@ -69,7 +71,7 @@ def plot_similarity_maps(
         for axis, (name, minus) in zip(column[1:], kinds):
             model, processor = models[name]
             picture, place = _seen(row["image"], boxes, processor)
-            fine = _map(model, processor, row["image"], phrase, no_finding if minus else None, place.shape)
+            fine = _map(model, processor, row["image"], phrase, no_finding if minus else None, place.shape, smoothing)
             _show(axis, picture, place)
             axis.imshow(fine, cmap="viridis", alpha=0.6)
             axis.plot(*np.unravel_index(fine.argmax(), fine.shape)[::-1], "x", color="white", ms=7, mew=1.8)
@@ -295,14 +297,22 @@ def _map(
     phrase: str,
     no_finding: list[str] | None,
     size: tuple[int, int],
+    smoothing: float = 0.0,
 ) -> np.ndarray:
     """Cosines (H, W) of a phrase, less those of the normalised mean of the embeddings of `no_finding`."""
     pixel_values = processor(images=image)["pixel_values"].to(model.device)
-    text = processor(text=[phrase]).to(model.device)
-    fine = model.get_similarity_map(pixel_values, **text, size=size).text_to_patch[0].float()
+
+    def maps_of(text) -> torch.Tensor:  # (N, H, W)
+        if not smoothing:
+            return model.get_similarity_map(pixel_values, **text, size=size).text_to_patch.float()
+        coarse = model.get_similarity_map(pixel_values, **text).text_to_patch.float()
+        grid = tuple(coarse.shape[1:])
+        return scale_maps(smooth_maps(coarse.flatten(1), grid, smoothing), grid, size)
+
+    fine = maps_of(processor(text=[phrase]).to(model.device))[0]
     if no_finding:
         text = processor(text=no_finding).to(model.device)
-        maps = model.get_similarity_map(pixel_values, **text, size=size).text_to_patch.float()
+        maps = maps_of(text)
         # A cosine is linear in the unit embedding of the text, so the mean of the maps is that of the mean embedding.
         mean = l2_normalize(model.get_text_features(**text).pooler_output.float()).mean(dim=0)
         fine = fine - maps.mean(dim=0) / mean.norm()

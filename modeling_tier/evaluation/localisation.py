@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import PIL.Image
 import torch
+from scipy.ndimage import gaussian_filter
 
 from ..pipeline_tier import picture_geometry
 from .metrics.phrase_grounding.phrase_grounding import measure_maps
@@ -41,6 +42,7 @@ def ground(
     probe,
     no_finding: torch.Tensor | None,
     thorough: bool,
+    smoothing: float = 0.0,
 ) -> tuple[dict[str, np.ndarray], int]:
     """
     Measure the maps of all phrases that name a place in one image.
@@ -56,6 +58,7 @@ def ground(
         thorough: every combination of place (box, and mask where there is one), resolution (of `pixel_values`, and of
             the patches) and map, for sentences and single tokens; else the sentence's plain map against the box, at
             the resolution of the pixels.
+        smoothing: as for [`smooth_maps`]; 0: maps are measured as they are.
 
     Returns:
         arrays with one row a map: `finding`, `phrase`, `token` (empty for the sentence), and by variant
@@ -82,10 +85,12 @@ def ground(
         coarse = {"plain": embeds @ patch_embeds.T}  # (R, P)
         if thorough and no_finding is not None:
             coarse["minus_no_finding"] = coarse["plain"] - patch_embeds @ no_finding
+        if smoothing:
+            coarse = {kind: smooth_maps(maps, grid, smoothing) for kind, maps in coarse.items()}
         resolutions = RESOLUTIONS if thorough else RESOLUTIONS[:1]
         for (kind, maps), resolution in itertools.product(coarse.items(), resolutions):
             size = masks["box"].shape if resolution == "pixel" else grid
-            scaled = _scaled(maps, grid, size).flatten(1).cpu().numpy()
+            scaled = scale_maps(maps, grid, size).flatten(1).cpu().numpy()
             for place, mask in masks.items():
                 inside = (mask if resolution == "pixel" else patch_mask(mask, grid)).ravel()
                 name = variant_name(place, resolution, kind)
@@ -104,7 +109,22 @@ def _measure(maps: np.ndarray, inside: np.ndarray) -> dict[str, np.ndarray]:
     return {name: np.full_like(values, np.nan, dtype=np.float64) for name, values in some.items()}
 
 
-def _scaled(maps: torch.Tensor, grid: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
+def smooth_maps(maps: torch.Tensor, grid: tuple[int, int], sigma: float) -> torch.Tensor:
+    """
+    Maps filtered by a gaussian over the patches, as hi-ml filters BioViL's (with a sigma of 1.5) before they are
+    measured: scipy's filter, reflected at the borders and cut off at four sigma.
+
+    Args:
+        maps: (R, P).
+        grid: rows and columns of the P patches.
+        sigma: standard deviation in patches, positive.
+    """
+    values = maps.unflatten(1, grid).cpu().numpy()
+    return torch.from_numpy(gaussian_filter(values, sigma=(0, sigma, sigma))).flatten(1).to(maps.device)
+
+
+def scale_maps(maps: torch.Tensor, grid: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
+    """Maps (R, P) over a grid of patches, scaled bilinearly to (R, H, W) where the size is not the grid's."""
     coarse = maps.unflatten(1, grid).unsqueeze(1)
     if tuple(size) != tuple(grid):
         coarse = torch.nn.functional.interpolate(coarse, tuple(size), mode="bilinear", align_corners=False)

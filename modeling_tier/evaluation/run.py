@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import math
 import platform
 import shutil
 import warnings
@@ -22,6 +23,7 @@ from accelerate import PartialState
 from datasets import Dataset
 
 from ..data import load_pairs
+from ..loading import load_model
 from .evidence import Evidence, compare, gather_evidence, subject_names
 from .figures import plot_patch_similarity, plot_reliability, plot_roc, plot_similarity_maps
 from .prompts import has_prompts, load_no_finding, load_prompts
@@ -37,12 +39,13 @@ from .scoring import (
     table_fingerprint,
 )
 from .tables import metrics_tables
-from .zero_shot import check_evaluation, combine_members, load_model, member_folders, summarise, temperature_of
+from .zero_shot import check_evaluation, combine_members, member_folders, summarise, temperature_of
 
 
 METRICS_FILE = "metrics.json"
 FIGURES = (*(f"roc_{unit}" for unit in UNITS), "reliability", "patch_similarity", "similarity_maps")
 CONFIDENCE = 0.95
+MAX_SMOOTHING = 100.0  # patches: more than any grid has on a side
 SEED = 0  # of the bootstrap
 
 
@@ -70,11 +73,14 @@ class EvaluationConfig:
     num_workers: int = 0
     device: str | None = None
     examples: int = 6
+    smooth_maps: float = 0.0
 
     def __post_init__(self):
         for name, least in (("resamples", 0), ("batch_size", 1), ("num_workers", 0), ("examples", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name} must be at least {least}; got {getattr(self, name)}.")
+        if not 0 <= self.smooth_maps <= MAX_SMOOTHING:
+            raise ValueError(f"--smooth_maps must lie between 0 and {MAX_SMOOTHING:g}; got {self.smooth_maps}.")
 
 
 class Member(NamedTuple):
@@ -97,6 +103,7 @@ def run_evaluation(config: EvaluationConfig) -> dict | None:
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=2))
     device = _device(config, state)
     _check_output(config)
+    models = {name: member_folders(path) for name, path in zip(model_names(config.models), config.models)}
     choices = {"data": config.data} | ({"validation": config.validation} if config.validation else {})
     sets, notes = {}, {}
     for name, choice in choices.items():
@@ -109,7 +116,6 @@ def run_evaluation(config: EvaluationConfig) -> dict | None:
             raise ValueError(f"{choices[name].dataset}, {choices[name].split}: {error}") from error
     if config.validation:
         _check_apart(config, sets)
-    models = {name: member_folders(path) for name, path in zip(model_names(config.models), config.models)}
     if not prompts and any(len(members) > 1 for members in models.values()):
         raise ValueError(
             f"An ensemble is the mean of its members' scores, and {config.data.dataset} has no sentences to score: "
@@ -151,7 +157,7 @@ def run_evaluation(config: EvaluationConfig) -> dict | None:
         },
         "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
         "settings": {
-            **{name: getattr(config, name) for name in ("batch_size", "dtype")},
+            **{name: getattr(config, name) for name in ("batch_size", "dtype", "smooth_maps")},
             "device": device.type,
             "processes": state.num_processes,
             **{"resamples": config.resamples, "seed": SEED, "confidence": CONFIDENCE},
@@ -179,15 +185,25 @@ def run_evaluation(config: EvaluationConfig) -> dict | None:
             "fingerprint": data_fingerprint(sets["validation"], validation),
             "notes": notes["validation"],
         }
+    check_finite(result)
     with _replacing(config.output_dir) as folder:
         _draw(config, folder / "figures", sets["data"].select(rows), list(prompts), source, evidence, models)
         write_report(result, folder / "figures", folder)
-        (folder / METRICS_FILE).write_text(json.dumps(result, indent=2))
+        (folder / METRICS_FILE).write_text(json.dumps(result, indent=2, allow_nan=False))
     print(metrics_tables(result))
     if "labels" in sets["data"].features and not prompts:
         print("\nThere are no sentences for its labels, so no AUROC: give --prompts FILE.")
     print(f"\nreport.html, report.md, metrics.json and figures/ are in {config.output_dir}")
     return result
+
+
+def check_finite(result, place: str = "") -> None:
+    """Raise ValueError, with the place, for a number that is NaN or infinite: such results are never written."""
+    if isinstance(result, float) and not math.isfinite(result):
+        raise ValueError(f"{place} is {result}: the model's numbers are not finite, and nothing was written.")
+    items = result.items() if isinstance(result, dict) else enumerate(result) if isinstance(result, list) else ()
+    for name, value in items:
+        check_finite(value, f"{place}.{name}" if place else str(name))
 
 
 def _load(choice: DataChoice) -> tuple[Dataset, list[str]]:
@@ -220,12 +236,21 @@ def _told(path: Path) -> str | None:
     """What the results of an evaluation are about; empty if the file is of something else, None if it is none."""
     try:
         result = json.loads(path.read_text())
-    except (OSError, ValueError):  # not there, or not written to its end
+    except (OSError, ValueError, RecursionError):  # not there, or not written to its end
         return None
-    if not isinstance(result, dict) or "fingerprints" not in result:
+    try:
+        return _about(result)
+    except (KeyError, TypeError, AttributeError):  # results of something else, or of no form that is known
         return ""
-    models = [result["model"], *(each["model"] for each in result["compared"].values())]
-    return f"{', '.join(models)} on {result['dataset']}, {result['split']}, protocol {result['protocol']['name']}"
+
+
+def _about(result: dict) -> str:
+    if not isinstance(result["fingerprints"], dict):
+        raise TypeError("fingerprints are those of data and models")
+    models = [result["model"], *(other["model"] for other in result["compared"].values())]
+    about = f"{', '.join(models)} on {result['dataset']}, {result['split']}, protocol {result['protocol']['name']}"
+    smoothing = result.get("settings", {}).get("smooth_maps")
+    return about + (f", maps smoothed over {smoothing} patches" if smoothing else "")
 
 
 @contextmanager
@@ -266,7 +291,9 @@ def _check_apart(config: EvaluationConfig, sets: dict[str, Dataset]) -> None:
     data, validation = config.data, config.validation
     if (data.dataset, data.options.get("data_dir")) != (validation.dataset, validation.options.get("data_dir")):
         return  # other ids; equal pictures are found when they have been read
-    for column in ("subject_id", "image_id"):
+    # Without an id column, own pairs are numbered by the loader: equal numbers are not the same picture.
+    numbered = data.dataset == "pairs" and not data.options.get("id_column")
+    for column in ("subject_id",) if numbered else ("subject_id", "image_id"):
         known = [{each for each in dataset[column][:] if each is not None} for dataset in sets.values()]
         shared = known[0] & known[1]
         if shared:
@@ -312,6 +339,10 @@ def _score(
     state: PartialState,
 ) -> Member:
     model, processor = load_model(path)
+    try:
+        temperature = temperature_of(model)  # before any image is scored
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     model.to(device)
     fingerprint, caches = model_fingerprint(model, processor), {}
     for name, dataset in sets.items():
@@ -326,6 +357,8 @@ def _score(
             **{"batch_size": config.batch_size, "dtype": config.dtype, "device": model.device.type},
             **{package: version(package) for package in ("torch", "transformers", "pillow")},
         }
+        if config.smooth_maps and name == "data":  # without it the key is what it was before there was the option
+            key["smooth_maps"] = config.smooth_maps
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         caches[name] = config.output_dir / "cache" / digest[:20]
         if state.is_main_process:
@@ -340,13 +373,14 @@ def _score(
             batch_size=config.batch_size,
             localisation=name == "data",
             thorough=name == "data",
+            smoothing=config.smooth_maps if name == "data" else 0.0,
             dtype=config.dtype,
             num_workers=config.num_workers,
             progress=state.is_main_process,
             cache=caches[name],
             process=(state.process_index, state.num_processes),
         )
-    return Member(fingerprint, temperature_of(model), caches)
+    return Member(fingerprint, temperature, caches)
 
 
 def _evidence(
@@ -436,4 +470,5 @@ def _draw(
             for name, (member, path) in first.items()
         }
         chosen = (findings or list(dataset.features["labels"]))[: config.examples]
-        plot_similarity_maps(shown, dataset, folder / "similarity_maps.png", chosen, load_no_finding(source))
+        path = folder / "similarity_maps.png"
+        plot_similarity_maps(shown, dataset, path, chosen, load_no_finding(source), config.smooth_maps)

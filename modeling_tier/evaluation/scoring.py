@@ -143,6 +143,7 @@ def score(
     batch_size: int = 64,
     localisation: bool = True,
     thorough: bool = False,
+    smoothing: float = 0.0,
     dtype: str = "float32",
     num_workers: int = 0,
     progress: bool = True,
@@ -162,6 +163,7 @@ def score(
         localisation: whether to measure maps of the phrases in `regions`, where the data set has them.
         thorough: every way of looking at a map, and both entropies with padding counted (as [`ground`] and
             [`score_batch`] say).
+        smoothing: sigma, in patches, of the gaussian that maps are filtered by before they are measured; 0: none.
         dtype: "float32", or "bfloat16" or "float16" for the encoders, by autocast; what comes after them is float32.
         num_workers: worker processes that read and prepare pictures.
         progress: whether to show a bar.
@@ -204,7 +206,9 @@ def score(
                     unreadable += len(batch["unreadable"])
                     _check_unreadable(list(batch["unreadable"].values()), unreadable, len(dataset))
                     scored.append(
-                        score_batch(model, processor, batch, probes, with_text, localisation, thorough, device)
+                        score_batch(
+                            model, processor, batch, probes, with_text, localisation, thorough, device, smoothing
+                        )
                     )
                 part = join_parts(scored)
                 if cache is None:
@@ -225,6 +229,7 @@ def score_batch(
     localisation: bool,
     thorough: bool,
     device: torch.device,
+    smoothing: float = 0.0,
 ) -> dict[str, np.ndarray]:
     """
     The numbers of one batch's images.
@@ -291,7 +296,15 @@ def score_batch(
         grid, maps = _grid(inputs["pixel_values"], patch_embeds), defaultdict(list)
         for row, regions, size, patches in zip(batch["rows"], batch["regions"], batch["sizes"], patch_embeds):
             measured, num_outside = ground(
-                patches, grid, regions, size, processor.image_processor, probes.phrase, probes.no_finding, thorough
+                patches,
+                grid,
+                regions,
+                size,
+                processor.image_processor,
+                probes.phrase,
+                probes.no_finding,
+                thorough,
+                smoothing,
             )
             scored["num_outside"] += num_outside
             for name, values in measured.items():

@@ -3,13 +3,15 @@
 
 import json
 import math
+import reprlib
 from pathlib import Path
 
 import evaluate
 import numpy as np
+import torch
 from datasets import Dataset
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
+from ..loading import check_model_name
 from ..modeling_tier import TierModel
 from ..processing_tier import TierProcessor
 from .localisation import MAPS, PLACES, RESOLUTIONS, variant_name
@@ -26,23 +28,6 @@ ENSEMBLE_FILE = "ensemble.json"
 _METRICS = Path(__file__).parent / "metrics"
 
 
-def load_model(name_or_path: str) -> tuple[TierModel, TierProcessor]:
-    """A TIER model, or a CLIPModel read as one, with its processor, from a folder or the Hub."""
-    model_type = AutoConfig.from_pretrained(name_or_path).model_type
-    if model_type not in ("tier", "clip"):
-        how = f"python -m modeling_tier.conversion {model_type} OUTPUT_DIR --model {name_or_path}"
-        raise ValueError(
-            f"{name_or_path} holds a model of type {model_type!r}; a TIER model or a CLIPModel can be evaluated. "
-            + (f"Convert it: {how}" if model_type == "siglip" else "See python -m modeling_tier.conversion --help.")
-        )
-    if model_type == "clip":
-        processor = TierProcessor(
-            AutoImageProcessor.from_pretrained(name_or_path), AutoTokenizer.from_pretrained(name_or_path)
-        )
-        return TierModel.from_clip(name_or_path, lambda_token=0.0, lambda_patch=0.0).eval(), processor
-    return TierModel.from_pretrained(name_or_path).eval(), TierProcessor.from_pretrained(name_or_path)
-
-
 def is_ensemble(folder: Path) -> bool:
     """Whether a folder has an `ensemble.json`, which lists the folders of its models, relative to it."""
     return (folder / ENSEMBLE_FILE).is_file()
@@ -55,6 +40,7 @@ def member_folders(name_or_path: str) -> dict[str, str]:
         return {name: str(folder / name) for name in _ensemble_names(folder)}
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is neither a model (no config.json) nor an ensemble (no {ENSEMBLE_FILE}).")
+    check_model_name(name_or_path)
     return {folder.name: name_or_path}
 
 
@@ -62,11 +48,14 @@ def _ensemble_names(folder: Path) -> list[str]:
     file = folder / ENSEMBLE_FILE
     try:
         names = json.loads(file.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is no JSON file: {error}") from error
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{file} must be a list of at least one name of a folder beside it; got {names!r}.")
+        start = reprlib.repr(names)[:200]
+        raise ValueError(f"{file} must be a list of at least one name of a folder beside it; got {start}.")
     for name in names:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"{file}: {name!r} leads out of the folder: its members must lie in it.")
         if names.count(name) > 1 or not (folder / name / "config.json").is_file():
             why = "stands twice" if names.count(name) > 1 else "is no model's folder (no config.json)"
             raise ValueError(f"{file}: {name!r} {why}.")
@@ -109,9 +98,10 @@ def evaluate_zero_shot(
             read, or the model gives NaN (with the image's id).
     """
     check_evaluation(dataset, prompts, uncertain, blank)
+    temperature = temperature_of(model)
     parts = score(model, processor, dataset, prompts, (), batch_size, localisation, progress=progress)
     return summarise(
-        join_parts(parts), dataset, list(prompts), protocol, temperature_of(model), uncertain=uncertain, blank=blank
+        join_parts(parts), dataset, list(prompts), protocol, temperature, uncertain=uncertain, blank=blank
     )
 
 
@@ -131,7 +121,15 @@ def check_evaluation(dataset: Dataset, prompts: dict, uncertain: str = "ignore",
 
 
 def temperature_of(model: TierModel) -> float:
-    """exp(logit_scale), by which cosines are multiplied before a softmax."""
+    """
+    exp(logit_scale), by which cosines are multiplied before a softmax.
+
+    Raises:
+        ValueError: if it is not finite, which makes every loss and probability NaN.
+    """
+    # Computed as float32, as the model does.
+    if not torch.isfinite(model.logit_scale.detach().float().exp()).all():
+        raise ValueError(f"The model's logit_scale is {model.logit_scale.item()}: its loss and probabilities are NaN.")
     return math.exp(model.logit_scale.item())
 
 

@@ -220,6 +220,10 @@ def all_results(facts: Facts) -> list[Results]:
         how = f"Zero-shot{f', {number}' if number else ''}."
         if protocol := evaluation.get("protocol", {}).get("name"):
             how += f" Protocol `{protocol}`."
+        if settings.get("smooth_maps"):
+            how += (
+                f" Before they were measured, maps were smoothed by a gaussian of {settings['smooth_maps']:g} patches."
+            )
         confidence = f"{settings.get('confidence', 0.95):.0%}"
         if settings.get("resamples"):
             how += (

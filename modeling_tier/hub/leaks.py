@@ -27,7 +27,7 @@ _KEYS = frozenset(
     """
     step epoch validation num_images dataset split name score labels uncertain blank protocol prompts source findings
     positive negative counts images studies subjects views regions texts fingerprints data versions settings batch_size
-    dtype device processes resamples seed confidence fingerprint metrics options
+    dtype device processes resamples smooth_maps seed confidence fingerprint metrics options
     auroc mean undefined peak_spread loss contrastive_loss token_entropy patch_entropy max_token_entropy
     max_patch_entropy negative_share peak top10_share retrieval retrieval_intervals image_to_text text_to_image r@1 r@5
     r@10 localisation localisation_intervals localisation_maps pointing_game chance cnr iou miou num_outside text place

@@ -1,6 +1,7 @@
 # Licensed under the Apache License, Version 2.0.
 """Every option of `train.py`: nested dataclasses, read from one YAML file and from `--section.option value`."""
 
+import copy
 import dataclasses
 import difflib
 import importlib.util
@@ -180,14 +181,7 @@ def load_config(path: str | Path | None, overrides: list[str] = ()) -> TrainConf
         content = yaml.safe_load(Path(path).read_text()) or {}
         if not isinstance(content, dict):
             raise ValueError(f"{path} must hold options by section; got {type(content).__name__}.")
-    for key, value in parse_options(list(overrides)):
-        section, *parents = key.split(".")
-        names, target = [section, *parents], content
-        for name in names[:-1]:
-            target = target.setdefault(name, {})
-            if not isinstance(target, dict):
-                raise ValueError(f"--{key}: {name!r} is an option, not a section.")
-        target[names[-1]] = value
+    content = merge_options(content, overrides)
     config = _build(TrainConfig, content, "")
     check_config(config)
     return config
@@ -317,6 +311,27 @@ def parse_options(arguments: list[str]) -> list[tuple[str, object]]:
             value = arguments.pop(0)
         pairs.append((key, yaml.safe_load(value)))
     return pairs
+
+
+def merge_options(content: dict, arguments: Iterable[str]) -> dict:
+    """
+    Nested options with those of a command line, later ones first: the one way in which all our commands read them.
+
+    Args:
+        content: options by section, such as a YAML file's; not changed.
+        arguments: `["--section.option", "value", ...]` as for [`parse_options`]. A value may itself hold options, such
+            as `--data.options "{image_size: 64}"`, and replaces all that stood there before.
+    """
+    merged = copy.deepcopy(content)
+    for key, value in parse_options(list(arguments)):
+        *parents, last = key.split(".")
+        target = merged
+        for name in parents:
+            target = target.setdefault(name, {})
+            if not isinstance(target, dict):
+                raise ValueError(f"--{key}: {name!r} is an option, not a section.")
+        target[last] = value
+    return merged
 
 
 def _build(cls, content: dict, prefix: str):

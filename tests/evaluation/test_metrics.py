@@ -307,3 +307,17 @@ def test_retrieval_gives_nothing_for_ties():
     """A model that embeds everything alike must not look as if it had found anything."""
     result = load("retrieval_recall").compute(predictions=np.ones((20, 20)), references=np.arange(20), resamples=0)
     assert result == {"r@1": 0.0, "r@5": 0.0, "r@10": 0.0}
+
+
+def test_maps_have_two_dimensions_or_one():
+    maps, inside = random_maps(4, 30, seed=8)
+    flat = load("phrase_grounding").compute(predictions=maps, references=inside.astype(np.int8), resamples=20)
+    square, masks = maps.reshape(4, 5, 6), inside.reshape(4, 5, 6).astype(np.int8)
+    for values, places in ((square, masks), (square.tolist(), masks.tolist()), (torch.from_numpy(square), masks)):
+        assert load("phrase_grounding").compute(predictions=values, references=places, resamples=20) == flat
+    one_by_one = load("phrase_grounding")
+    for values, place in zip(square, masks):
+        one_by_one.add(prediction=values, reference=place)
+    assert one_by_one.compute(resamples=20) == flat
+    with pytest.raises(ValueError, match=r"predictions\[0\] is not a map of numbers"):
+        load("phrase_grounding").compute(predictions=[[[1, 0], [1]]], references=[[[1, 0], [1]]])

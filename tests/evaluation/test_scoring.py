@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from scipy.ndimage import gaussian_filter
 
 from modeling_tier import TierModel, text_image_entropy
 from modeling_tier.data import load_pairs
@@ -206,6 +207,33 @@ def test_every_way_of_looking_at_a_map(scored, model, processor, pairs):
                     assert np.isnan(whole[f"{name}:cnr"][place + i])
         checked, tokens = checked + 1, tokens + number - 1
     assert checked == 12 and tokens > 24
+
+
+@pytest.mark.parametrize("resolution", ["pixel", "patch"])
+def test_smoothed_maps_are_those_of_scipys_filter(scored, model, processor, pairs, resolution):
+    """Against the model's own maps of each phrase, filtered by itself, then scaled up and measured by definition."""
+    plain, smooth = scored(smoothing=0.0), scored(smoothing=0.7)
+    assert_same(plain, scored())
+    changed = {
+        name for name in plain if not np.array_equal(plain[name], smooth[name], equal_nan=plain[name].dtype == float)
+    }
+    assert changed and all(name.startswith("map/") and not name.endswith(":chance") for name in changed)
+    sentences = np.flatnonzero(plain["map/token"] == "")[:12]
+    for i in sentences:
+        row, phrase = pairs[int(smooth["map/row"][i])], str(smooth["map/phrase"][i])
+        with torch.no_grad():
+            own = model.get_similarity_map(**processor(images=row["image"], text=phrase)).text_to_patch[0]
+        filtered = torch.from_numpy(gaussian_filter(own.numpy(), 0.7, mode="reflect", truncate=4.0))
+        mask = picture_mask(
+            [region["mask"] for region in row["regions"] if region["phrase"] == phrase], processor.image_processor
+        )
+        if resolution == "pixel":
+            filtered = torch.nn.functional.interpolate(filtered[None, None], (32, 32), mode="bilinear")[0, 0]
+        else:
+            mask = patch_mask(mask, tuple(own.shape))
+        if mask.any() and not mask.all():
+            expected = cnr(filtered.numpy(), mask)
+            assert smooth[f"map/mask/{resolution}/plain:cnr"][i] == pytest.approx(expected, abs=1e-3)
 
 
 def test_patches_of_a_place():

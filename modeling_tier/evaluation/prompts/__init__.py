@@ -20,6 +20,7 @@ The protocols "chexzero" and "pipeline" take the findings' names, in templates t
     pipeline: {positive: ["This is a photo of {finding}."]}
 """
 
+import reprlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -27,6 +28,11 @@ import yaml
 
 from ..protocols import PROTOCOLS
 
+
+# Of a file; PadChest's 192 findings with ten sentences each have 100 kB.
+MAX_BYTES = 1_000_000
+# With what YAML's aliases repeat: a small file can name the same list thousands of times.
+MAX_SENTENCES, MAX_CHARACTERS = 20_000, 2_000
 
 # What "no finding" means where a file does not say it.
 NO_FINDING = (
@@ -74,13 +80,18 @@ def load_prompts(
     denials = content.get("no_finding", [])
     if denials:
         _check_sentences(path, "no_finding", denials)
-    prompts = {}
+    prompts, number = {}, 0
     for finding, lists in by_finding.items():
+        if not isinstance(finding, str) or not finding:
+            raise ValueError(f"{path}: the name of a finding must be a text; got {finding!r}.")
         if not isinstance(lists, dict) or set(lists) != {"positive", "negative"}:
             raise ValueError(f"{path}: {finding!r} needs the two lists 'positive' and 'negative', and nothing else.")
         for key, sentences in lists.items():
             _check_sentences(path, f"{finding}: {key}", sentences)
         prompts[finding] = {"positive": lists["positive"], "negative": denials + lists["negative"]}
+        number += sum(map(len, prompts[finding].values()))
+        if number > MAX_SENTENCES:
+            raise ValueError(f"{path}: more than {MAX_SENTENCES:,} sentences, with those that stand several times.")
     if not prompts and labels is not None:
         raise ValueError(f"{path}: 'templates' are filled with the data set's labels, and it has none.")
     standard = PROTOCOLS[protocol].templates
@@ -108,14 +119,17 @@ def _read(name_or_path: str) -> tuple[Path, dict]:
     if not path.is_file():
         known = sorted(file.stem for file in folder.glob("*.yaml"))
         raise ValueError(f"No prompts called {name_or_path!r}: use one of {known} or the path of a YAML file.")
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise ValueError(f"{path} has {size:,} bytes; prompts are sentences by finding, at most {MAX_BYTES:,} bytes.")
     try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML file: {error}") from error
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no YAML file: {str(error) or type(error).__name__}") from error
     if not isinstance(content, dict) or not (content.get("findings") or content.get("templates")):
         raise ValueError(f"{path}: needs a key 'findings' with at least one finding under it, or 'templates'.")
     known = ["findings", "no_finding", "templates", *(name for name, each in PROTOCOLS.items() if each.templates)]
-    unknown = sorted(set(content) - set(known))
+    unknown = [key for key in content if key not in known]
     if unknown:
         raise ValueError(f"{path}: unknown key {unknown[0]!r}; known are {known}.")
     return path, content
@@ -136,5 +150,11 @@ def _filled(templates: dict[str, list[str]], finding: str) -> dict[str, list[str
 
 
 def _check_sentences(path: Path, key: str, sentences) -> None:
+    if isinstance(sentences, list) and len(sentences) > MAX_SENTENCES:
+        raise ValueError(f"{path}: '{key}' has {len(sentences):,} sentences; at most {MAX_SENTENCES:,} are read.")
     if not isinstance(sentences, list) or not sentences or not all(isinstance(s, str) and s for s in sentences):
-        raise ValueError(f"{path}: '{key}' must be a list of at least one sentence; got {sentences!r}.")
+        start = reprlib.repr(sentences)[:200]
+        raise ValueError(f"{path}: '{key}' must be a list of at least one sentence; got {start}.")
+    longest = max(sentences, key=len)
+    if len(longest) > MAX_CHARACTERS:
+        raise ValueError(f"{path}: '{key}' has a sentence of {len(longest):,} characters, {longest[:40]!r}...")

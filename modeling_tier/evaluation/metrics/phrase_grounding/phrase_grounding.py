@@ -13,8 +13,8 @@ phrases name.
 
 _INPUTS = """
 Args:
-    predictions: maps, all of one size, row by row as flat lists; higher where the phrase points.
-    references: for each map a flat list of 1 inside the place and 0 outside, of the same size.
+    predictions: maps, all of one size, of shape (height, width) or flat, row by row; higher where the phrase points.
+    references: for each map a mask of the same size, 1 inside the ground-truth region and 0 outside.
     subjects: the id of each map's patient; by default every map is a patient of its own.
     resamples: how many times patients are drawn, with replacement, as many as there are; 0 leaves the intervals out.
     seed: seed of the draws.
@@ -66,6 +66,18 @@ class PhraseGrounding(evaluate.Metric):
             ),
         )
 
+    def add(self, *, prediction=None, reference=None, **kwargs):
+        """Add one map and its mask, of shape (height, width) or flat."""
+        super().add(prediction=_flat("prediction", prediction), reference=_flat("reference", reference), **kwargs)
+
+    def add_batch(self, *, predictions=None, references=None, **kwargs):
+        """Add maps and their masks, each of shape (height, width) or flat."""
+        predictions, references = (
+            None if maps is None else [_flat(f"{name}[{i}]", values) for i, values in enumerate(maps)]
+            for name, maps in (("predictions", predictions), ("references", references))
+        )
+        super().add_batch(predictions=predictions, references=references, **kwargs)
+
     def _compute(self, predictions, references, subjects=None, resamples=1000, seed=0, confidence=0.95):
         for i, (values, place) in enumerate(zip(predictions, references)):
             if not len(values) == len(place) == len(predictions[0]):
@@ -94,6 +106,16 @@ class PhraseGrounding(evaluate.Metric):
             "num_maps": len(predictions),
             **_intervals(by_map, subjects, resamples, seed, confidence),
         }
+
+
+def _flat(name, values):
+    """A map of shape (height, width) row by row, as the table of `evaluate` stores it; None stays None."""
+    if values is None:
+        return None
+    try:
+        return np.asarray(values).ravel()
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(f"{name} is not a map of numbers, of shape (height, width) or flat: {error}") from error
 
 
 def measure_maps(maps: np.ndarray, inside: np.ndarray) -> dict[str, np.ndarray]:

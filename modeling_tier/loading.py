@@ -1,0 +1,114 @@
+# Licensed under the Apache License, Version 2.0.
+"""Load a model of a folder or of the Hub completely, or say what is wrong with it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
+
+from .modeling_tier import TierModel
+from .processing_tier import TierProcessor
+
+
+Loaded = TypeVar("Loaded")
+_MAX_NAMES = 10  # weights that a message lists
+
+
+def check_model_name(name_or_path: str) -> None:
+    """Raise ValueError if this is neither a folder nor a repository on the Hub; only its config.json is downloaded."""
+    path = Path(name_or_path)
+    try:
+        if path.is_dir():
+            return
+        if path.exists():
+            raise ValueError(f"{name_or_path} is a file; a model is a folder or a repository on the Hub.")
+    except OSError:  # a name too long for a file
+        pass
+    missing = f"There is no folder and no Hub repository named {name_or_path!r}"
+    try:
+        hf_hub_download(name_or_path, "config.json")
+    except GatedRepoError as error:
+        raise ValueError(
+            f"The Hub repository {name_or_path!r} is gated: ask for access on its page, then run `hf auth login`."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ValueError(f"{missing} (for a private one, run `hf auth login` first).") from error
+    except LocalEntryNotFoundError as error:  # an EntryNotFoundError, too
+        raise ValueError(f"{missing} among those downloaded before; the Hub could not be asked.") from error
+    except EntryNotFoundError as error:
+        raise ValueError(f"The Hub repository {name_or_path!r} has no config.json, so it holds no model.") from error
+    except ValueError as error:  # no name that a repository could have
+        raise ValueError(f"{missing}.") from error
+
+
+def load_model(name_or_path: str) -> tuple[TierModel, TierProcessor]:
+    """
+    A TIER model, or a CLIPModel read as one, with its processor. No code of the folder or repository is run.
+
+    Args:
+        name_or_path: a folder or the name of a repository on the Hub.
+
+    Raises:
+        ValueError: if there is no such model, it is of another type, its files are damaged, or weights are missing or
+            surplus (with their names).
+    """
+    check_model_name(name_or_path)
+    with naming_damage(name_or_path, "config.json"):
+        model_type = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False).model_type
+    if model_type not in ("tier", "clip"):
+        command = f"python -m modeling_tier.conversion {model_type} OUTPUT_DIR --model {name_or_path}"
+        way_out = (
+            f"Convert it: {command}" if model_type == "siglip" else "See python -m modeling_tier.conversion --help."
+        )
+        raise ValueError(
+            f"{name_or_path} holds a model of type {model_type!r}; a TIER model or a CLIPModel can be evaluated. "
+            + way_out
+        )
+    if model_type == "clip":
+        with naming_damage(name_or_path, "the image processor"):
+            image_processor = AutoImageProcessor.from_pretrained(name_or_path, trust_remote_code=False)
+        with naming_damage(name_or_path, "the tokenizer"):
+            processor = TierProcessor(image_processor, AutoTokenizer.from_pretrained(name_or_path))
+        with naming_damage(name_or_path, "the weights"):
+            model = TierModel.from_clip(name_or_path, lambda_token=0.0, lambda_patch=0.0)
+    else:
+        with naming_damage(name_or_path, "the processor"):
+            processor = TierProcessor.from_pretrained(name_or_path, trust_remote_code=False)
+        model = complete(TierModel.from_pretrained, name_or_path)
+    return model.eval(), processor
+
+
+def complete(from_pretrained: Callable[..., tuple[Loaded, dict]], name_or_path: str, **options) -> Loaded:
+    """
+    A model of `from_pretrained` with all of its weights and no others.
+
+    Raises:
+        ValueError: for missing or surplus weights, which transformers draws at random or drops, and for damaged files.
+    """
+    with naming_damage(name_or_path, "the weights"):
+        model, info = from_pretrained(name_or_path, output_loading_info=True, **options)
+    wrong = {"missing": info["missing_keys"], "surplus": info["unexpected_keys"]}
+    texts = [f"{len(names)} are {kind} ({_listed(names)})" for kind, names in wrong.items() if names]
+    if texts:
+        raise ValueError(f"The weights in {name_or_path} are not those of its config.json: {' and '.join(texts)}.")
+    return model
+
+
+@contextmanager
+def naming_damage(name_or_path: str, part: str) -> Iterator[None]:
+    """Whatever a library raises over a damaged file becomes a ValueError that names the model and the part."""
+    try:
+        yield
+    except Exception as error:  # SafetensorError, RuntimeError, OverflowError, KeyError: any, of any library
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{name_or_path}: {part} cannot be read: {type(error).__name__}: {reason[:500]}") from error
+
+
+def _listed(names) -> str:
+    names = sorted(names)
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return ", ".join(names[:_MAX_NAMES]) + more
