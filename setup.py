@@ -8,8 +8,12 @@ from setuptools import find_packages, setup
 SCRIPTS = {"tier_cli.scripts": ".", "tier_cli.scripts.configs": "configs"}
 
 setup(
-    packages=[*find_packages(include=["modeling_tier*", "tier_cli"]), *SCRIPTS],
+    packages=[*find_packages(include=["modeling_tier*", "tier_cli", "page"]), *SCRIPTS],
     package_dir=SCRIPTS,
-    package_data={"modeling_tier": ["**/*"], "tier_cli.scripts.configs": ["*.yaml", "accelerate/*.yaml", "slurm.sh"]},
+    package_data={
+        "modeling_tier": ["**/*"],
+        "page": ["templates/*.html", "style.css", "script.js"],
+        "tier_cli.scripts.configs": ["*.yaml", "accelerate/*.yaml", "slurm.sh"],
+    },
     exclude_package_data={"": ["__pycache__/*", "*.pyc"]},
 )

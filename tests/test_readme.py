@@ -18,6 +18,7 @@ from PIL import Image
 from transformers import BertModel, CLIPConfig, CLIPModel, Dinov2Model
 
 from modeling_tier.data.columns import CHEXPERT_LABELS
+from modeling_tier.data.synthetic import draw_studies
 from tests.data.trees import drawing, encoded, study, write_reports, write_table, write_tree
 from tests.hub import Hub
 
@@ -37,6 +38,7 @@ SMALLER = [
         "--evaluation.best_metric contrastive_loss",
         f"--evaluation.best_metric contrastive_loss {TINY} --data.num_workers=0",
     ),
+    ("--num_images 300", "--num_images 60 --image_size 50"),
     ("runs/demo/comparison", "runs/demo/comparison --resamples 20 --data.options.num_images 60"),
     ("--num_processes 8 train.py", f"--num_processes 2 train.py {TINY} --data.num_workers=0"),
     ("--size 320 --num_proc 16", "--size 64 --num_proc 2"),
@@ -46,15 +48,12 @@ SMALLER = [
     ("make bench", "make --dry-run bench"),
     ("/data/", "data/"),  # no folder at the root of this machine
 ]
-PREAMBLE = """
-import torch
-token_embeds, patch_embeds = torch.randn(2, 5, 8), torch.randn(2, 9, 8)
-token_mask, clip_loss = torch.ones(2, 5), torch.tensor(1.0)
-"""
 EPILOGUE = """
 assert len(rows) == 1 and words["words"] == ["Small", "left", "pleural", "effusion"]
 assert words["maps"].shape[0] == 4 and token_maps.shape[2:] == text_map.shape[1:]
-assert model.config.text_config.model_type == "bert" and float(loss) > 1.0
+assert combined.config.text_config.model_type == "bert"
+assert clip_based.config.text_config.model_type == "clip_text_model"
+assert abs(float(out.loss) - float(out.contrastive_loss + 0.2 * entropy.token)) < 1e-5 and float(loss) > 1.0
 """
 
 
@@ -78,9 +77,6 @@ def place(tmp_path_factory):
     (commands / "activate").write_text(f'PATH="{commands}:$PATH"\n')
     (folder / ".venv/.installed").touch()
 
-    pixels = np.random.default_rng(0).integers(0, 65536, (90, 80), dtype=np.uint16)
-    Image.fromarray(pixels).save(folder / "radiograph.png")
-    write_pairs(folder / "my/pairs")
     write_mimic(folder / "data")
     write_chexpert(folder / "data/CheXpert-v1.0")
     with Hub(folder / "home") as hub:
@@ -88,14 +84,6 @@ def place(tmp_path_factory):
         there = folder, hub.environment | {"OMP_NUM_THREADS": "1", "PATH": f"{commands}:{os.environ['PATH']}"}
         run_block(SHELL[0], there)  # the demo, whose models the others use
         yield there
-
-
-def write_pairs(folder: Path) -> None:
-    folder.mkdir(parents=True)
-    for i in range(60):
-        Image.fromarray(drawing(50, 60, seed=i)).save(folder / f"{i}.png")
-    rows = [[f"{i}.png", f"There is {'no ' if i % 2 else ''}finding {i}.", f"p{i}"] for i in range(60)]
-    write_table(folder / "pairs.csv", ("image", "text", "subject_id"), rows)
 
 
 def write_mimic(folder: Path) -> None:
@@ -217,9 +205,15 @@ def check_page(block: str, place) -> None:
 
 def test_the_blocks_of_python_one_after_the_other(place):
     folder, _ = place
-    (folder / "blocks.py").write_text("\n".join([PREAMBLE, *PYTHON, EPILOGUE]), "utf-8")
+    (folder / "blocks.py").write_text("\n".join([*PYTHON, EPILOGUE]), "utf-8")
     run(["python", "blocks.py"], place)
-    assert Image.open(folder / "cardiomegaly.png").size == Image.open(folder / "radiograph.png").size
+    assert Image.open(folder / "cardiomegaly.png").size == Image.open(ROOT / "docs/radiograph.png").size
+
+
+def test_the_example_radiograph_is_one_of_the_drawings():
+    study = list(draw_studies("test", 78, 256, 0))[77]
+    assert {region.finding.name for region in study.regions} >= {"Cardiomegaly", "Pleural Effusion"}
+    assert (np.asarray(Image.open(ROOT / "docs/radiograph.png")) == study.pixels).all()
 
 
 def test_there_is_no_block_of_another_kind_and_every_link_is_there():

@@ -9,7 +9,7 @@ from .columns import VIEWS
 from .mimic_cxr import LABELERS, SPLIT_RULES
 from .prepare import prepare, summary_text
 from .sections import SECTIONS
-from .synthetic import write_contact_sheet, write_mimic_tree
+from .synthetic import write_contact_sheet, write_mimic_tree, write_pairs_folder
 
 
 def main() -> None:
@@ -27,9 +27,11 @@ def main() -> None:
 
 
 def _add_synthetic(command: argparse.ArgumentParser) -> None:
-    command.add_argument("output", help="folder of the tree, or PNG file of the contact sheet")
-    command.add_argument("--layout", choices=("mimic_cxr", "contact_sheet"), required=True)
-    command.add_argument("--num_images", type=int, default=18, help="of the sheet, or of the tree (80/10/10 by split)")
+    command.add_argument("output", help="folder of the tree or the pairs, or PNG file of the contact sheet")
+    command.add_argument("--layout", choices=("mimic_cxr", "pairs", "contact_sheet"), required=True)
+    command.add_argument(
+        "--num_images", type=int, default=18, help="of the sheet, the pairs, or the tree (80/10/10 by split)"
+    )
     command.add_argument("--image_size", type=int, default=128, help="pixels a side")
     command.add_argument("--seed", type=int, default=0)
 
@@ -59,6 +61,9 @@ def _add_prepare(command: argparse.ArgumentParser) -> None:
 def _synthetic(output: str, layout: str, num_images: int, image_size: int, seed: int) -> None:
     if layout == "contact_sheet":
         write_contact_sheet(output, num_images, image_size, seed)
+        return
+    if layout == "pairs":
+        write_pairs_folder(output, num_images, image_size, seed)
         return
     tenth = max(1, num_images // 10)
     splits = {"train": num_images - 2 * tenth, "validation": tenth, "test": tenth}

@@ -4,6 +4,7 @@
 from .contact_sheet import write_contact_sheet
 from .mimic_tree import write_mimic_tree
 from .pairs import Study, draw_studies, synthetic_pairs
+from .pairs_folder import write_pairs_folder
 from .phantom import FINDINGS
 from .reports import region_phrase
 
@@ -16,4 +17,5 @@ __all__ = [
     "synthetic_pairs",
     "write_contact_sheet",
     "write_mimic_tree",
+    "write_pairs_folder",
 ]

@@ -1,0 +1,8 @@
+# Licensed under the Apache License, Version 2.0.
+"""The page to try models in a browser: `build_page` and `launch`."""
+
+from .answers import load_models
+from .layout import build_page, error_page, launch
+
+
+__all__ = ["build_page", "error_page", "launch", "load_models"]

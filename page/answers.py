@@ -1,0 +1,227 @@
+# Licensed under the Apache License, Version 2.0.
+"""What the page computes: pictures, texts as a person writes them, and what each model makes of both."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from modeling_tier import TierZeroShotPipeline
+from modeling_tier.data.synthetic import draw_studies, region_phrase
+from modeling_tier.evaluation import load_model
+from modeling_tier.reading_tier import MAX_ASPECT_RATIO, ReadingOptions, open_radiograph
+
+from .uploads import Upload
+
+
+WARNING = "Not a medical device. Not for diagnosis, and not for any decision about a patient."
+NOTICE = (
+    f"{WARNING} A score is not a probability, and a coloured region is no proof of a finding: it is where the picture "
+    "is most like the words."
+)
+FINDINGS = (
+    "cardiomegaly",
+    "left pneumothorax",
+    "right pneumothorax",
+    "left pleural effusion",
+    "right pleural effusion",
+    "right upper lobe consolidation",
+)
+SENTENCE = "Large left pneumothorax with cardiomegaly."
+
+# Of the drawn test set: a large heart with a pneumothorax; an effusion, a consolidation and a line; nothing at all.
+DRAWINGS = {"Large heart, left pneumothorax": 12, "Right effusion and opacity": 10, "Nothing found": 2}
+
+# The largest chest detectors make 19 megapixels.
+MAX_PIXELS = 40_000_000
+MAX_FINDINGS, MAX_FINDING_LENGTH = 12, 200
+MAX_SENTENCE_LENGTH, MAX_WORDS = 400, 40
+MAX_SHOWN_SIDE, MAX_MAP_SIDE = 1024, 256
+
+
+class Picture(NamedTuple):
+    """The radiograph that is looked at."""
+
+    name: str
+    image: Image.Image
+    regions: tuple[tuple[str, list[float]], ...] = ()
+    """Of a drawing: what was drawn, and the box around it (x_min, y_min, x_max, y_max in pixels)."""
+
+
+class Cell(NamedTuple):
+    """What one model makes of one text."""
+
+    cosines: np.ndarray
+    """float32 (H, W) over the picture, at most 256 pixels a side; NaN where the model does not look."""
+    low: float
+    high: float
+    peak: tuple[float, float]
+    """Where the largest cosine is, as fractions of the width and of the height."""
+    score: float | None = None
+    difference: float | None = None
+
+
+class Row(NamedTuple):
+    """One text, and what each model makes of it, by the model's name."""
+
+    text: str
+    cells: dict[str, Cell]
+
+
+class Answers(NamedTuple):
+    """What is shown: a picture, and one row per text."""
+
+    picture: Picture
+    rows: list[Row]
+
+
+def load_models(names: list[str]) -> dict[str, TierZeroShotPipeline]:
+    """
+    Load models for the page.
+
+    Args:
+        names: folders or Hub ids of TIER models, or of CLIPModels.
+
+    Returns:
+        pipelines by the last part of each name (by the full name, where two end alike).
+
+    Raises:
+        ValueError: if there is none, one is named twice, or one cannot be loaded as such a model.
+        OSError: if one does not exist.
+    """
+    if not names:
+        raise ValueError(
+            "No model is given: use --model FOLDER_OR_HUB_ID, or set TIER_MODELS to a list of them separated by "
+            "commas (on a Space under Settings, Variables)."
+        )
+    if len(set(names)) < len(names):
+        raise ValueError(f"A model is named twice in {names}.")
+    last = [Path(name).name for name in names]
+    labels = last if len(set(last)) == len(last) else names
+    models = {}
+    for label, name in zip(labels, names):
+        model, processor = load_model(name)
+        models[label] = TierZeroShotPipeline(model=model, processor=processor)
+    return models
+
+
+def describe_model(pipeline: TierZeroShotPipeline) -> dict:
+    """What of a model a reader of its maps wants to know."""
+    config = pipeline.model.config
+    return {
+        "lambda_token": config.lambda_token,
+        "lambda_patch": config.lambda_patch,
+        "vision": config.vision_config.model_type,
+        "text": config.text_config.model_type,
+    }
+
+
+def draw_pictures() -> list[Picture]:
+    """The three drawings that the page offers."""
+    studies = list(draw_studies("test", max(DRAWINGS.values()) + 1, 512, 0))
+    pictures = []
+    for name, i in DRAWINGS.items():
+        regions = []
+        for region in studies[i].regions:
+            rows, columns = (np.flatnonzero(region.mask.any(axis=axis)).tolist() for axis in (1, 0))
+            box = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+            regions.append((region_phrase(region.finding, region.side), box))
+        pictures.append(Picture(name, open_radiograph(studies[i].pixels), tuple(regions)))
+    return pictures
+
+
+def read_upload(upload: Upload | None) -> Picture:
+    """Read an uploaded file and close it, which deletes it, whether it can be read or not."""
+    if upload is None:
+        raise ValueError("The uploaded file is no longer kept. Choose it again.")
+    with upload.file:
+        try:
+            options = ReadingOptions(max_pixels=MAX_PIXELS, max_aspect_ratio=MAX_ASPECT_RATIO)
+            return Picture(upload.name, open_radiograph(upload.file, options, name=upload.name))
+        except MemoryError as error:
+            raise ValueError(f"{upload.name} needs more memory than there is.") from error
+        except ImportError as error:
+            raise ValueError(str(error)) from error
+
+
+def clean_text(text: str) -> str:
+    """One line without control characters; half of a UTF-16 pair, which no encoder takes, becomes U+FFFD."""
+    text = str(text).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    text = "".join(" " if character.isspace() else character for character in text)
+    text = "".join(character for character in text if character.isprintable())
+    return re.sub(r" +", " ", text).strip()
+
+
+def split_findings(text: str) -> list[str]:
+    """The findings of a text with one on each line, without duplicates and without the full stop."""
+    check_length("The findings", text, MAX_FINDINGS * (MAX_FINDING_LENGTH + 1))
+    lines = (clean_text(line).strip(" .") for line in text.splitlines())
+    findings = list({line.lower(): line for line in reversed(list(lines)) if line}.values())[::-1]
+    if not findings:
+        raise ValueError("Write at least one finding, such as: left pleural effusion")
+    if len(findings) > MAX_FINDINGS:
+        raise ValueError(f"At most {MAX_FINDINGS} findings at a time; these are {len(findings)}.")
+    for finding in findings:
+        check_length("A finding", finding, MAX_FINDING_LENGTH)
+    return findings
+
+
+def check_length(subject: str, text: str, limit: int) -> None:
+    """Raise ValueError for a text that is too long."""
+    if len(text) > limit:
+        raise ValueError(f"{subject} may have at most {limit:,} characters; this text has {len(text):,}.")
+
+
+def read_findings(models: dict[str, TierZeroShotPipeline], picture: Picture, findings: list[str]) -> Answers:
+    """Scores and maps of the findings, as the pipelines give them."""
+    small = reduced(picture.image)
+    cells: dict[str, dict[str, Cell]] = {finding: {} for finding in findings}
+    for label, pipeline in models.items():
+        answers = pipeline(small, findings=findings, maps="array")
+        # Scores are always of the picture as it is. Maps of thousands of pixels a side nobody sees.
+        exact = answers if small is picture.image else pipeline(picture.image, findings=findings)
+        for answer, scored in zip(answers, exact):
+            cell = _cell(answer["map"])._replace(score=scored["score"], difference=scored["difference"])
+            cells[answer["finding"]][label] = cell
+    return Answers(picture, [Row(finding, by_model) for finding, by_model in cells.items()])
+
+
+def read_words(models: dict[str, TierZeroShotPipeline], picture: Picture, sentence: str) -> Answers:
+    """The map of a sentence, then of each of its words. A word that a tokenizer truncates has no cell."""
+    check_length("A sentence", sentence, MAX_SENTENCE_LENGTH)
+    sentence = clean_text(sentence)
+    if not sentence:
+        raise ValueError("Write a sentence, such as: Large left pleural effusion.")
+    if len(sentence.split()) > MAX_WORDS:
+        raise ValueError(f"A sentence may have at most {MAX_WORDS} words; this one has {len(sentence.split())}.")
+    small = reduced(picture.image)
+    # The pipeline wants both kinds of sentences; only the map is used, which is of the positive ones.
+    prompt = {sentence: {"positive": [sentence], "negative": [sentence]}}
+    cells = {name: _cell(pipeline(small, prompt, maps="array")[0]["map"]) for name, pipeline in models.items()}
+    rows = [Row(sentence, cells)]
+    for label, pipeline in models.items():
+        words = pipeline.word_maps(small, sentence)
+        for i, (word, cosines) in enumerate(zip(words["words"], words["maps"]), start=1):
+            if i == len(rows):
+                rows.append(Row(word, {}))
+            rows[i].cells[label] = _cell(cosines)
+    return Answers(picture, rows)
+
+
+def reduced(image: Image.Image) -> Image.Image:
+    """The same picture, if it is not too large to be shown as it is."""
+    factor = MAX_SHOWN_SIDE / max(image.size)
+    if factor >= 1:
+        return image
+    return image.resize([max(1, round(side * factor)) for side in image.size], Image.Resampling.LANCZOS)
+
+
+def _cell(cosines: np.ndarray) -> Cell:
+    row, column = np.unravel_index(np.nanargmax(cosines), cosines.shape)
+    peak = (column + 0.5) / cosines.shape[1], (row + 0.5) / cosines.shape[0]
+    step = -(-max(cosines.shape) // MAX_MAP_SIDE)  # a map is smooth: every n-th pixel shows it
+    kept = cosines[step // 2 :: step, step // 2 :: step] if min(cosines.shape) > step // 2 else cosines[:, :1]
+    low, high = float(np.nanmin(cosines)), float(np.nanmax(cosines))
+    return Cell(np.array(kept, dtype=np.float32), low, high, (float(peak[0]), float(peak[1])))
