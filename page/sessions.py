@@ -41,6 +41,7 @@ class Sessions:
     def __init__(self, max_bytes: int = MAX_KEPT_BYTES, max_sessions: int = MAX_SESSIONS):
         self.max_bytes, self.max_sessions = max_bytes, max_sessions
         self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._closed: OrderedDict[str, None] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -54,7 +55,10 @@ class Sessions:
             return self._sessions.get(key, Session())
 
     def put(self, key: str, session: Session) -> None:
+        """Remember a session, unless its window was closed meanwhile."""
         with self._lock:
+            if key in self._closed:
+                return
             self._sessions[key] = session
             self._sessions.move_to_end(key)
             total = sum(each.num_bytes() for each in self._sessions.values())
@@ -62,8 +66,12 @@ class Sessions:
                 total -= self._sessions.popitem(last=False)[1].num_bytes()
 
     def forget(self, key: str) -> None:
+        """A window was closed."""
         with self._lock:
             self._sessions.pop(key, None)
+            self._closed[key] = None
+            while len(self._closed) > 10 * self.max_sessions:
+                self._closed.popitem(last=False)
 
     def clear(self) -> None:
         with self._lock:

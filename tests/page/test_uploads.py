@@ -209,6 +209,9 @@ def test_pictures_are_forgotten_above_the_ceiling():
     for key in "defg":
         sessions.put(key, Session())
     assert len(sessions) == 3 and sessions.get("c").own is None
+    sessions.forget("g")
+    sessions.put("g", Session(Picture("late", Image.new("L", (9, 9)))))  # an event that ends after its window
+    assert sessions.get("g").own is None and len(sessions) == 2
 
 
 @pytest.mark.slow
