@@ -2,7 +2,7 @@
 """
 Make the pictures of the README from the models of `make demo`:
 
-    python docs/make_pictures.py --models runs/demo
+    python -m docs.make_pictures --models runs/demo
 
 `radiograph.png` is the first drawing of the test split with both a large heart and a left effusion. `maps.png` shows
 one phrase in two models. The phrase is chosen by a rule, not by eye: of all phrases about the 1,000 test drawings, the

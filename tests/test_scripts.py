@@ -8,13 +8,17 @@ from pathlib import Path
 
 import pytest
 
+import evaluate_zeroshot
+import search_lambdas
 import train
+from modeling_tier import evaluation
+from modeling_tier.data import SPLITS
 from modeling_tier.training import search
 from modeling_tier.training.configuration import TrainConfig, load_config
 
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = ("train.py", "demo.py", "search_lambdas.py")
+SCRIPTS = ("train.py", "evaluate_zeroshot.py", "search_lambdas.py", "demo.py", "app.py")
 
 # Prints the help, then which of the slow packages were imported for it.
 SPY = """
@@ -50,6 +54,7 @@ def test_the_options_that_help_shows_have_these_defaults():
 
 
 def test_choices_that_help_shows_are_those_of_the_package():
-    import search_lambdas
-
     assert search_lambdas.METHODS == search.METHODS
+    assert evaluate_zeroshot.SPLITS == SPLITS
+    for name in ("DTYPES", "LABEL_POLICIES", "PROTOCOLS"):
+        assert getattr(evaluate_zeroshot, name) == tuple(getattr(evaluation, name))

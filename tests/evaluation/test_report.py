@@ -487,7 +487,7 @@ def test_the_command_gives_the_same_evaluation(written, monkeypatch):
     words = shlex.split(re.search(r"```bash\n(.*)\n```", markdown)[1])
     assert words[:2] == ["python", "evaluate_zeroshot.py"]
     configurations = []
-    monkeypatch.setattr(evaluate_zeroshot, "run_evaluation", configurations.append)
+    monkeypatch.setattr("modeling_tier.evaluation.run.run_evaluation", configurations.append)
     monkeypatch.setattr(sys, "argv", [*words[1:], "--output_dir", "out"])
     evaluate_zeroshot.main()
     (config,) = configurations
