@@ -43,12 +43,8 @@ def main() -> None:
     add("--dataset", default="synthetic", help="data set, a key of modeling_tier.data.DATASETS (default: %(default)s)")
     add("--split", choices=SPLITS, default="test", help="(default: %(default)s)")
     add("--data_dir", help="where the data set lies, for those that lie on a disk")
-    add("--num_images", type=int, default=1000, help="of a data set that is drawn")
-    add(
-        "--seed (default: %(default)s)",
-        type=int,
-        help="of a data set that is drawn; default: that of the first model's training",
-    )
+    add("--num_images", type=int, default=1000, help="of a data set that is drawn (default: %(default)s)")
+    add("--seed", type=int, help="of a data set that is drawn; default: that of the first model's training")
     add(
         "--protocol",
         choices=PROTOCOLS,
