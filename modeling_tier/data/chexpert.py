@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0.
-"""CheXpert v1.0, full size or small, with the radiologists' reads of its test set."""
+"""CheXpert v1.0, full size or small, with the radiologists' annotations of its test set."""
 
 import os
 import re
@@ -10,15 +10,15 @@ from datasets import Dataset, Value
 
 from .columns import CHEXPERT_LABELS, VIEWS, check_choice, check_split, check_subjects, make_pairs, pair_features
 from .tables import (
-    file_line,
     find_table,
+    good_rows,
     inside,
     label_dicts,
-    leave_out,
     need_folder,
     read_table,
+    skip_rows,
     to_labels,
-    warn_left_out,
+    warn_skipped,
 )
 
 
@@ -29,10 +29,13 @@ _TABLES = {
     "validation": ["valid.csv", "val_labels.csv"],
     "test": ["test_labels.csv", "groundtruth.csv"],
 }
+_IMAGE_FOLDERS = {"train": ("train",), "validation": ("valid", "val"), "test": ("test",)}
+# Folders of the download: in one archive, or in parts that lie beside each other.
 _ARCHIVES = ("", "CheXpert-v1.0", "CheXpert-v1.0-small", "CheXpert")
-_READS = ("radiologists/benchmark_radiologists", "radiologists")
-# The part of a path behind the archive's own name, which the user's folder need not have.
-_PATH = re.compile(r"(?:^|/)((?:train|valid|val|test)/(patient\d+)/(study\d+))(/.*)?$")
+_PARTS = "CheXpert-v1.0 batch *"
+_READERS = ("radiologists/benchmark_radiologists", "radiologists")
+# Split, patient, study and file. Before them is the archive's own name, which the user's folder need not have.
+_PATH = re.compile(r"^(?!.*\.\.)(?:.*/)?(?:(train|valid|val|test)/)?(patient\d+)/(study\d+)(?:/(.*))?$")
 
 
 def chexpert(
@@ -48,102 +51,119 @@ def chexpert(
     Args:
         split: "train", "validation" (`valid.csv`, 200 studies) or "test" (500 studies; `test_labels.csv` by image, or
             `groundtruth.csv` by study).
-        data_dir: folder of CheXpert, or the one around it.
+        data_dir: folder of CheXpert, or the one around it; or the folder with the parts of the download,
+            "CheXpert-v1.0 batch 1 (validate & csv)", "CheXpert-v1.0 batch 2 (train 1)" and so on.
         by: "image", or "study": each study that has a frontal image once, with the first one.
         views: "all", or "frontal".
-        reads_dir: folder with the csv files of the radiologists who were compared with the truth, one a reader; by
-            default `radiologists/benchmark_radiologists` or `radiologists` in `data_dir`, if it is there. Rows of the
-            test set then have `reads`: a list of `reader` (the file's name) and `labels`.
+        reads_dir: folder with the csv files of the radiologists who were compared with the ground truth, one per
+            reader; by default `radiologists/benchmark_radiologists` or `radiologists` in `data_dir`, if it exists.
+            Rows of the test set then have `reads`: a list of `reader` (the file's name) and `labels`.
 
     Raises:
-        ValueError: for an unknown option, a missing file or column, a value that is no label (file, line, column), a
-            test study that a reader has not read, or subjects in two splits.
+        ValueError: for an unknown option, a missing file or column, too many bad rows (file, line, column), a test
+            study that a reader has not annotated, or subjects in two splits.
     """
     check_split("chexpert", split, _TABLES)
     check_choice("chexpert", "by", by, BY)
     check_choice("chexpert", "views", views, VIEWS)
     folder = _root(need_folder("chexpert", data_dir, "the folder of CheXpert"), _TABLES[split])
-    table = _images(folder, _TABLES[split])
+    table = _images(folder, split)
     _check_subjects(folder)
     studies = set(table["study"])
-    there = table["path"].map(lambda path: (folder / path).is_file())
-    if not there.any():
-        raise ValueError(f"None of the {len(table)} images is there; looked for {folder / table['path'].iloc[0]}.")
-    table = leave_out(table, ~there, "chexpert", "the file is missing", "path")
+    missing = ~table["path"].map(os.path.isfile)
+    if missing.all():
+        raise ValueError(f"chexpert: none of the {len(table)} images was found; looked for {table['path'].iloc[0]}.")
+    table = skip_rows(table, missing, "chexpert", "the file is missing", "image_id")
     if views == "frontal" or by == "study":
         table = table[table["frontal"]]
     if by == "study":
         lateral = studies - set(table["study"])
-        reason, example = "no frontal image of the study is there", min(lateral, default="")
-        warn_left_out("chexpert", len(lateral), len(studies), reason, example)
+        reason, example = "no frontal image of the study was found", min(lateral, default="")
+        warn_skipped("chexpert", len(lateral), len(studies), reason, example)
         table = table.drop_duplicates("study")
     columns = {
-        "image": [str(folder / path) for path in table["path"]],
+        "image": table["path"].tolist(),
         "subject_id": table["subject"].tolist(),
         "study_id": table["study"].tolist(),
-        "image_id": table["path"].tolist(),
+        "image_id": table["image_id"].tolist(),
         "view": table["view"].tolist(),
         "labels": label_dicts(table[list(CHEXPERT_LABELS)]),
     }
     features = pair_features(CHEXPERT_LABELS, ids="string")
-    reads = _reads(folder, reads_dir) if split == "test" else {}
-    if reads:
+    readers = _readers(folder, reads_dir) if split == "test" else {}
+    if readers:
         features["reads"] = [{"reader": Value("string"), "labels": features["labels"]}]
-        for path, labels in reads.values():
-            unread = set(columns["study_id"]) - set(labels)
-            if unread:
-                raise ValueError(f"{path} lacks {len(unread)} studies of the test set, such as {min(unread)}.")
-        columns["reads"] = [
-            [{"reader": reader, "labels": labels[study]} for reader, (_, labels) in reads.items()]
-            for study in columns["study_id"]
-        ]
+        columns["reads"] = _annotations(readers, columns["study_id"])
     return make_pairs(columns, features)
 
 
 def _root(folder: Path, names: list[str]) -> Path:
-    """The folder itself or the archive's in it, whichever has the table."""
-    for archive in _ARCHIVES:
-        if any((folder / archive / f"{name}{end}").is_file() for name in names for end in ("", ".gz")):
-            return folder / archive
+    """The folder that has the table: the given one, an archive's in it, or the first part of the download in it."""
+    for candidate in (*(folder / archive for archive in _ARCHIVES), *sorted(folder.glob(_PARTS))):
+        if any((candidate / f"{name}{end}").is_file() for name in names for end in ("", ".gz")):
+            return candidate
     find_table(folder, names)  # raises, and says what was looked for
     raise AssertionError
 
 
-def _images(folder: Path, names: list[str]) -> pd.DataFrame:
-    """A row each: path, subject, study, view, frontal and the labels."""
-    path = find_table(folder, names)
+def _images(folder: Path, split: str) -> pd.DataFrame:
+    """One row per image: path, image_id, subject, study, view, frontal and the labels."""
+    path = find_table(folder, _TABLES[split])
     table = read_table(path, CHEXPERT_LABELS, ("Path", "Study", "AP/PA"))
     column = next((name for name in ("Path", "Study") if name in table.columns), None)
     if column is None:
         raise ValueError(f"{path} has no column 'Path' or 'Study'; its columns are {list(table.columns)}.")
-    parts = table[column].map(lambda text: _PATH.search(text.replace("\\", "/")))
-    if parts.isna().any():
-        row, line = file_line(table, parts.isna())
-        raise ValueError(
-            f"{path}, line {line}: {column} must be like CheXpert-v1.0/test/patient64741/study1/view1_frontal.jpg "
-            f"(of a study without the file); got {table[column].iloc[row]!r}."
-        )
+    parts = table[column].map(lambda text: _PATH.match(text.replace("\\", "/")))
+    expected = (
+        f"{column} must be like CheXpert-v1.0/test/patient64741/study1/view1_frontal.jpg (of a study without the file)"
+    )
+    table = good_rows(table, parts.isna(), path, lambda i: f"{expected}; got {table.loc[i, column]!r}.")
     images = to_labels(table, CHEXPERT_LABELS, path)
+    table, parts = table.loc[images.index], parts.loc[images.index]
+    images["view"] = table["AP/PA"] if "AP/PA" in table else ""
     images["subject"] = [part[2] for part in parts]
     images["study"] = [f"{part[2]}/{part[3]}" for part in parts]
-    images["path"] = [part[1] + (part[4] or "") for part in parts]
-    images["view"] = table["AP/PA"] if "AP/PA" in table else ""
+    patients = _patient_folders(folder, _IMAGE_FOLDERS[split])
+    names = [part[1] or _IMAGE_FOLDERS[split][0] for part in parts]
+    images["folder"] = [patients.get(part[2], folder / name / part[2]) / part[3] for name, part in zip(names, parts)]
+    images["split"] = names
     if column == "Study":
         # Every image of a study has its labels.
-        images["path"] = [sorted(_listed(folder, study)) or [f"{study}/view1_frontal.jpg"] for study in images["path"]]
-        images = images.explode("path")
+        images["file"] = [_files(study) or ["view1_frontal.jpg"] for study in images["folder"]]
+        images = images.explode("file")
     else:
-        for line, relative in zip(images.index + 2, images["path"]):
-            inside(folder, relative, f"{path}, line {line}")
-    images["frontal"] = images["path"].str.contains("frontal")
+        images["file"] = [part[4] or "" for part in parts]
+        for line, file in zip(images.index + 2, images["file"]):
+            inside(folder, file or ".", f"{path}, line {line}")
+    images["image_id"] = images["split"] + "/" + images["study"] + "/" + images["file"]
+    images["path"] = [str(study / file) for study, file in zip(images["folder"], images["file"])]
+    images["frontal"] = images["file"].str.contains("frontal")
     unknown = images["view"] == ""
     images.loc[unknown, "view"] = images["frontal"][unknown].map({True: "FRONTAL", False: "LATERAL"})
-    images = leave_out(images, images.duplicated("path"), "chexpert", f"an image twice in {path.name}", "path")
-    return images.sort_values(["study", "path"], kind="stable", ignore_index=True)
+    duplicate = images.duplicated("image_id")
+    images = skip_rows(images, duplicate, "chexpert", f"an image twice in {path.name}", "image_id")
+    return images.sort_values(["study", "image_id"], kind="stable", ignore_index=True)
 
 
-def _listed(folder: Path, study: str) -> list[str]:
-    return [f"{study}/{file.name}" for file in (folder / study).glob("*.jpg")]
+def _files(study: Path) -> list[str]:
+    return sorted(file.name for file in study.glob("*.jpg"))
+
+
+def _patient_folders(root: Path, names: tuple[str, ...]) -> dict[str, Path]:
+    """
+    Where each patient's studies are: in a folder called after the split, in the root or in a part of the download. The
+    parts with training images have no such folder.
+    """
+    parts = sorted({*root.glob(_PARTS), *(root.parent.glob(_PARTS) if root.name.startswith(_PARTS[:-1]) else ())})
+    patients: dict[str, Path] = {}
+    for part in (root, *parts):
+        for folder in (*(part / name for name in names), *([part] if part in parts else [])):
+            if folder.is_dir():
+                with os.scandir(folder) as entries:
+                    for entry in entries:
+                        if entry.name.startswith("patient"):
+                            patients.setdefault(entry.name, folder / entry.name)
+    return patients
 
 
 def _check_subjects(folder: Path) -> None:
@@ -157,20 +177,31 @@ def _check_subjects(folder: Path) -> None:
     check_subjects(str(folder), subjects)
 
 
-def _reads(folder: Path, reads_dir) -> dict[str, tuple[Path, dict]]:
-    """By reader: file, and labels by study."""
+def _readers(folder: Path, reads_dir) -> dict[str, tuple[Path, dict]]:
+    """For each reader: file, and labels by study."""
     if reads_dir is None:
-        found = [folder / name for name in _READS if list((folder / name).glob("*.csv"))]
-        if not found:
+        folders = [folder / name for name in _READERS if list((folder / name).glob("*.csv"))]
+        if not folders:
             return {}
-        reads_dir = found[0]
+        reads_dir = folders[0]
     files = sorted(Path(reads_dir).glob("*.csv"))
     if not files:
         raise ValueError(f"chexpert: there is no csv file in {reads_dir} (reads_dir).")
-    reads = {}
+    readers = {}
     for file in files:
         table = read_table(file, ("Study", *CHEXPERT_LABELS))
-        labels = label_dicts(to_labels(table, CHEXPERT_LABELS, file))
-        studies = ["/".join(study.replace("\\", "/").split("/")[-2:]) for study in table["Study"]]
-        reads[file.stem] = file, dict(zip(studies, labels))
-    return reads
+        labels = to_labels(table, CHEXPERT_LABELS, file)
+        studies = ["/".join(study.replace("\\", "/").split("/")[-2:]) for study in table.loc[labels.index, "Study"]]
+        readers[file.stem] = file, dict(zip(studies, label_dicts(labels)))
+    return readers
+
+
+def _annotations(readers: dict[str, tuple[Path, dict]], studies: list[str]) -> list[list[dict]]:
+    """For each study what each reader says of it."""
+    for path, labels in readers.values():
+        unread = set(studies) - set(labels)
+        if unread:
+            raise ValueError(f"{path} lacks {len(unread)} studies of the test set, such as {min(unread)}.")
+    return [
+        [{"reader": reader, "labels": labels[study]} for reader, (_, labels) in readers.items()] for study in studies
+    ]

@@ -1,6 +1,6 @@
 # Licensed under the Apache License, Version 2.0.
 """
-MIMIC-CXR-JPG 2.0.0 and 2.1.0 with its reports, as they lie on a disk, or as `prepare` has written them.
+MIMIC-CXR-JPG 2.0.0 and 2.1.0 with its reports, raw as they are published, or as `prepare` has written them.
 
     python -m modeling_tier.data prepare mimic_cxr --data_dir /data/mimic-cxr-jpg --output_dir /data/mimic-cxr-320
 """
@@ -29,8 +29,9 @@ from .columns import (
     pair_features,
 )
 from .prepared import is_prepared, load_prepared, preparation
+from .rejected import RejectedRow, note_rejected, reject
 from .sections import SECTIONS, report_text
-from .tables import file_line, find_table, label_dicts, need_folder, read_table, to_integers, to_labels
+from .tables import file_line, find_table, good_rows, label_dicts, need_folder, read_table, to_integers, to_labels
 
 
 SPLIT_RULES = ("official", "paper")
@@ -44,6 +45,7 @@ _OFFICIAL = {"train": "train", "validate": "validation", "test": "test"}
 _DICOM_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]*")
 # In the radiologists' table a finding has another name.
 _RADIOLOGIST_NAMES = {"Airspace Opacity": "Lung Opacity"}
+MAX_REPORT_BYTES = 1 << 20  # a hundred times the longest report
 
 
 def mimic_cxr(
@@ -58,7 +60,7 @@ def mimic_cxr(
     exclude_subjects: str | os.PathLike | None = None,
 ) -> Dataset:
     """
-    Radiographs of MIMIC-CXR-JPG with the text of their report. Rows without text are left out, with a warning that
+    Radiographs of MIMIC-CXR-JPG with the text of their report. Rows without text are skipped, with a warning that
     counts them.
 
     Args:
@@ -75,14 +77,14 @@ def mimic_cxr(
             has no test part.
         views: "all" (the default), or "frontal" (AP and PA).
         labeler: whose labels: "chexpert" (the default), "negbio", or "radiologist" (2.1.0, part of the test set
-            alone; studies that no radiologist labelled are left out).
+            alone; studies that no radiologist labelled are skipped).
         exclude_subjects: csv file of an evaluation set whose patients must not be trained on, such as MS-CXR's; they
-            are left out of "train" and "validation". It names them in a column `subject_id`, or in `path`, as
+            are skipped in "train" and "validation". It names them in a column `subject_id`, or in `path`, as
             files/p10/p10000032/...
 
     Raises:
-        ValueError: for an unknown option, a missing file (what was looked for, and where), a bad table (file, line,
-            column), or subjects in two splits.
+        ValueError: for an unknown option, a missing file (what was looked for, and where), too many bad rows (file,
+            line, column), or subjects in two splits.
     """
     check_split("mimic_cxr", split)
     chosen = {"section": section, "split_by": split_by, "views": views, "labeler": labeler}
@@ -95,41 +97,33 @@ def mimic_cxr(
         if not excluded:
             return pairs
         out = np.isin(pairs["subject_id"][:], list(excluded))
-        _tell_excluded(out, split, exclude_subjects)
+        _warn_excluded(out, split, exclude_subjects)
         return pairs.select(np.flatnonzero(~out))
     section, split_by, views, labeler = (DEFAULTS | chosen).values()
     table, rejected = image_table(folder, split_by, views, labeler)
     rejected = [row for row in rejected if row["split"] == split]
     if rejected:
         warnings.warn(
-            f"mimic_cxr: {len(rejected)} rows of {split} left out, such as {rejected[0]['path']}: "
+            f"mimic_cxr: {len(rejected)} rows of {split} skipped, such as {rejected[0]['path']}: "
             f"{rejected[0]['reason']}.",
             stacklevel=2,
         )
+        note_rejected([RejectedRow("mimic_cxr", row["path"], row["reason"]) for row in rejected])
     warnings.warn(
-        f"{folder} is read as it lies on the disk: every image is decoded at full size in each epoch. For more than a "
-        "try, prepare it once: python -m modeling_tier.data prepare mimic_cxr --help",
+        f"{folder} is read raw: every image is decoded at full size in each epoch. For more than a try, prepare it "
+        "once: python -m modeling_tier.data prepare mimic_cxr --help",
         stacklevel=2,
     )
     table = table[table["split"] == split]
     out = table["subject_id"].isin(excluded)
-    _tell_excluded(out, split, exclude_subjects)
+    _warn_excluded(out, split, exclude_subjects)
     table = table[~out]
     if table.empty:
         raise ValueError(f"mimic_cxr: no image of {folder} is in the split {split!r} by split_by {split_by!r}.")
     source = find_reports(folder, reports_dir, reports, table)
-    texts = {}
-    for subject, study in table[["subject_id", "study_id"]].drop_duplicates().itertuples(index=False):
-        report = source.read(subject, study)
-        texts[study] = report_text(report, section) if report else ""
+    texts, reasons = source.texts(table, section)
+    _skip_without_text(table, texts, reasons, source, split, section)
     rows = table[table["study_id"].map(texts) != ""]
-    if len(rows) < len(table):
-        missing = table[table["study_id"].map(texts) == ""]
-        warnings.warn(
-            f"mimic_cxr: {len(missing)} of {len(table)} images of {split} left out: the report is missing or has no "
-            f"text for section {section}, such as {source.where(*missing[['subject_id', 'study_id']].iloc[0])}.",
-            stacklevel=2,
-        )
     images = [str(folder / path) for path in map(image_path, rows["subject_id"], rows["study_id"], rows["dicom_id"])]
     return make_pairs(pair_columns(rows.assign(text=rows["study_id"].map(texts)), images), FEATURES)
 
@@ -154,8 +148,8 @@ def image_path(subject_id: int, study_id: int, dicom_id: str) -> str:
 
 def image_table(folder: Path, split_by: str, views: str, labeler: str) -> tuple[pd.DataFrame, list[dict]]:
     """
-    All images, a row each, a study's beside each other: dicom_id, subject_id, study_id, split, view and the labels
-    (NaN where nothing is said).
+    All images, one row per image, those of a study beside each other: dicom_id, subject_id, study_id, split, view and
+    the labels (NaN where nothing is said).
 
     Returns:
         the table, and what was rejected on the way, as dictionaries with the keys `split`, `path`, `reason`.
@@ -208,18 +202,18 @@ def _papers_split(folder: Path, table: pd.DataFrame) -> pd.Series:
 
 
 def _split_table(folder: Path) -> tuple[pd.DataFrame, Path]:
-    """The official split as it stands in its file, with the number of the line."""
+    """The official split as its file has it, with the number of the line."""
     split_path = find_table(folder, [f"mimic-cxr-{version}-split.csv" for version in _VERSIONS])
     table = read_table(split_path, ("dicom_id", "study_id", "subject_id", "split"))
-    for column in ("subject_id", "study_id"):
-        table[column] = to_integers(table, column, split_path)
-    table["line"] = table.index + 2
-    unknown = ~table["split"].isin(list(_OFFICIAL))
-    if unknown.any():
-        row = table[unknown].iloc[0]
-        raise ValueError(
-            f"{split_path}, line {row['line']}: split must be one of {list(_OFFICIAL)}; got {row['split']!r}."
-        )
+    ids = to_integers(table, ("subject_id", "study_id"), split_path)
+    table = table.loc[ids.index].assign(**ids, line=ids.index + 2)
+    known = list(_OFFICIAL)
+    table = good_rows(
+        table,
+        ~table["split"].isin(known),
+        split_path,
+        lambda i: f"split must be one of {known}; got {table.loc[i, 'split']!r}.",
+    ).copy()
     table["split"] = table["split"].map(_OFFICIAL)
     return table, split_path
 
@@ -231,26 +225,27 @@ def official_splits(folder: Path) -> dict[str, str]:
 
 
 def _reject(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, list[dict]]:
-    """Rows that stand twice, and image names that could lead out of the folder. Contradictions are errors."""
+    """Duplicate rows, and image names that could lead out of the folder. Contradictions are errors."""
     same = table.duplicated(["dicom_id", "study_id", "subject_id", "split"])
     twice = table[~same & table.duplicated("dicom_id")]
     if len(twice):
         row = twice.iloc[0]
         raise ValueError(
-            f"{path}, line {row['line']}: the dicom_id {row['dicom_id']} stands on an earlier line with another "
+            f"{path}, line {row['line']}: the dicom_id {row['dicom_id']} is also on an earlier line, with another "
             "study, subject or split."
         )
     moved = table.groupby("study_id")["subject_id"].transform("first") != table["subject_id"]
     if moved.any():
         row = table[moved].iloc[0]
         raise ValueError(
-            f"{path}, line {row['line']}: the study {row['study_id']} stands on an earlier line with another subject."
+            f"{path}, line {row['line']}: the study {row['study_id']} is also on an earlier line, with another "
+            "subject."
         )
     outside = ~table["dicom_id"].str.fullmatch(_DICOM_ID.pattern)
     rejected = [
         {"split": row.split, "path": image_path(row.subject_id, row.study_id, row.dicom_id), "reason": reason}
         for bad, reason in (
-            (same, f"stands twice in {path.name}"),
+            (same, f"a duplicate row of {path.name}"),
             (outside & ~same, "path leaves the data folder"),
         )
         for row in table[bad].itertuples()
@@ -270,35 +265,63 @@ def _labels(folder: Path, labeler: str) -> pd.DataFrame:
     names = [name for name in CHEXPERT_LABELS if name in labels.columns]
     if not names:
         raise ValueError(f"{path} has no column of a finding, such as {CHEXPERT_LABELS[0]!r}.")
-    labels["study_id"] = to_integers(labels, "study_id", path)
-    twice = labels["study_id"].duplicated()
-    if twice.any():
-        row, line = file_line(labels, twice)
-        raise ValueError(f"{path}, line {line}: the study {labels['study_id'].iloc[row]} stands on an earlier line.")
-    values = to_labels(labels, names, path).reindex(columns=list(CHEXPERT_LABELS)).astype("float32")
-    return values.assign(study_id=labels["study_id"])
+    studies = to_integers(labels, ["study_id"], path)["study_id"]
+    duplicate = studies.duplicated()
+    if duplicate.any():
+        row, line = file_line(studies, duplicate)
+        raise ValueError(f"{path}, line {line}: the study {studies.iloc[row]} is also on an earlier line.")
+    values = to_labels(labels.loc[studies.index], names, path)
+    values = values.reindex(columns=list(CHEXPERT_LABELS)).astype("float32")
+    return values.assign(study_id=studies.loc[values.index])
 
 
 def _subjects_of(path: Path) -> set[int]:
     """The patients that a csv file of an evaluation set names."""
     if not path.is_file():
         raise ValueError(f"There is no file {path} (exclude_subjects).")
-    table = read_table(path, (), ("subject_id", "path"))
+    if path.suffix == ".json":
+        raise ValueError(f"{path} (exclude_subjects) must be the csv file, which lies beside the json file.")
+    table = read_table(path, (), ("subject_id", "path"), limit=0)  # a skipped row would be trained on
     if "subject_id" in table:
-        return set(to_integers(table, "subject_id", path))
+        return set(to_integers(table, ["subject_id"], path, limit=0)["subject_id"])
     if "path" not in table:
         raise ValueError(f"{path} (exclude_subjects) has no column 'subject_id' or 'path'.")
-    found = table["path"].str.extract(r"(?:^|/)p(\d{8})(?:/|$)")[0]
-    if found.isna().any():
-        row, line = file_line(table, found.isna())
+    subjects = table["path"].str.extract(r"(?:^|[/\\])p(\d{8})(?:[/\\]|$)")[0]
+    if subjects.isna().any():
+        row, line = file_line(table, subjects.isna())
         raise ValueError(f"{path}, line {line}: no patient, as p10000032, in the path {table['path'].iloc[row]!r}.")
-    return set(found.astype("int64"))
+    return set(subjects.astype("int64"))
 
 
-def _tell_excluded(out, split: str, path) -> None:
+def _warn_excluded(out, split: str, path) -> None:
     if out.any():
         warnings.warn(
-            f"mimic_cxr: {out.sum()} of {len(out)} images of {split} left out, whose subjects {path} names.",
+            f"mimic_cxr: {out.sum()} of {len(out)} images of {split} skipped, whose subjects {path} names.",
+            stacklevel=3,
+        )
+
+
+NO_REPORT = "the report is missing"
+
+
+def no_text(section: str) -> str:
+    return f"no text for section {section}"
+
+
+def _skip_without_text(
+    table: pd.DataFrame, texts: dict, reasons: dict, source: "Reports", split: str, section: str
+) -> None:
+    """Count the images whose report gives no text; those whose report cannot be read are bad rows."""
+    ids = table[["subject_id", "study_id", "dicom_id"]].itertuples(index=False)
+    empty = [(source.where(subject, study), reasons[study]) for subject, study, _ in ids if study in reasons]
+    usual = (NO_REPORT, no_text(section))
+    reject([RejectedRow("mimic_cxr", path, why) for path, why in empty if why not in usual], len(table))
+    without = [RejectedRow("mimic_cxr", path, why) for path, why in empty if why in usual]
+    if without:
+        note_rejected(without)
+        warnings.warn(
+            f"mimic_cxr: {len(without)} of {len(table)} images of {split} skipped: the report is missing or has no "
+            f"text for section {section}, such as {without[0].row}.",
             stacklevel=3,
         )
 
@@ -311,7 +334,7 @@ class Reports:
         self.not_utf8: set[int] = set()
 
     def description(self) -> str:
-        """Without the place on the machine; another zip file has another size."""
+        """Without the path on this machine; another zip file has another size."""
         return f"{self.root.name}, {self.root.stat().st_size} bytes" if self.archive else "folder"
 
     def where(self, subject_id: int, study_id: int) -> str:
@@ -322,19 +345,44 @@ class Reports:
         return name in self.archive.NameToInfo if self.archive else (self.root / name).is_file()
 
     def read(self, subject_id: int, study_id: int) -> str | None:
-        """The report, or None if there is none. One that is not UTF-8 is read as Windows-1252, and remembered."""
+        """
+        The report, or None if there is none. One that is not UTF-8 is read as Windows-1252, and remembered.
+
+        Raises:
+            ValueError: if it cannot be read, or is longer than any report.
+        """
         name = self._name(subject_id, study_id)
         try:
-            content = self.archive.read(name) if self.archive else (self.root / name).read_bytes()
+            # No more than this is unpacked: what the archive says of its sizes need not be true.
+            with self.archive.open(name) if self.archive else (self.root / name).open("rb") as file:
+                content = file.read(MAX_REPORT_BYTES + 1)
         except (FileNotFoundError, NotADirectoryError, KeyError):
             return None
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:  # RuntimeError: encrypted
             raise ValueError(f"The report {self.where(subject_id, study_id)} cannot be read: {error}") from error
+        if len(content) > MAX_REPORT_BYTES:
+            raise ValueError(
+                f"The report {self.where(subject_id, study_id)} cannot be read: it has more than {MAX_REPORT_BYTES:,} "
+                "bytes."
+            )
         try:
             return content.decode("utf-8-sig")
         except UnicodeDecodeError:
             self.not_utf8.add(study_id)
             return content.decode("cp1252", errors="replace")
+
+    def texts(self, table: pd.DataFrame, section: str) -> tuple[dict[int, str], dict[int, str]]:
+        """For each study its text, "" where there is none; and for those the reason."""
+        texts, reasons = {}, {}
+        for subject, study in table[["subject_id", "study_id"]].drop_duplicates().itertuples(index=False):
+            try:
+                report = self.read(subject, study)
+            except ValueError as error:
+                report, reasons[study] = "", str(error)
+            texts[study] = report_text(report, section) if report else ""
+            if not texts[study]:
+                reasons.setdefault(study, NO_REPORT if report is None else no_text(section))
+        return texts, reasons
 
     def _name(self, subject_id: int, study_id: int) -> str:
         return f"{self.prefix}p{str(subject_id)[:2]}/p{subject_id}/s{study_id}.txt"
@@ -345,7 +393,7 @@ def find_reports(folder: Path, reports_dir, reports, table: pd.DataFrame) -> Rep
     Where the reports of the table's studies are.
 
     Raises:
-        ValueError: if no study has one in any place that was looked at.
+        ValueError: if no study has one in any of the usual folders.
     """
     if reports_dir and reports:
         raise ValueError("Give either reports_dir (a folder) or reports (a zip file).")
@@ -356,20 +404,20 @@ def find_reports(folder: Path, reports_dir, reports, table: pd.DataFrame) -> Rep
             f"{reports} (reports) is not a zip file." if Path(reports).exists() else f"No file {reports}."
         )
     studies = table[["subject_id", "study_id"]].drop_duplicates().to_numpy().tolist()
-    places = list(_places(folder, reports_dir, reports))
+    sources = list(_sources(folder, reports_dir, reports))
     for some in (studies[:: -(-len(studies) // 200)], studies):  # all of them only if there is need
-        for source in places:
+        for source in sources:
             if any(source.has(*study) for study in some):
                 return source
     raise ValueError(
         "No reports were found. Looked for "
-        + ", ".join(source.where(*studies[0]) for source in places)
+        + ", ".join(source.where(*studies[0]) for source in sources)
         + ". Say where they are with reports_dir (a folder) or "
         "reports (mimic-cxr-reports.zip)."
     )
 
 
-def _places(folder: Path, reports_dir, reports) -> Iterator[Reports]:
+def _sources(folder: Path, reports_dir, reports) -> Iterator[Reports]:
     if reports:
         yield from _in_zip(Path(reports))
         return

@@ -1,6 +1,7 @@
 # Licensed under the Apache License, Version 2.0.
 """MS-CXR: phrases with the boxes that they describe, on images of MIMIC-CXR."""
 
+import json
 import os
 import re
 import warnings
@@ -14,12 +15,15 @@ from .columns import SPLITS, check_choice, check_split, make_pairs, pair_feature
 from .mimic_cxr import official_splits
 from .pictures import picture_size, scaled_box, undecoded
 from .prepared import is_prepared, load_prepared, prepared_splits
-from .tables import file_line, find_table, inside, leave_out, need_folder, read_table, to_numbers
+from .rejected import RejectedRow, reject
+from .tables import find_table, good_rows, inside, need_folder, read_table, skip_rows, to_numbers
 
 
 MIMIC_SPLITS = ("all", *SPLITS)
 
-_NAMES = ["MS_CXR_Local_Alignment_v1.1.0.csv", "MS_CXR_Local_Alignment_v1.0.0.csv", "ms_cxr.csv"]
+_NAMES = [f"MS_CXR_Local_Alignment_v{version}.{kind}" for kind in ("csv", "json") for version in ("1.1.0", "1.0.0")]
+_NAMES = [*_NAMES, "ms_cxr.csv"]
+_TEXTS = ("category_name", "label_text", "dicom_id", "path")
 _NUMBERS = ("x", "y", "w", "h", "image_width", "image_height")
 _IDS = re.compile(r"p(\d+)/s(\d+)/[^/]+$")
 
@@ -32,8 +36,8 @@ def ms_cxr(
 ) -> Dataset:
     """
     Images of MIMIC-CXR with `regions`: a phrase, its finding, and a box; several boxes may belong to one phrase. The
-    labels of the findings are 1 where a phrase is about them and null elsewhere; there are no texts. Images that are
-    not there are left out with a warning that counts them.
+    labels of the findings are 1 where a phrase is about them and null elsewhere; there are no texts. Missing images
+    are skipped with a warning that counts them.
 
     Patients of MIMIC-CXR's training split are among them (a warning counts their images). A model that was trained on
     them must not be judged by them: train it with `exclude_subjects` of [`mimic_cxr`], or choose a `mimic_split` that
@@ -43,14 +47,14 @@ def ms_cxr(
         split: "test": all of MS-CXR is for testing.
         data_dir: folder of MIMIC-CXR-JPG, or one that `prepare` has written; boxes are brought to the size that the
             pictures have there.
-        boxes: the csv file of MS-CXR; by default `MS_CXR_Local_Alignment_v1.1.0.csv` (or v1.0.0, or `ms_cxr.csv`) in
-            `data_dir`.
+        boxes: the csv or json file of MS-CXR; by default `MS_CXR_Local_Alignment_v1.1.0.csv` (or .json, or v1.0.0, or
+            `ms_cxr.csv`) in `data_dir`.
         mimic_split: "all", or the images of that part of MIMIC-CXR alone: of the official split, or of the prepared
             folder's.
 
     Raises:
-        ValueError: for an unknown option, a missing file or column, a bad box or path (file, line), or if no image is
-            there.
+        ValueError: for an unknown option, a missing file or column, too many bad boxes or paths (file, line), or if no
+            image is found.
     """
     check_split("ms_cxr", split, ("test",))
     check_choice("ms_cxr", "mimic_split", mimic_split, MIMIC_SPLITS)
@@ -58,26 +62,69 @@ def ms_cxr(
     if boxes and not Path(boxes).is_file():
         raise ValueError(f"There is no file {boxes} (boxes of ms_cxr).")
     path = Path(boxes) if boxes else find_table(folder, _NAMES)
-    table = read_table(path, ("category_name", "label_text", "dicom_id", "path", *_NUMBERS))
-    numbers = to_numbers(table, _NUMBERS, path)
-    bad = (numbers[["w", "h", "image_width", "image_height"]] <= 0).any(axis=1)
-    for start, length, whole in (("x", "w", "image_width"), ("y", "h", "image_height")):
-        bad |= (numbers[start] >= numbers[whole]) | (numbers[start] + numbers[length] <= 0)
-    if bad.any():
-        _, line = file_line(table, bad)
-        raise ValueError(f"{path}, line {line}: the box lies outside of the image, or one of them is empty.")
+    table, numbers = _boxes(path)
     marked = defaultdict(list)
     for row, (x, y, width, height, *size) in zip(table.itertuples(), numbers.to_numpy().tolist()):
         marked[row.dicom_id].append((row.category_name, row.label_text, (x, y, x + width, y + height), size))
     findings = sorted(set(table["category_name"]))
 
     read = _prepared if is_prepared(folder) else _raw
-    images = read(folder, table.assign(line=table.index + 2).drop_duplicates("dicom_id"), mimic_split, path)
+    images = read(folder, table.drop_duplicates("dicom_id"), mimic_split, path)
     columns = {name: images[name][:] for name in ("image", "view", "image_id")}
     columns |= {name: [str(number) for number in images[name]] for name in ("subject_id", "study_id")}
     columns["labels"] = [_labels(findings, marked[name]) for name in columns["image_id"]]
     columns["regions"] = [_regions(*pair) for pair in zip(columns["image"], map(marked.get, columns["image_id"]))]
     return make_pairs(columns, pair_features(findings, ids="string", regions=True))
+
+
+def _boxes(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Texts and numbers of each box; bad ones are skipped."""
+    read = _read_json if path.suffix == ".json" else read_table
+    table = read(path, (*_TEXTS, *_NUMBERS))
+    numbers = to_numbers(table, _NUMBERS, path)
+    numbers.attrs = table.attrs
+    bad = (numbers[["w", "h", "image_width", "image_height"]] <= 0).any(axis=1)
+    for start, length, side in (("x", "w", "image_width"), ("y", "h", "image_height")):
+        bad |= (numbers[start] >= numbers[side]) | (numbers[start] + numbers[length] <= 0)
+    reason = "the box lies outside of the image, or one of them is empty."
+    numbers = good_rows(numbers, bad, path, lambda i: reason)
+    return table.loc[numbers.index], numbers
+
+
+def _read_json(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    """The same columns from MS-CXR's json file, which has the form of COCO's: images, categories, annotations."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        images = {image["id"]: image for image in content["images"]}
+        categories = {category["id"]: category["name"] for category in content["categories"]}
+        annotations = content["annotations"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path} is not the json file of MS-CXR, with 'images', 'categories' and 'annotations' ({error!r})."
+        ) from error
+    rows, bad = {}, []
+    for i, annotation in enumerate(annotations):
+        try:
+            image = images[annotation["image_id"]]
+            size = annotation if "width" in annotation else image
+            path_of_image = image.get("path") or image["file_name"]
+            values = (
+                categories[annotation["category_id"]],
+                annotation["label_text"],
+                Path(image.get("file_name") or path_of_image).stem,
+                path_of_image,
+                *annotation["bbox"],
+                size["width"],
+                size["height"],
+            )
+            rows[i] = dict(zip(columns, map(str, values), strict=True))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            bad.append(RejectedRow(str(path), f"annotation {i + 1}", f"not in the form of MS-CXR ({error!r})"))
+    reject(bad, len(annotations))
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=list(columns), dtype="str")
+    table.index = pd.Index(rows, dtype="int64") - 1
+    table.attrs["row"] = "annotation"
+    return table
 
 
 def _raw(folder: Path, table: pd.DataFrame, mimic_split: str, source: Path) -> dict[str, list]:
@@ -86,36 +133,45 @@ def _raw(folder: Path, table: pd.DataFrame, mimic_split: str, source: Path) -> d
     if mimic_split != "all":
         table, part = table[part == mimic_split], part[part == mimic_split]
     _warn_of_training(int((part == "train").sum()))
-    rows, found = [], []
+    reasons = {i: _bad_path(folder, row.path, row.dicom_id) for i, row in zip(table.index, table.itertuples())}
+    table = good_rows(table, table.index.map(lambda i: bool(reasons[i])), source, reasons.get)
+    rows, readable = [], []
     for row in table.itertuples():
         ids = _IDS.search(row.path.replace("\\", "/"))
-        if not ids:
-            raise ValueError(
-                f"{source}, line {row.line}: path must be like files/p10/p10000032/s50414267/{row.dicom_id}.jpg; got "
-                f"{row.path!r}."
-            )
-        if Path(row.path.replace("\\", "/")).stem != row.dicom_id:
-            raise ValueError(f"{source}, line {row.line}: the path {row.path!r} is not of the image {row.dicom_id}.")
-        path = str(inside(folder, row.path, f"{source}, line {row.line}"))
+        path = str(inside(folder, row.path, str(source)))
         cell = {"bytes": None, "path": path}
-        found.append(picture_size(cell) is not None)
+        readable.append(picture_size(cell) is not None)
         ids = {"subject_id": ids[1], "study_id": ids[2], "image_id": row.dicom_id}
         rows.append({**ids, "image": cell, "path": path, "view": ""})
-    if not any(found):
+    if not any(readable):
         where = f"; looked for {rows[0]['path']}" if rows else f" with mimic_split {mimic_split!r}"
-        raise ValueError(f"ms_cxr: none of {len(rows)} images of {source} is there or can be read{where}.")
-    there = leave_out(pd.DataFrame(rows), ~pd.Series(found), "ms_cxr", "the file is missing or no picture", "path")
-    return there.to_dict("list")
+        raise ValueError(f"ms_cxr: none of {len(rows)} images of {source} was found and can be read{where}.")
+    reason = "the file is missing or no picture"
+    return skip_rows(pd.DataFrame(rows), ~pd.Series(readable), "ms_cxr", reason, "path").to_dict("list")
+
+
+def _bad_path(folder: Path, path: str, dicom_id: str) -> str:
+    """Why a path cannot be that of an image of MIMIC-CXR; "" if it can."""
+    plain = path.replace("\\", "/")
+    if not _IDS.search(plain):
+        return f"path must be like files/p10/p10000032/s50414267/{dicom_id}.jpg; got {path!r}."
+    if Path(plain).stem != dicom_id:
+        return f"the path {path!r} is not of the image {dicom_id}."
+    try:
+        inside(folder, path, "")
+    except ValueError as error:
+        return str(error).removeprefix(": ")
+    return ""
 
 
 def _prepared(folder: Path, table: pd.DataFrame, mimic_split: str, source: Path) -> dict[str, list]:
     wanted = set(table["dicom_id"])
-    columns, where = defaultdict(list), {}
+    columns, splits = defaultdict(list), {}
     for name in prepared_splits(folder):
         pairs = undecoded(load_prepared(folder, name))
         rows = [i for i, image_id in enumerate(pairs["image_id"][:]) if image_id in wanted]
         chosen = pairs.select(rows)[:]
-        where |= dict.fromkeys(chosen["image_id"], name)
+        splits |= dict.fromkeys(chosen["image_id"], name)
         if mimic_split in ("all", name):
             if name == "train":
                 _warn_of_training(len(rows))
@@ -126,7 +182,7 @@ def _prepared(folder: Path, table: pd.DataFrame, mimic_split: str, source: Path)
             f"ms_cxr: none of {len(wanted)} images of {source} is in the prepared folder {folder} with mimic_split "
             f"{mimic_split!r}."
         )
-    leave_out(table, ~table["dicom_id"].isin(where), "ms_cxr", f"not in the prepared folder {folder}", "dicom_id")
+    skip_rows(table, ~table["dicom_id"].isin(splits), "ms_cxr", f"not in the prepared folder {folder}", "dicom_id")
     return columns
 
 
@@ -148,6 +204,6 @@ def _regions(cell: dict, boxes: list) -> list[dict]:
     """In pixels of the picture as it is stored."""
     size = picture_size(cell)
     return [
-        {"finding": finding, "phrase": phrase, "box": scaled_box(box, whole, size)}
-        for finding, phrase, box, whole in boxes
+        {"finding": finding, "phrase": phrase, "box": scaled_box(box, published, size)}
+        for finding, phrase, box, published in boxes
     ]

@@ -10,7 +10,7 @@ from .columns import SPLITS, VIEWS, check_choice, check_split, make_pairs, pair_
 from .deidentification import clean
 from .padchest import chosen_names
 from .sections import SECTIONS
-from .tables import find_picture, find_table, leave_out, need_folder, read_table
+from .tables import find_picture, find_table, is_missing, need_folder, read_table, skip_rows
 
 
 SPLIT_RULES = ("none", "subject")
@@ -29,8 +29,7 @@ def openi(
 ) -> Dataset:
     """
     Radiographs of Open-I with their reports, and the `Problems` of the reports as labels, 1 or 0 (null where nobody
-    has indexed the report). Rows without text, and images that are not there, are left out with a warning that counts
-    them.
+    has indexed the report). Rows without text, and missing images, are skipped with a warning that counts them.
 
     Args:
         split: "test"; with split_by "subject" also "train" and "validation".
@@ -40,7 +39,7 @@ def openi(
         split_by: "none": all of it is the test set; or "subject": about 80, 10 and 10% of the subjects, chosen by a
             hash of their number, the same in every version of the data set.
         views: "all", or "frontal".
-        min_count: problems of fewer images are left out of the labels.
+        min_count: problems of fewer images are no labels.
 
     Raises:
         ValueError: for an unknown option, a missing file or column, or if no image is left.
@@ -53,25 +52,25 @@ def openi(
     path = find_table(folder, ["indiana_reports.csv"])
     reports = read_table(path, ("uid", "Problems", "findings", "impression"))
     table = read_table(find_table(folder, ["indiana_projections.csv"]), ("uid", "filename", "projection"))
-    for one in (reports, table):
-        one["uid"] = one["uid"].str.replace(r"\.0+$", "", regex=True)  # as tables with gaps write whole numbers
-    reports = leave_out(reports, reports.duplicated("uid"), "openi", f"a report twice in {path.name}", "uid")
-    table = leave_out(table, ~table["uid"].isin(reports["uid"]), "openi", f"not in {path.name}", "filename")
+    for part in (reports, table):
+        part["uid"] = part["uid"].str.replace(r"\.0+$", "", regex=True)  # as tables with gaps write whole numbers
+    reports = skip_rows(reports, reports.duplicated("uid"), "openi", f"a report twice in {path.name}", "uid")
+    table = skip_rows(table, ~table["uid"].isin(reports["uid"]), "openi", f"not in {path.name}", "filename")
     table = table.merge(reports, on="uid", how="left").fillna("")
     if views == "frontal":
         table = table[table["projection"] == "Frontal"]
     if split_by == "subject":
         table = table[table["uid"].map(_split) == split]
     table["text"] = [_text(section, *row) for row in zip(table["findings"], table["impression"])]
-    table = leave_out(table, table["text"] == "", "openi", f"no {section} in the report", "filename")
-    places = [folder / place for place in _FOLDERS]
-    table = table.assign(path=[find_picture(places, name) for name in table["filename"]])
+    table = skip_rows(table, table["text"] == "", "openi", f"no {section} in the report", "filename")
+    folders = [folder / name for name in _FOLDERS]
+    table = table.assign(path=[find_picture(folders, name) for name in table["filename"]])
     if table.empty:
         raise ValueError(f"openi: no row is left with section {section!r} and views {views!r}.")
     if table["path"].isna().all():
-        looked = ", ".join(map(str, places))
-        raise ValueError(f"openi: none of {len(table)} images is there; looked in {looked}.")
-    table = leave_out(table, table["path"].isna(), "openi", "the file is missing", "filename")
+        looked = ", ".join(map(str, folders))
+        raise ValueError(f"openi: none of {len(table)} images was found; looked in {looked}.")
+    table = skip_rows(table, table["path"].isna(), "openi", "the file is missing", "filename")
     problems = table["Problems"].map(lambda text: {name.strip() for name in text.split(";")} - {""})
     indexed = problems.map(lambda names: bool(names - {_UNKNOWN}))
     names = chosen_names(problems[indexed], min_count)
@@ -85,8 +84,8 @@ def openi(
     }
     if names:
         columns["labels"] = [
-            {name: float(name in there) if known else None for name in names}
-            for there, known in zip(problems, indexed)
+            {name: float(name in present) if known else None for name in names}
+            for present, known in zip(problems, indexed)
         ]
     return make_pairs(columns, pair_features(names, ids="string"))
 
@@ -97,7 +96,7 @@ def _split(uid: str) -> str:
 
 
 def _text(section: str, findings: str, impression: str) -> str:
-    findings, impression = (clean(text) for text in (findings, impression))
+    findings, impression = ("" if is_missing(text) else clean(text) for text in (findings, impression))
     return {
         "findings": findings,
         "impression": impression,

@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0.
-"""PadChest: 16-bit radiographs with 174 finding names, a quarter of them read by physicians."""
+"""PadChest: 16-bit radiographs with 174 finding names, a quarter of them labelled by physicians."""
 
 import ast
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from .columns import VIEWS, check_choice, check_split, make_pairs, pair_features
-from .tables import find_picture, find_table, leave_out, need_folder, read_table
+from .tables import find_picture, find_table, need_folder, read_table, skip_rows
 
 
 READERS = ("physician", "all")
@@ -45,15 +45,15 @@ def padchest(
 ) -> Dataset:
     """
     Radiographs of PadChest with its own names of findings, 1 or 0; there are no texts. Rows without a list of labels,
-    and images that are not there, are left out with a warning that counts them; an empty list names nothing. Pictures
-    have 16 bits and are scaled by their own range when they are read.
+    and missing images, are skipped with a warning that counts them; an empty list names nothing. Pictures have 16 bits
+    and are scaled by their own range when they are read.
 
     Args:
         split: "test": the data set has no parts.
         data_dir: folder with the table, and images in folders by `ImageDir`, in `images`, or beside the table.
         readers: "physician": what physicians have labelled, as arXiv 2212.06710; or "all", a network's labels too.
         findings: "paper", the 57 of arXiv 2212.06710; or "all" names that occur.
-        min_count: names with fewer positive images are left out.
+        min_count: names with fewer positive images are dropped.
         views: "all", or "frontal".
 
     Raises:
@@ -71,19 +71,19 @@ def padchest(
     if views == "frontal":
         table = table[table["Projection"].isin(_FRONTAL)]
     table = table.assign(names=table["Labels"].map(label_names), line=table.index + 2)
-    table = leave_out(table, table["names"].isna(), "padchest", f"no list of labels in {path.name}", "line")
-    table = leave_out(table, table.duplicated("ImageID"), "padchest", f"an image twice in {path.name}", "line")
+    table = skip_rows(table, table["names"].isna(), "padchest", f"no list of labels in {path.name}", "line")
+    table = skip_rows(table, table.duplicated("ImageID"), "padchest", f"an image twice in {path.name}", "line")
     if table.empty:
         raise ValueError(f"padchest: no row of {path} is left with readers {readers!r} and views {views!r}.")
     table = table.assign(
-        path=[find_picture(_places(folder, d), name) for d, name in zip(table["ImageDir"], table["ImageID"])]
+        path=[find_picture(_folders(folder, d), name) for d, name in zip(table["ImageDir"], table["ImageID"])]
     )
-    lost = table["path"].isna()
-    if lost.all():
+    missing = table["path"].isna()
+    if missing.all():
         first = table.iloc[0]
-        looked = ", ".join(str(place / first["ImageID"]) for place in _places(folder, first["ImageDir"]))
-        raise ValueError(f"padchest: none of {len(table)} images is there; looked for {looked}.")
-    table = leave_out(table, lost, "padchest", "the file is missing", "ImageID")
+        looked = ", ".join(str(part / first["ImageID"]) for part in _folders(folder, first["ImageDir"]))
+        raise ValueError(f"padchest: none of {len(table)} images was found; looked for {looked}.")
+    table = skip_rows(table, missing, "padchest", "the file is missing", "ImageID")
 
     names = chosen_names(table["names"], min_count, _PAPER if findings == "paper" else None)
     if not names:
@@ -94,7 +94,7 @@ def padchest(
         "study_id": table["StudyID"].tolist(),
         "image_id": table["ImageID"].tolist(),
         "view": table["Projection"].tolist(),
-        "labels": [{name: float(name in there) for name in names} for there in table["names"]],
+        "labels": [{name: float(name in present) for name in names} for present in table["names"]],
     }
     return make_pairs(columns, pair_features(names, ids="string"))
 
@@ -111,10 +111,10 @@ def label_names(text: str) -> frozenset[str] | None:
 
 
 def chosen_names(rows, min_count: int, among=None) -> list[str]:
-    """Names that stand in at least so many rows, in alphabetical order."""
+    """Names that at least so many rows have, in alphabetical order."""
     count = Counter(name for names in rows for name in names)
     return sorted(name for name in (count if among is None else among) if count[name] >= max(1, min_count))
 
 
-def _places(folder: Path, image_dir: str) -> list[Path]:
+def _folders(folder: Path, image_dir: str) -> list[Path]:
     return [folder / name for name in (image_dir, "images", ".") if re.fullmatch(r"[\w-]+|\.", name)]

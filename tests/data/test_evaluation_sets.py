@@ -5,6 +5,7 @@ import csv
 import gzip
 import json
 import re
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -28,6 +29,7 @@ from modeling_tier.training import load_config, train
 
 
 ROOT = Path(__file__).parents[2]
+REAL = ROOT.parent / "shared" / "real"
 # CheXpert's own order, which is not MIMIC-CXR's.
 CHEXPERT_ORDER = (
     "No Finding,Enlarged Cardiomediastinum,Cardiomegaly,Lung Opacity,Lung Lesion,Edema,Consolidation,Pneumonia,"
@@ -134,6 +136,35 @@ def test_chexpert_in_the_folder_of_the_archive(chexpert, tmp_path):
     assert len(load_pairs("chexpert", "validation", data_dir=tmp_path / "around")) == 3
 
 
+@pytest.mark.parametrize("given", ["around", "first part"])
+def test_chexpert_in_the_parts_of_its_download(chexpert, tmp_path, given):
+    """Tables and validation images in the first part; the parts of the training set have no folder train/."""
+    around = tmp_path / "chexpertchestxrays-u20210408"
+    first, second, third = (
+        around / f"CheXpert-v1.0 batch {name}" for name in ("1 (validate & csv)", "2 (train 1)", "3 (train 2)")
+    )
+    first.mkdir(parents=True), third.mkdir()
+    for name in ("train.csv", "valid.csv", "valid"):
+        (chexpert / name).rename(first / name)
+    (chexpert / "train").rename(second)
+    (second / "patient00002").rename(third / "patient00002")
+    folder = around if given == "around" else first
+    train = load_pairs("chexpert", "train", data_dir=folder)
+    assert [row["image_id"] for row in train] == [f"train/patient0000{i}/study1/view1_frontal.jpg" for i in (1, 2)]
+    assert train[0]["image"].size == (40, 50) and positive(train[1]) == ["Fracture"]
+    assert len(load_pairs("chexpert", "validation", data_dir=folder)) == 3
+
+
+def test_chexpert_paths_that_begin_with_the_patient_or_with_another_folder(chexpert):
+    path = chexpert / "valid.csv"
+    lines = path.read_text().splitlines()
+    for i, prefix in ((1, ""), (2, "CheXpert-v1.0 batch 1 (validate & csv)/valid/"), (3, "/data/CheXpert/valid/")):
+        lines[i] = prefix + lines[i][lines[i].index("patient") :]
+    path.write_text("\n".join(lines))
+    valid = load_pairs("chexpert", "validation", data_dir=chexpert)
+    assert [row["image_id"].split("/")[0] for row in valid] == ["valid"] * 3
+
+
 def test_chexpert_says_what_is_wrong(chexpert):
     load = lambda split="test", **options: load_pairs("chexpert", split, data_dir=chexpert, **options)  # noqa: E731
     for options, message in (({"by": "patient"}, "study"), ({"views": "lateral"}, "frontal")):
@@ -146,7 +177,7 @@ def test_chexpert_says_what_is_wrong(chexpert):
     with pytest.raises(ValueError, match=r"bc6\.csv lacks 1 .*patient64743/study1"):
         load()
     (chexpert / "valid/patient64541/study1/view1_frontal.jpg").unlink()
-    with pytest.warns(UserWarning, match=r"1 of 3 rows left out.*missing.*patient64541"):
+    with pytest.warns(UserWarning, match=r"1 of 3 rows skipped.*missing.*patient64541"):
         assert len(load("validation")) == 2
     content = (chexpert / "valid.csv").read_text()
     (chexpert / "valid.csv").write_text(content.replace(",1.0,", ",2.0,", 1))
@@ -170,7 +201,7 @@ def test_chexpert_studies_without_a_frontal_image_are_counted(chexpert):
     (chexpert / "test/patient64742/study1/view1_frontal.jpg").unlink()
     with pytest.warns(UserWarning) as warned:
         assert len(load_pairs("chexpert", "test", data_dir=chexpert, by="study")) == 2
-    assert any("1 of 3 rows left out: no frontal image of the study" in str(w.message) for w in warned)
+    assert any("1 of 3 rows skipped: no frontal image of the study" in str(w.message) for w in warned)
 
 
 def test_chexpert_packed_tables_are_checked_for_subjects_too(chexpert):
@@ -185,7 +216,7 @@ def test_chexpert_an_image_twice_counts_once_and_windows_paths_are_read(chexpert
     path = chexpert / "valid.csv"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], *(line.replace("/", "\\", 3) for line in [*lines[1:], lines[1]])]))
-    with pytest.warns(UserWarning, match=r"1 of 4 rows left out: an image twice in valid\.csv"):
+    with pytest.warns(UserWarning, match=r"1 of 4 rows skipped: an image twice in valid\.csv"):
         assert len(load_pairs("chexpert", "validation", data_dir=chexpert)) == 3
 
 
@@ -217,8 +248,8 @@ def test_padchest(padchest):
     with pytest.warns(UserWarning) as warned:
         test = load_pairs("padchest", "test", data_dir=padchest)
     said = " ".join(str(w.message) for w in warned)
-    assert "2 of 7 rows left out: no list of labels" in said and "line 6" in said
-    assert "1 of 5 rows left out: the file is missing, such as ImageID gone.png" in said
+    assert "2 of 7 rows skipped: no list of labels" in said and "line 6" in said
+    assert "1 of 5 rows skipped: the file is missing, such as ImageID gone.png" in said
     assert [row["image_id"] for row in test] == ["a.png", "b.png", "c.png", "g.png"]
     assert list(test.features["labels"]) == ["cardiomegaly", "normal", "pleural effusion"]
     assert [list(row["labels"].values()) for row in test] == [[1, 0, 1], [0, 1, 0], [0, 0, 1], [0, 0, 0]]
@@ -241,7 +272,7 @@ def test_padchest_options(padchest):
             load(**options)
     for path in padchest.rglob("*.png"):
         path.unlink()
-    with pytest.raises(ValueError, match=r"none of 5 images is there; looked for .*a\.png"):
+    with pytest.raises(ValueError, match=r"none of 5 images was found; looked for .*a\.png"):
         load()
 
 
@@ -263,7 +294,7 @@ def test_padchest_folders_do_not_leave_the_data(padchest, tmp_path):
     ]
     for row in rows:
         write_csv(path, PADCHEST, [row])
-        with pytest.raises(ValueError, match="none of 1 images is there"):
+        with pytest.raises(ValueError, match="none of 1 images was found"):
             load_pairs("padchest", "test", data_dir=tmp_path)
 
 
@@ -280,19 +311,20 @@ def test_padchest_labels():
 @pytest.fixture(params=["images", "images_001/images", ""])
 def chestxray14(request, tmp_path):
     columns = ("Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patient Age", "Patient Gender")
-    columns += ("View Position", "OriginalImage[Width", "Height]", "")
+    columns += ("View Position", "OriginalImage[Width", "Height]", "OriginalImagePixelSpacing[x", "y]", "")
     rows = [
-        ("00000001_000.png", "Cardiomegaly|Effusion", "0", "1", "58", "M", "PA", "2682", "2749", ""),
-        ("00000002_000.png", "No Finding", "0", "2", "58", "M", "AP", "2682", "2749", ""),
-        ("00000003_000.png", "Infiltration", "0", "3", "58", "M", "AP", "2682", "2749", ""),
-        ("00000003_001.png", "Pleural_Thickening", "1", "3", "58", "M", "AP", "2682", "2749", ""),
+        ("00000001_000.png", "Cardiomegaly|Effusion", "0", "1", "58", "M", "PA", "2682", "2749", "0.143", "0.143", ""),
+        ("00000002_000.png", "No Finding", "0", "2", "58", "M", "AP", "2682", "2749", "0.143", "0.143", ""),
+        ("00000003_000.png", "Infiltration", "0", "3", "58", "M", "AP", "2682", "2749", "0.143", "0.143", ""),
+        ("00000003_001.png", "Pleural_Thickening", "1", "3", "58", "M", "AP", "2682", "2749", "0.143", "0.143", ""),
     ]
     write_csv(tmp_path / "Data_Entry_2017.csv", columns, rows)
     boxes = [
-        ("00000001_000.png", "Cardiomegaly", "100.5", "200", "300", "400", "", "", ""),
-        ("00000003_000.png", "Infiltrate", "0", "0", "512", "1024", "", "", ""),
-        ("00000003_000.png", "Infiltrate", "600", "0", "100", "100", "", "", ""),
+        ("00000001_000.png", "Cardiomegaly", "100.5", "200", "300", "400"),
+        ("00000003_000.png", "Infiltrate", "0", "0", "512", "1024"),
+        ("00000003_000.png", "Infiltrate", "600", "0", "100", "100"),
     ]
+    # As published: three names of columns more than the rows have fields.
     boxes_header = ("Image Index", "Finding Label", "Bbox [x", "y", "w", "h]", "", "", "")
     write_csv(tmp_path / "BBox_List_2017.csv", boxes_header, boxes)
     (tmp_path / "train_val_list.txt").write_text("00000002_000.png\n")
@@ -315,6 +347,33 @@ def test_chestxray14(chestxray14):
     assert test[1]["regions"][0]["finding"] == "Infiltration" and test[2]["regions"] == []
     assert len(load_pairs("chestxray14", "test", data_dir=chestxray14, with_boxes=True)) == 2
     assert load_pairs("chestxray14", "train", data_dir=chestxray14)["image_id"] == ["00000002_000.png"]
+
+
+@pytest.mark.skipif(not (REAL / "BBox_List_2017.csv.gz").is_file(), reason="the real files are not here")
+def test_chestxray14_published_boxes(chestxray14):
+    """All 984 boxes of the published table, on 880 images."""
+    (chestxray14 / "BBox_List_2017.csv").unlink()
+    shutil.copy(REAL / "BBox_List_2017.csv.gz", chestxray14)
+    with gzip.open(chestxray14 / "BBox_List_2017.csv.gz", "rt") as file:
+        boxes = [line.split(",") for line in file.read().splitlines()[1:]]
+    images = sorted({box[0] for box in boxes})
+    header = (chestxray14 / "Data_Entry_2017.csv").read_text().splitlines()[0]
+    rows = [f"{name},No Finding,0,{name[:8]},58,M,PA,2682,2749,0.143,0.143," for name in images]
+    (chestxray14 / "Data_Entry_2017.csv").write_text("\n".join([header, *rows]))
+    (chestxray14 / "test_list.txt").write_text("\n".join(images))
+    (chestxray14 / "train_val_list.txt").unlink()
+    for name in images:
+        (chestxray14 / name).touch()
+    pairs = load_pairs("chestxray14", "test", data_dir=chestxray14, with_boxes=True)
+    assert (len(boxes), len(pairs)) == (984, 880)
+    regions = {row["image_id"]: row["regions"] for row in pairs.remove_columns("image")}
+    assert sum(map(len, regions.values())) == 984
+    for image, finding, *numbers in boxes:
+        x, y, width, height = map(float, numbers)
+        names = [region["finding"] for region in regions[image]]
+        assert {"Infiltrate": "Infiltration"}.get(finding, finding) in names
+        corners = [np.float32([x, y, x + width, y + height])]
+        assert any(np.allclose(region["box"], corners) for region in regions[image])
 
 
 def test_chestxray14_says_what_is_wrong(chestxray14):
@@ -344,7 +403,7 @@ def test_chestxray14_says_what_is_wrong(chestxray14):
 def test_chestxray14_a_box_outside_of_the_picture_is_named(chestxray14, box):
     path = chestxray14 / "BBox_List_2017.csv"
     lines = path.read_text().splitlines()
-    path.write_text("\n".join([*lines, ",".join(["00000001_000.png", "Cardiomegaly", *box, "", "", ""])]))
+    path.write_text("\n".join([*lines, ",".join(["00000001_000.png", "Cardiomegaly", *box])]))
     with pytest.raises(ValueError, match=r"BBox_List_2017\.csv, line 5: the box lies outside"):
         load_pairs("chestxray14", "test", data_dir=chestxray14)
 
@@ -356,8 +415,8 @@ def test_chestxray14_what_is_twice_or_not_in_the_table_is_counted(chestxray14):
     with pytest.warns(UserWarning) as warned:
         assert len(load_pairs("chestxray14", "test", data_dir=chestxray14)) == 3
     said = " ".join(str(w.message) for w in warned)
-    assert "1 of 5 rows left out: an image twice" in said and "line 6" in said
-    assert "1 of 4 rows left out: not in Data_Entry_2017.csv, such as 00000009_000.png" in said
+    assert "1 of 5 rows skipped: an image twice" in said and "line 6" in said
+    assert "1 of 4 rows skipped: not in Data_Entry_2017.csv, such as 00000009_000.png" in said
 
 
 # MS-CXR
@@ -388,6 +447,54 @@ def test_ms_cxr_on_the_tree(mimic):
             assert row["labels"][region["finding"]] == 1.0 and region["finding"] == box["category_name"]
         assert all(v is None for k, v in row["labels"].items() if k not in {box["category_name"] for box in own})
         assert f"p{row['subject_id']}/s{row['study_id']}/" in own[0]["path"] and row["text"] is None
+
+
+def as_json(boxes: list[dict]) -> dict:
+    """MS-CXR's json file, in the form of COCO's."""
+    images = list(dict.fromkeys((box["dicom_id"], box["path"]) for box in boxes))
+    findings = sorted({box["category_name"] for box in boxes})
+    return {
+        "info": {"version": "1.1.0"},
+        "licenses": [],
+        "categories": [{"id": i + 1, "name": name, "supercategory": ""} for i, name in enumerate(findings)],
+        "images": [{"id": i, "file_name": f"{name}.jpg", "path": path} for i, (name, path) in enumerate(images)],
+        "annotations": [
+            {
+                "id": i,
+                "category_id": findings.index(box["category_name"]) + 1,
+                "image_id": images.index((box["dicom_id"], box["path"])),
+                "bbox": [int(box[name]) for name in "xywh"],
+                "label_text": box["label_text"],
+                "width": int(box["image_width"]),
+                "height": int(box["image_height"]),
+                "split": box["split"],
+            }
+            for i, box in enumerate(boxes)
+        ],
+    }
+
+
+@pytest.mark.filterwarnings("ignore:ms_cxr")
+def test_ms_cxr_from_its_json_file(mimic, tmp_path):
+    content = as_json(boxes_of(mimic))
+    path = tmp_path / "MS_CXR_Local_Alignment_v1.1.0.json"
+    load = lambda **options: load_pairs("ms_cxr", "test", data_dir=mimic, **options)  # noqa: E731
+    for where in ("annotations", "images"):  # which of them have the size of the picture
+        if where == "images":
+            for annotation in content["annotations"]:
+                size = {name: annotation.pop(name) for name in ("width", "height")}
+                content["images"][annotation["image_id"]] |= size
+        path.write_text(json.dumps(content))
+        a, b = (pairs.remove_columns("image") for pairs in (load(boxes=path), load()))
+        assert a[:] == b[:] and a.features == b.features
+    del content["annotations"][1]["bbox"]
+    path.write_text(json.dumps(content))
+    with pytest.warns(UserWarning, match=r"json: 1 of \d+ rows skipped, such as annotation 2: not in the form .*bbox"):
+        load(boxes=path)
+    for wrong in ("{", "[]", '{"images": []}', '"text"'):
+        path.write_text(wrong)
+        with pytest.raises(ValueError, match=r"json is not the json file of MS-CXR, with 'images', 'categories'"):
+            load(boxes=path)
 
 
 @pytest.mark.filterwarnings("ignore:ms_cxr")
@@ -431,7 +538,7 @@ def test_ms_cxr_warns_of_the_training_split_and_can_leave_it(mimic):
         assert {official[name] for name in parts[2]} == {"test"}
 
 
-@pytest.mark.filterwarnings("ignore:mimic_cxr", "ignore:.*read as it lies", "ignore:ms_cxr")
+@pytest.mark.filterwarnings("ignore:mimic_cxr", "ignore:.*is read raw", "ignore:ms_cxr")
 def test_its_patients_can_be_kept_out_of_training(mimic):
     patients = {int(box["path"].split("/p")[2].split("/")[0]) for box in boxes_of(mimic)}
     for folder in (mimic, mimic.parent / "prepared"):
@@ -465,12 +572,7 @@ def test_ms_cxr_says_what_is_wrong(mimic, tmp_path):
 
     first = boxes_of(mimic)[0]
     cases = [
-        (bad(first["dicom_id"], "another"), "line 2: the path .* is not of the image another"),
-        (bad(f",{first['x']},", ",96,"), "line 2: the box lies outside of the image"),
         (bad("category_name", "category"), r"\d\.csv has no column 'category_name'"),
-        (bad(f",{first['x']},", ",nan,"), "line 2: x must be a number"),
-        (bad(first["path"], "../" + first["path"]), "line 2: the path .* leaves the data folder"),
-        (bad(first["path"], "files/picture.jpg"), "line 2: path must be like files/p10"),
         ({"data_dir": mimic, "boxes": tmp_path / "none.csv"}, r"no file .*none\.csv"),
         ({"data_dir": mimic, "mimic_split": "dev"}, "mimic_split must be one of"),
         ({"data_dir": tmp_path}, r"MS_CXR_Local_Alignment_v1\.1\.0\.csv"),
@@ -479,6 +581,18 @@ def test_ms_cxr_says_what_is_wrong(mimic, tmp_path):
     for options, message in cases:
         with pytest.raises(ValueError, match=message):
             load_pairs("ms_cxr", "test", **options)
+    of_first = sum(box["dicom_id"] == first["dicom_id"] for box in boxes_of(mimic))
+    cases = [
+        (bad(first["dicom_id"], "another"), "line 2: the path .* is not of the image another", of_first == 1),
+        (bad(f",{first['x']},", ",96,"), "line 2: the box lies outside of the image", of_first == 1),
+        (bad(f",{first['x']},", ",nan,"), "line 2: x must be a number", of_first == 1),
+        (bad(first["path"], "../" + first["path"]), "line 2: the path .* leaves the data folder", True),
+        (bad(first["path"], "files/picture.jpg"), "line 2: path must be like files/p10", True),
+    ]
+    number = len({box["dicom_id"] for box in boxes_of(mimic)})
+    for options, message, lost in cases:
+        with pytest.warns(UserWarning, match=rf"1 of \d+ rows skipped, such as {message}"):
+            assert len(load_pairs("ms_cxr", "test", **options)) == number - lost
 
 
 # Open-I
@@ -514,7 +628,7 @@ def openi(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:openi")
 def test_openi(openi):
-    with pytest.warns(UserWarning, match=r"openi: 4 of 130 rows left out: no impression.*2_IM-0001-3001"):
+    with pytest.warns(UserWarning, match=r"openi: 4 of 130 rows skipped: no impression.*2_IM-0001-3001"):
         pairs = load_pairs("openi", "test", data_dir=openi, min_count=1)
     texts = dict(zip(pairs["study_id"], pairs["text"]))
     assert texts["0"] == "No acute disease." and texts["3"] == "Clear." and "2" not in texts and "4" not in texts
@@ -545,7 +659,7 @@ def test_openi_says_what_is_wrong(openi):
         load_pairs("openi", "test", data_dir=openi)
     for path in (openi / "images").rglob("*.png"):
         path.unlink()
-    with pytest.raises(ValueError, match=r"none of 126 images is there; looked in .*images_normalized"):
+    with pytest.raises(ValueError, match=r"none of 126 images was found; looked in .*images_normalized"):
         load_pairs("openi", "test", data_dir=openi)
     (openi / "indiana_projections.csv").unlink()
     with pytest.raises(ValueError, match=r"none of \['indiana_projections\.csv'\]"):
@@ -555,7 +669,7 @@ def test_openi_says_what_is_wrong(openi):
 def test_openi_numbers_that_a_table_with_gaps_has_made_floats(openi):
     path = openi / "indiana_reports.csv"
     path.write_bytes(re.sub(rb"(?m)^(\d+),", rb"\1.0,", path.read_bytes()))
-    with pytest.warns(UserWarning, match="4 of 130 rows left out: no impression"):
+    with pytest.warns(UserWarning, match="4 of 130 rows skipped: no impression"):
         assert len(load_pairs("openi", "test", data_dir=openi)) == 126
 
 

@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0.
-"""MIMIC-CXR-JPG read as it lies on a disk, from trees in exactly its form, awkward ones included."""
+"""MIMIC-CXR-JPG is read raw on a disk, from trees in exactly its form, awkward ones included."""
 
 import csv
 import warnings
@@ -31,7 +31,7 @@ ROWS = [
 def load(root, split="train", **options):
     """The pairs, without the advice to prepare the folder."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*is read as it lies")
+        warnings.filterwarnings("ignore", ".*is read raw")
         return load_pairs("mimic_cxr", split, data_dir=root, **options)
 
 
@@ -43,7 +43,7 @@ def named(labels: dict) -> dict:
 @pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
 def test_both_versions_packed_or_not(tmp_path, version, suffix):
     root = write_tree(tmp_path / "mimic", ROWS, version=version, suffix=suffix)
-    with pytest.warns(UserWarning, match="read as it lies.*full size.*prepare mimic_cxr --help"):
+    with pytest.warns(UserWarning, match="is read raw.*full size.*prepare mimic_cxr --help"):
         pairs = load_pairs("mimic_cxr", "train", data_dir=root)
     assert {name: pairs[name][:] for name in pairs.column_names if name not in ("image", "labels")} == {
         "text": ["Heart failure, worse.", "Heart failure, worse.", "Clear."],
@@ -123,7 +123,7 @@ def test_a_study_labelled_twice_is_an_error(tmp_path):
     root = write_tree(tmp_path, [study(1)])
     columns, line = ("subject_id", "study_id", *CHEXPERT_LABELS), (10000001, 50000001, *[""] * 14)
     write_table(root / "mimic-cxr-2.0.0-chexpert.csv", columns, [line, line])
-    with pytest.raises(ValueError, match=r"chexpert\.csv, line 3: the study 50000001 stands on an earlier line"):
+    with pytest.raises(ValueError, match=r"chexpert\.csv, line 3: the study 50000001 is also on an earlier line"):
         load(root)
 
 
@@ -161,7 +161,7 @@ def test_reports_are_found_wherever_users_keep_them(tmp_path, place):
 
 def test_one_report_at_the_end_is_enough_to_find_the_place(tmp_path):
     rows = [study(i, report=None, picture=None) for i in range(1, 402)] + [study(402)]
-    with pytest.warns(UserWarning, match="401 of 402 images of train left out"):
+    with pytest.warns(UserWarning, match="401 of 402 images of train skipped"):
         assert load(write_tree(tmp_path, rows))["image_id"][:] == ["00000192-0"]
 
 
@@ -222,13 +222,13 @@ def test_images_without_text_are_left_out_and_counted(tmp_path):
         study(5, report="IMPRESSION: ___.\n"),
     ]
     with pytest.warns(
-        UserWarning, match=r"5 of 6 images of train left out: .* text for section impression.*p10000002/s50000002\.txt"
+        UserWarning, match=r"5 of 6 images of train skipped: .* text for section impression.*p10000002/s50000002\.txt"
     ):
         pairs = load(write_tree(tmp_path, rows))
     assert pairs["image_id"][:] == ["00000001-0"]
 
 
-@pytest.mark.filterwarnings("ignore:.*left out")
+@pytest.mark.filterwarnings("ignore:.*skipped")
 @pytest.mark.parametrize("section", ["impression", "findings", "impression_or_findings", "both"])
 def test_sections(tmp_path, section):
     reports = [FULL, "FINDINGS: Edema.\n", "FINAL REPORT\n Clear lungs.\n"]
@@ -307,10 +307,10 @@ def test_an_encrypted_zip_of_reports_is_named(tmp_path, monkeypatch):
     root = write_tree(tmp_path, [ROWS[0]._replace(report=None)])
     zipped(root / "mimic-cxr-reports.zip", [ROWS[0]], "files/")
 
-    def read(*args):
+    def read(*args, **options):
         raise RuntimeError("File is encrypted, password required for extraction")
 
-    monkeypatch.setattr(zipfile.ZipFile, "read", read)
+    monkeypatch.setattr(zipfile.ZipFile, "open", read)
     with pytest.raises(ValueError, match=r"s50000001\.txt cannot be read: File is encrypted"):
         load(root)
 
@@ -351,13 +351,13 @@ def test_an_unknown_split_is_named_with_its_line(tmp_path):
 def test_a_row_that_stands_twice_counts_once(tmp_path):
     root = write_tree(tmp_path, [study(1), study(2), study(1)])
     table, rejected = image_table(root, "official", "all", "chexpert")
-    with pytest.warns(UserWarning, match=r"1 rows of train left out, such as .*00000001-0\.jpg: stands twice"):
+    with pytest.warns(UserWarning, match=r"1 rows of train skipped, such as .*00000001-0\.jpg: a duplicate row"):
         assert table["dicom_id"].tolist() == load(root)["image_id"][:] == ["00000001-0", "00000002-0"]
     assert rejected == [
         {
             "split": "train",
             "path": "files/p10/p10000001/s50000001/00000001-0.jpg",
-            "reason": "stands twice in mimic-cxr-2.0.0-split.csv",
+            "reason": "a duplicate row of mimic-cxr-2.0.0-split.csv",
         }
     ]
 
@@ -365,7 +365,7 @@ def test_a_row_that_stands_twice_counts_once(tmp_path):
 @pytest.mark.parametrize("change", [{"study_id": 50000009}, {"subject_id": 10000009}, {"split": "test"}])
 def test_a_row_that_contradicts_an_earlier_one_is_an_error(tmp_path, change):
     rows = [study(1), study(2), study(1)._replace(**change)]
-    with pytest.raises(ValueError, match=r"split\.csv, line 4: the dicom_id 00000001-0 stands on an earlier line"):
+    with pytest.raises(ValueError, match=r"split\.csv, line 4: the dicom_id 00000001-0 is also on an earlier line"):
         load(write_tree(tmp_path, rows))
 
 
@@ -379,7 +379,7 @@ def test_a_study_of_two_subjects_is_an_error(tmp_path):
 def test_an_image_outside_of_the_folder_is_rejected_and_counted(tmp_path, dicom_id):
     root = write_tree(tmp_path / "mimic", [study(1), study(2, picture=None)._replace(dicom_id=dicom_id)])
     table, rejected = image_table(root, "official", "all", "chexpert")
-    with pytest.warns(UserWarning, match="1 rows of train left out.*leaves the data folder"):
+    with pytest.warns(UserWarning, match="1 rows of train skipped.*leaves the data folder"):
         assert table["dicom_id"].tolist() == load(root)["image_id"][:] == ["00000001-0"]
     assert [row["reason"] for row in rejected] == ["path leaves the data folder"]
 

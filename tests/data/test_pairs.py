@@ -22,6 +22,7 @@ from PIL import Image
 from modeling_tier.data import load_pairs
 from modeling_tier.data import pairs as pairs_function
 from modeling_tier.data.pictures import read_picture, undecoded
+from modeling_tier.data.rejected import collect_rejected, write_rejected
 
 
 ROOT = Path(__file__).parents[2]
@@ -198,7 +199,7 @@ def test_a_file_of_no_split_beside_files_of_splits_is_told(tmp_path):
     write_pictures(tmp_path)
     for name in ("train.csv", "training.csv", "mytest.csv"):
         (tmp_path / name).write_text(csv_text(ROWS))
-    with pytest.warns(UserWarning, match="2 of 3 files left out.*mytest.csv"):
+    with pytest.warns(UserWarning, match="2 of 3 files skipped.*mytest.csv"):
         assert len(texts("train", tmp_path, **OPTIONS, validation_share=1e-9)) == 20
 
 
@@ -225,7 +226,7 @@ def test_usual_names_need_not_be_given(tmp_path):
     (tmp_path / "a.csv").write_text(f"path,report,number\n{ROWS[0]['file']},Clear.,5\n")
     row = load_pairs("pairs", "train", data_dir=tmp_path / "a.csv", validation_share=1e-9)[0]
     assert row["text"] == "Clear." and np.array_equal(row["image"], pixels(0))
-    assert row["image_id"] == "row 1" and row["subject_id"] is None and row["study_id"] is None
+    assert row["image_id"] == "train row 1" and row["subject_id"] is None and row["study_id"] is None
     write_tar(tmp_path / "a.tar", [("k", {"jpg": png(3), "txt": b"Clear."})])
     row = load_pairs("pairs", "train", data_dir=tmp_path, validation_share=1e-9)[0]
     assert row["text"] == "Clear." and np.array_equal(row["image"], pixels(3)) and row["image_id"] == "k"
@@ -259,10 +260,12 @@ def test_a_missing_picture_is_told_by_file_and_line(tmp_path, name, line):
     content = csv_text(rows) if name.endswith("csv") else jsonl_text(rows).replace("\n", "\n \n", 1)
     write_pictures(tmp_path, ROWS[:2])
     (tmp_path / name).write_text(content)
-    with pytest.raises(ValueError, match=rf"{name}, line {line}: .*nowhere\.png \(2 of 4 are missing\)"):
+    with pytest.raises(
+        ValueError, match=rf"{name}, line {line}: .*nowhere\.png .*2 of 4 rows are bad; at most 10%.*max_rejected"
+    ):
         load_pairs("pairs", "train", data_dir=tmp_path / name, **OPTIONS)
     (tmp_path / name).write_text(content.replace("nowhere.png", ""))
-    with pytest.raises(ValueError, match=rf"{name}, line {line}: .*blank.*2 of 4"):
+    with pytest.raises(ValueError, match=rf"{name}, line {line}: .*blank.*2 of 4 rows"):
         load_pairs("pairs", "train", data_dir=tmp_path / name, **OPTIONS)
 
 
@@ -281,8 +284,9 @@ def test_a_path_does_not_leave_the_folder(tmp_path, path, form):
     with pytest.raises(ValueError, match="(line|row) [12]: .*leaves the data folder"):
         load_pairs("pairs", "train", data_dir=tmp_path / "data")
     if form == "parquet":
-        with pytest.raises(ValueError, match="leaves the data folder"):
-            list(load_pairs("pairs", "train", data_dir=tmp_path / "data", streaming=True, validation_share=1e-9))
+        with pytest.warns(UserWarning, match="1 rows skipped: .*leaves the data folder"):
+            options = {"data_dir": tmp_path / "data", "streaming": True, "validation_share": 1e-9}
+            assert list(load_pairs("pairs", "train", **options)) == []
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -305,19 +309,20 @@ BAD_FILES = {
     "not JSON": ("a.jsonl", b'{"image": "a.png", "text": "x"}\n{"image": \n', "line 2: not JSON"),
     "no object": ("a.jsonl", b'\n["a.png", "x"]\n', "line 2: must be an object"),
     "empty jsonl": ("a.jsonl", b"\n\n", "has no rows"),
-    "not UTF-8 in jsonl": ("a.jsonl", b'{"image": "a.png", "text": "x"}\n{"text": "\xe9"}\n', "line 2: .*UTF-8"),
-    "not UTF-8": ("a.csv", b"image,text\na.png,x\na.png,\xe9\n", "line 3: .*UTF-8"),
+    "not UTF-8 in jsonl": (
+        "a.jsonl",
+        b'{"image": "a.png", "text": "x"}\n{"text": "\xe9"}\n',
+        "line 2: .*encoding.*cp1252",
+    ),
+    "not UTF-8": ("a.csv", b"image,text\na.png,x\na.png,\xe9\n", "line 3: .*encoding.*cp1252"),
     "empty": ("a.csv", b"", "has no rows"),
     "blank": ("a.csv", b"\n\n", "has no rows"),
     "only the columns": ("a.csv", b"image,text\n", "has no rows"),
-    "semicolons": ("a.csv", b"image;text\na.png;x, y\n", "separated by commas; its first line is 'image;text'"),
-    "tabs": ("a.csv", b"image\ttext\na.png\tx\n", "separated by commas"),
     "a bare comma": ("a.csv", b'image,text\na.png,"x, y"\na.png,No mass, no effusion\n', "line 3: 3 fields, but.*2"),
     "always a bare comma": ("a.csv", b"image,text\na.png,No mass, no effusion\n", "line 2: 3 fields.*quotation"),
     "too few": ("a.csv", b"image,text\n\na.png\n", "line 3: 1 fields"),
     "a quotation without end": ("a.csv", b'image,text\na.png,x\na.png,"x\na.png,x\n', "line 3: not csv"),
     "a quotation within": ("a.csv", b'image,text\na.png,"an "open" lung"\n', "line 2: not csv"),
-    "not compressed": ("a.csv.gz", b"image,text\na.png,x\n", "cannot be read"),
     "cut off": ("a.csv.gz", gzip.compress(b"image,text\na.png,x\n")[:-9], "cannot be read"),
     "parquet": ("a.parquet", b"PAR1 and nothing more", r"The \.parquet files of .* cannot be read"),
     "tar": ("a.tar", b"no archive" * 100, r"The \.tar files of .* cannot be read"),
@@ -342,6 +347,126 @@ def test_line_ends_and_byte_order_mark_of_windows(tmp_path):
         (tmp_path / f"w.{name}").write_bytes(content.replace("\n", "\r\n").encode("utf-8-sig"))
         found = texts("train", tmp_path / f"w.{name}", **OPTIONS, validation_share=1e-9)
         assert [text.replace("\r\n", "\n") for text in found] == [row["findings"] for row in ROWS]
+
+
+# Tables as programs write them
+
+TABLE = 'Image,TEXT,Edema\np0/0.png,"Ödem, klein.",1.0\np0/1.png,Clear lungs.,\np1/2.png,Wet.,0\n'
+WRITTEN = {
+    "semicolons": TABLE.replace("Ödem, klein", "Ödem KOMMA klein").replace(",", ";").replace(" KOMMA", ","),
+    "tabs": "\n".join("\t".join(row) for row in csv.reader(io.StringIO(TABLE))) + "\n",
+    "Excel's separator": "sep=,\r\n" + TABLE.replace("\n", "\r\n"),
+    "line ends of old Macs": TABLE.replace("\n", "\r"),
+    "line ends of Windows": TABLE.replace("\n", "\r\n"),
+    "more columns than names": TABLE.replace("Edema\n", "Edema,,,\n"),
+    "more names than columns": TABLE.replace("1.0\n", "1.0,,\n"),
+    "every cell quoted": "".join('"' + '","'.join(row) + '"\n' for row in csv.reader(io.StringIO(TABLE))),
+    "blanks around cells": TABLE.replace(",TEXT,", " , TEXT ,").replace("1.0\n", "1.0 \n").replace(",Wet.", " ,Wet."),
+    "blank lines": "\n" + TABLE.replace("\n", "\n\n") + ",,\n",
+}
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "cp1252"])
+def test_tables_as_programs_write_them(tmp_path, kind, encoding):
+    write_pictures(tmp_path)
+    (tmp_path / "a.csv").write_bytes(WRITTEN[kind].encode(encoding))
+    options = {"label_columns": ["edema"], "validation_share": 1e-9}
+    options |= {"encoding": "cp1252"} if encoding == "cp1252" else {}
+    rows = load_pairs("pairs", "train", data_dir=tmp_path / "a.csv", **options)
+    assert [text.strip() for text in rows["text"]] == ["Ödem, klein.", "Clear lungs.", "Wet."]
+    assert [row["edema"] for row in rows["labels"]] == [1.0, None, 0.0]
+    assert np.array_equal(rows[2]["image"], pixels(2))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_packed_or_not_whatever_the_name_says(tmp_path, packed):
+    write_pictures(tmp_path)
+    content = TABLE.encode()
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(content) if packed else content)
+    (tmp_path / "b.csv").write_bytes(gzip.compress(content))
+    for name in ("a.csv.gz", "b.csv"):
+        assert len(texts("train", tmp_path / name, validation_share=1e-9)) == 3
+
+
+def test_an_unknown_encoding_is_named(tmp_path):
+    (tmp_path / "a.csv").write_text(TABLE)
+    with pytest.raises(ValueError, match=r"a\.csv: there is no encoding 'klingon', such as"):
+        load_pairs("pairs", "train", data_dir=tmp_path / "a.csv", encoding="klingon")
+
+
+# Bad rows
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_bad_rows_are_skipped_counted_and_named(tmp_path, form):
+    write_pictures(tmp_path)
+    rows = [row | {"findings": f"Text {i}."} for i, row in enumerate(ROWS * 3)]
+    rows[1] |= {"file": "gone.png"}
+    rows[5] |= {"file": "../escape.png"}
+    rows[9] |= {"Edema": 7}
+    lines = (csv_text(rows) if form == "csv" else jsonl_text(rows)).splitlines()
+    lines.insert(12, "one field" if form == "csv" else '{"file": ')
+    lines.insert(14, 'p0/0.png,a "b" c,1,"x"y,2,,' if form == "csv" else "[]")
+    (tmp_path / f"a.{form}").write_text("\n".join(lines))
+    options = OPTIONS | {"id_column": None, "validation_share": 1e-9}
+    with collect_rejected() as rejected, pytest.warns(UserWarning, match="5 of 62 rows skipped, such as line [23]: "):
+        kept = load_pairs("pairs", "train", data_dir=tmp_path / f"a.{form}", **options)
+    assert kept["text"][:] == [f"Text {i}." for i in range(60) if i not in (1, 5, 9)]
+    reasons = " ".join(row.reason for row in rejected)
+    for word in ("no picture", "leaves the data folder", "Edema must be", "fields" if form == "csv" else "not JSON"):
+        assert word in reasons
+    assert len({row.row for row in rejected}) == 5 and all(f"a.{form}" in row.source for row in rejected)
+    with pytest.raises(ValueError, match="5 of 62 rows are bad; at most 5%.*max_rejected"):
+        load_pairs("pairs", "train", data_dir=tmp_path / f"a.{form}", max_rejected=0.05, **options)
+    write_rejected(tmp_path / "out", rejected), write_rejected(tmp_path / "out", rejected)
+    named = list(csv.DictReader((tmp_path / "out" / "rejected.csv").open(newline="")))
+    assert [row["row"] for row in named] == [row.row for row in rejected], "each once"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_bad_rows_of_parquet_files(tmp_path, streaming):
+    columns = {"image": [png(i % 5) for i in range(40)], "text": [f"Text {i}." for i in range(40)]}
+    columns["A"] = ["1"] * 20 + ["wrong"] + ["0"] * 19
+    Dataset.from_dict(columns).to_parquet(tmp_path / "a.parquet")
+    options = {"data_dir": tmp_path, "label_columns": ["A"], "validation_share": 1e-9, "streaming": streaming}
+    with pytest.warns(UserWarning, match="row 21.*A must be .* got 'wrong'|A must be .* got 'wrong'.*row 21"):
+        rows = list(load_pairs("pairs", "train", **options))
+    assert [row["text"] for row in rows] == [f"Text {i}." for i in range(40) if i != 20]
+
+
+def test_a_stream_of_bad_rows_ends(tmp_path):
+    columns = {"image": [png(0)] * 300, "text": ["x"] * 300, "A": ["wrong", "1"] * 150}
+    Dataset.from_dict(columns).to_parquet(tmp_path / "a.parquet")
+    stream = load_pairs("pairs", "train", data_dir=tmp_path, label_columns=["A"], streaming=True)
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="A must be .*at most 10% may be.*max_rejected"):
+        list(stream)
+
+
+@pytest.mark.parametrize("cell", ["nan", "NaN", "None", "N/A", "null", "NULL", " na ", "<NA>", ""])
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_cells_that_stand_for_nothing_are_no_captions(tmp_path, cell, form):
+    write_pictures(tmp_path)
+    if form == "csv":
+        (tmp_path / "a.csv").write_text(f"image,text,s\np0/0.png,Clear.,{cell}\np0/1.png,{cell},\n")
+    else:
+        columns = {"image": [png(0), png(1)], "text": ["Clear.", cell], "s": [cell, ""]}
+        Dataset.from_dict(columns).to_parquet(tmp_path / "a.parquet")
+    with pytest.warns(UserWarning, match="1 of 2 rows skipped: no text, such as row 2"):
+        rows = load_pairs("pairs", "train", data_dir=tmp_path, subject_column="s", validation_share=1e-9)
+    assert rows["text"][:] == ["Clear."] and rows["subject_id"][:] == [None]
+
+
+def test_ids_of_their_own_are_of_one_split(tmp_path):
+    """The rows of two splits are not the same images because they have the same numbers."""
+    write_pictures(tmp_path)
+    for split, part in (("train", ROWS[:4]), ("validation", ROWS[4:6]), ("test", ROWS[6:9])):
+        (tmp_path / f"{split}.csv").write_text(csv_text(part))
+    options = OPTIONS | {"id_column": None, "subject_column": None}
+    ids = [
+        load_pairs("pairs", s, data_dir=tmp_path, **options)["image_id"][:] for s in ("train", "validation", "test")
+    ]
+    assert len(set(sum(ids, []))) == 9
 
 
 def test_spaces_after_commas_and_blank_lines_do_not_count(tmp_path):
@@ -370,8 +495,9 @@ def test_a_bad_label_is_told(tmp_path, value):
     Dataset.from_dict(columns).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=rf"\(train\), row 2: A must be .* got '{value}'"):
         load_pairs("pairs", "train", data_dir=tmp_path, **options)
-    with pytest.raises(ValueError, match=rf"A must be .* got '{value}'"):
-        list(load_pairs("pairs", "train", data_dir=tmp_path, streaming=True, **options))
+    with pytest.warns(UserWarning, match=rf"A must be .* got '{value}'"):
+        stream = list(load_pairs("pairs", "train", data_dir=tmp_path, streaming=True, **options))
+    assert [row["text"] for row in stream] == ["a"], "the stream goes on"
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl", "saved", "parquet"])
@@ -379,10 +505,10 @@ def test_rows_without_text_are_left_out_with_a_word(tmp_path, form):
     rows = [row | {"findings": {1: "", 3: " \n"}.get(i, row["findings"])} for i, row in enumerate(ROWS[:6])]
     data_dir, options = store(tmp_path, form, rows)
     options = options | {"id_column": None, "subject_column": None, "validation_share": 1e-9}
-    with pytest.warns(UserWarning, match="2 of 6 rows left out: no text, such as row 2"):
+    with pytest.warns(UserWarning, match="2 of 6 rows skipped: no text, such as row 2"):
         found = load_pairs("pairs", "train", data_dir=data_dir, **options)
     assert found["text"][:] == [ROWS[i]["findings"] for i in (0, 2, 4, 5)]
-    assert found["image_id"][:] == ["row 1", "row 3", "row 5", "row 6"]
+    assert found["image_id"][:] == ["train row 1", "train row 3", "train row 5", "train row 6"]
     assert all(np.array_equal(picture, pixels(i)) for picture, i in zip(found["image"], (0, 2, 4, 5)))
     assert [row["Edema"] for row in found["labels"]] == [LABELS[i % 4] for i in (0, 2, 4, 5)]
 
@@ -423,7 +549,7 @@ def test_a_subject_is_the_same_as_a_whole_number_and_as_a_float(tmp_path):
 def test_nothing_is_written_into_a_saved_folder(tmp_path):
     table([*ROWS[:5], ROWS[5] | {"findings": ""}, *ROWS[6:]]).save_to_disk(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    with pytest.warns(UserWarning, match="1 of 20 rows left out: no text, such as row 6"):
+    with pytest.warns(UserWarning, match="1 of 20 rows skipped: no text, such as row 6"):
         options = OPTIONS | {"validation_share": 0.5}
         pairs = [load_pairs("pairs", split, data_dir=tmp_path, **options) for split in ("train", "validation")]
     assert sum(len(part[:]["image"]) for part in pairs) == 19
@@ -553,7 +679,7 @@ def test_an_unreadable_picture_is_told_by_its_id(tmp_path):
 def test_names_that_are_nothing(tmp_path):
     for name in (str(tmp_path / "nothing.csv"), "a/b/c", "what is this?", str(tmp_path / "data.txt")):
         (tmp_path / "data.txt").write_text("x")
-        with pytest.raises(ValueError, match="no csv or jsonl file, no folder, and no name"):
+        with pytest.raises(ValueError, match="no csv or jsonl file, no folder and no Hub data set named"):
             load_pairs("pairs", "train", data_dir=name)
     with pytest.raises(ValueError, match="needs data_dir"):
         load_pairs("pairs", "train")
@@ -568,7 +694,7 @@ def test_a_name_goes_to_the_hub_and_a_failure_is_told(monkeypatch):
 
     monkeypatch.setattr(sys.modules[pairs_function.__module__], "load_dataset", load_dataset)
     for streaming in (False, True):
-        with pytest.raises(ValueError, match="no file or folder someone/radiographs.*Hub.*the wire is cut"):
+        with pytest.raises(ValueError, match="no file or folder someone/radiographs.*Hub: the wire is cut"):
             load_pairs("pairs", "train", data_dir="someone/radiographs", streaming=streaming)
     assert asked == [(("someone/radiographs",), {"streaming": False}), (("someone/radiographs",), {"streaming": True})]
 
