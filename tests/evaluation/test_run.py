@@ -92,7 +92,7 @@ def test_odd_names_a_cut_picture_and_what_the_loader_left_out(folder, own_pairs,
     prompts.write_text("templates: {positive: ['There is {finding}.'], negative: ['No {finding}.']}")
     odd = tmp_path / "_a$b_{$c"
     folder.rename(odd)
-    with pytest.warns(UserWarning, match="left out"):
+    with pytest.warns(UserWarning, match="skipped"):
         result = run_evaluation(evaluation(odd, tmp_path / "out", "pairs", prompts=str(prompts), data=own_pairs))
     assert result["counts"]["unreadable"] == 1 and result["counts"]["images"] == 118
     assert result["counts"]["subjects"] == result["counts"]["studies"] == 60
