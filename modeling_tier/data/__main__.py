@@ -54,7 +54,7 @@ def _add_prepare(command: argparse.ArgumentParser) -> None:
     add("views", "frontal: AP and PA", choices=VIEWS)
     add("labeler", "whose labels; radiologist: part of the test set of 2.1.0 alone", choices=LABELERS)
     add("num_proc", "processes that decode pictures", type=int)
-    add("max_failed", "largest share of pictures that may be missing or unreadable", type=float)
+    add("max_failed", "largest fraction of pictures that may be missing or unreadable", type=float)
     command.add_argument("--retry_failed", action="store_true", help="write shards again in which something failed")
 
 

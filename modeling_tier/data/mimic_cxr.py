@@ -10,6 +10,7 @@ import re
 import warnings
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -30,7 +31,7 @@ from .columns import (
 )
 from .prepared import is_prepared, load_prepared, preparation
 from .rejected import RejectedRow, note_rejected, reject
-from .sections import SECTIONS, report_text
+from .sections import SECTIONS, report_text, unknown_headings
 from .tables import file_line, find_table, good_rows, label_dicts, need_folder, read_table, to_integers, to_labels
 
 
@@ -301,7 +302,7 @@ def _warn_excluded(out, split: str, path) -> None:
         )
 
 
-NO_REPORT = "the report is missing"
+NO_REPORT, UNREADABLE = "the report is missing", "the report cannot be read"
 
 
 def no_text(section: str) -> str:
@@ -312,11 +313,13 @@ def _skip_without_text(
     table: pd.DataFrame, texts: dict, reasons: dict, source: "Reports", split: str, section: str
 ) -> None:
     """Count the images whose report gives no text; those whose report cannot be read are bad rows."""
-    ids = table[["subject_id", "study_id", "dicom_id"]].itertuples(index=False)
-    empty = [(source.where(subject, study), reasons[study]) for subject, study, _ in ids if study in reasons]
-    usual = (NO_REPORT, no_text(section))
-    reject([RejectedRow("mimic_cxr", path, why) for path, why in empty if why not in usual], len(table))
-    without = [RejectedRow("mimic_cxr", path, why) for path, why in empty if why in usual]
+    ids = table[["subject_id", "study_id"]].itertuples(index=False)
+    empty = [(source.where(subject, study), study) for subject, study in ids if study in reasons]
+    unreadable = [
+        RejectedRow("mimic_cxr", path, source.errors[study]) for path, study in empty if study in source.errors
+    ]
+    reject(unreadable, len(table))
+    without = [RejectedRow("mimic_cxr", path, reasons[study]) for path, study in empty if study not in source.errors]
     if without:
         note_rejected(without)
         warnings.warn(
@@ -331,7 +334,13 @@ class Reports:
 
     def __init__(self, root: Path, prefix: str, archive: zipfile.ZipFile | None = None):
         self.root, self.prefix, self.archive = root, prefix, archive
-        self.not_utf8: set[int] = set()
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew with what is remembered of the reports that were read."""
+        self.not_utf8: set[int] = set()  # studies
+        self.errors: dict[int, str] = {}  # of studies whose report cannot be read
+        self.unknown_headings: Counter[str] = Counter()
 
     def description(self) -> str:
         """Without the path on this machine; another zip file has another size."""
@@ -378,8 +387,9 @@ class Reports:
             try:
                 report = self.read(subject, study)
             except ValueError as error:
-                report, reasons[study] = "", str(error)
+                report, reasons[study], self.errors[study] = "", UNREADABLE, str(error)
             texts[study] = report_text(report, section) if report else ""
+            self.unknown_headings.update(unknown_headings(report or ""))
             if not texts[study]:
                 reasons.setdefault(study, NO_REPORT if report is None else no_text(section))
         return texts, reasons

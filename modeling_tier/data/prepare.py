@@ -3,12 +3,11 @@
 A data set of large pictures, made ready for training once: small pictures and extracted texts, in Arrow shards that
 `datasets` maps into memory.
 
-A shard is written under another name and renamed when it is whole, so the work can be stopped at any moment, by any
-signal, and the same command goes on behind the last whole shard.
+A shard is written under another name and renamed when it is complete, so the work can be stopped at any moment, by any
+signal, and the same command goes on behind the last complete shard.
 """
 
 import csv
-import fcntl
 import hashlib
 import io
 import json
@@ -20,9 +19,8 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from multiprocessing import resource_tracker
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,18 +31,28 @@ from datasets import Dataset
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..files import replaced_file
+from ..files import LOCK_FILE, locked_folder, replaced_file
 from ..reading_tier import load_radiograph
 from .columns import CHEXPERT_LABELS, SPLITS, check_subjects
-from .mimic_cxr import FEATURES, image_path, pair_columns, plan
-from .prepared import FORMAT, PREPARATION, REJECTED, SUMMARY, is_prepared, preparation, shard_path
-from .sections import report_text
+from .mimic_cxr import FEATURES, NO_REPORT, UNREADABLE, image_path, pair_columns, plan
+from .prepared import (
+    FORMAT,
+    PREPARATION,
+    REJECTED,
+    SUMMARY,
+    is_prepared,
+    notes_path,
+    preparation,
+    shard_notes,
+    shard_path,
+)
+from .rejected import collect_rejected
 
 
 ROWS_PER_SHARD = 1000
 ROWS_PER_TASK = 16
-SMALLEST_SIDE = 32  # a picture of fewer pixels a side shows nothing
-NO_REPORT, UNREADABLE = "the report is missing", "the report cannot be read"
+MIN_SIDE = 32  # a picture of fewer pixels a side shows nothing
+NUM_HEADINGS = 20  # of the commonest unknown ones in the summary
 
 
 def prepare(
@@ -66,7 +74,7 @@ def prepare(
     Write MIMIC-CXR in a form that trains fast; goes on where an earlier call was stopped.
 
     The folder gets `train/`, `validation/` and `test/` with shards of grey JPEG pictures (quality 95) and all columns
-    of [`~data.mimic_cxr.mimic_cxr`], `rejected.csv` (every row that was left out, with its path and the reason),
+    of [`~data.mimic_cxr.mimic_cxr`], `rejected.csv` (every skipped row, with its path and the reason),
     `preparation.json` (the options) and, when all is done, `summary.json`.
 
     Args:
@@ -75,27 +83,31 @@ def prepare(
         size: pixels of the shorter side; the aspect is kept, and a smaller picture stays as it is. Leave room for
             augmentation: a third more than the model's input.
         num_proc: processes that decode pictures.
-        max_failed: largest share of pictures that may be missing or unreadable, or have an unreadable report, before
-            the work stops.
+        max_failed: largest fraction of pictures that may be missing or unreadable, or have an unreadable report,
+            before the work stops.
         retry_failed: whether to write those shards again in which pictures or reports failed or were missing, after
             the data were mended.
         progress: whether to show a bar with pictures per second and the time left.
 
     Returns:
         the summary: pairs and subjects by split, pairs by view, values by label, words of the texts, rejected rows by
-        reason.
+        reason, and the commonest headings of the reports that no rule knows, whose text is in no pair.
 
     Raises:
         ValueError: for bad options or tables, an output folder with something else in it or that another process is
-            writing, too many bad pictures, a full disk, or a killed worker; whole shards are kept.
+            writing, too many bad pictures, a full disk, or a killed worker; complete shards are kept.
     """
-    for name, value, least in (("size", size, SMALLEST_SIDE), ("num_proc", num_proc, 1)):
+    for name, value, least in (("size", size, MIN_SIDE), ("num_proc", num_proc, 1)):
         if type(value) is not int or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}.")
     if not 0 <= max_failed <= 1:
-        raise ValueError(f"max_failed must be a share between 0 and 1; got {max_failed!r}.")
+        raise ValueError(f"max_failed must be a fraction between 0 and 1; got {max_failed!r}.")
     choices = {"section": section, "split_by": split_by, "views": views, "labeler": labeler}
-    table, rejected, source = plan(data_dir, reports_dir, reports, **choices)
+    with collect_rejected() as bad_rows:
+        table, rejected, source = plan(data_dir, reports_dir, reports, **choices)
+    rejected += [
+        {"split": "", "path": f"{Path(row.source).name}, {row.row}", "reason": row.reason} for row in bad_rows
+    ]
     folder = Path(output_dir)
     options = {"format": FORMAT, "dataset": "mimic_cxr", **choices, "size": size, "rows_per_shard": ROWS_PER_SHARD}
     options["reports"] = source.description()
@@ -105,26 +117,26 @@ def prepare(
         if retry_failed:
             (folder / SUMMARY).unlink(missing_ok=True)
             for path, _ in shards:
-                notes = _notes(path) if path.is_file() else {"failed": [], "without_text": []}
+                notes = shard_notes(path) or {"failed": [], "without_text": []}
                 if notes["failed"] or any(row["reason"] == NO_REPORT for row in notes["without_text"]):
                     path.unlink()
-        if not (folder / SUMMARY).is_file() or not all(path.is_file() for path, _ in shards):
+        if not (folder / SUMMARY).is_file() or not all(shard_notes(path) for path, _ in shards):
             make = partial(_open, data_dir=Path(data_dir), source=source, section=section, size=size)
             _write(folder, shards, rejected, make, num_proc, max_failed, progress)
             _complete(folder, table, shards, rejected)
-        return json.loads((folder / SUMMARY).read_text())
+        return json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
 
 
 def _write(folder: Path, shards: list, rejected: list[dict], make, num_proc: int, max_failed: float, progress: bool):
-    """Write the shards that are not there yet, each opened by `make`."""
+    """Write the shards that are missing or cut off, each opened by `make`."""
     total = sum(len(rows) for _, rows in shards)
-    done = [(path, rows) for path, rows in shards if path.is_file()]
-    failed = sum(len(_notes(path)["failed"]) for path, _ in done)
+    done = [(path, rows) for path, rows in shards if shard_notes(path)]
+    failed = sum(len(shard_notes(path)["failed"]) for path, _ in done)
     written = sum(len(rows) for _, rows in done)
     bar = tqdm(total=total, initial=written, desc="preparing", unit="img", disable=not progress)
     with bar, _pool(num_proc) as submit:
         opened: deque = deque()
-        todo = [shard for shard in shards if not shard[0].is_file()]
+        todo = [shard for shard in shards if not shard_notes(shard[0])]
         for i in range(len(todo) + 2):  # two shards ahead, so that no process waits for the writing
             if i < len(todo):
                 opened.append(make(*todo[i], submit))
@@ -157,8 +169,8 @@ def shrink(path: str, size: int) -> bytes:
             raise ValueError("the file is empty")
         image = Image.open(io.BytesIO(content))
         scale = size / min(image.size)
-        if min(image.size) < SMALLEST_SIDE:
-            raise ValueError(f"fewer than {SMALLEST_SIDE} pixels a side")
+        if min(image.size) < MIN_SIDE:
+            raise ValueError(f"fewer than {MIN_SIDE} pixels a side")
         target = image.size if scale >= 1 else (round(image.width * scale), round(image.height * scale))
         box = None  # of the picture within its last, perhaps incomplete, pixels
         if image.mode in ("L", "RGB"):
@@ -197,8 +209,11 @@ def _pool(num_proc: int):
     if num_proc == 1:
         yield lambda function, *args: SimpleNamespace(result=partial(function, *args))
         return
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+    else:  # Windows
+        context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(num_proc, mp_context=context, initializer=_follow_parent)
     try:
         with ThreadPoolExecutor(1) as starter:  # out of reach of Ctrl-C: half-started processes would complain
@@ -206,8 +221,8 @@ def _pool(num_proc: int):
         yield pool.submit
     except BrokenProcessPool as error:
         raise ValueError(
-            "A process that decodes pictures was killed, perhaps for want of memory. Whole shards are kept: run the "
-            "same command again, with a smaller num_proc."
+            "A process that decodes pictures was killed, perhaps for want of memory. Complete shards are kept: run "
+            "the same command again, with a smaller num_proc."
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -215,8 +230,11 @@ def _pool(num_proc: int):
 
 def _start(pool: ProcessPoolExecutor) -> None:
     """Start the server of processes without Ctrl-C, which reaches all processes of a terminal: one answers it."""
-    resource_tracker.ensure_running()  # else it is started with the server, and lets the signal through again
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    if hasattr(signal, "pthread_sigmask"):  # not on Windows
+        from multiprocessing import resource_tracker
+
+        resource_tracker.ensure_running()  # else it is started with the server, and lets the signal through again
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     pool.submit(int).result()
 
 
@@ -243,17 +261,8 @@ def _shards(folder: Path, table: pd.DataFrame) -> Iterator[tuple[Path, pd.DataFr
 
 def _open(path: Path, rows: pd.DataFrame, submit, data_dir: Path, source, section: str, size: int) -> tuple:
     """Read the texts of a shard, and have its pictures decoded."""
-    source.not_utf8.clear()
-    studies = rows[["subject_id", "study_id"]].drop_duplicates().itertuples(index=False)
-    texts, reasons = {}, {}
-    for subject, study in studies:
-        try:
-            report = source.read(subject, study)
-        except ValueError:
-            report, reasons[study] = "", UNREADABLE
-        texts[study] = report_text(report, section) if report else ""
-        if not texts[study]:
-            reasons.setdefault(study, NO_REPORT if report is None else f"no text for section {section}")
+    source.forget()
+    texts, reasons = source.texts(rows, section)
     lost = [
         {"path": source.where(row.subject_id, row.study_id), "reason": reasons[row.study_id]}
         for row in rows.itertuples()
@@ -263,6 +272,7 @@ def _open(path: Path, rows: pd.DataFrame, submit, data_dir: Path, source, sectio
         "without_text": [row for row in lost if row["reason"] != UNREADABLE],
         "failed": [row for row in lost if row["reason"] == UNREADABLE],
         "not_utf8": sorted(source.not_utf8),
+        "unknown_headings": dict(source.unknown_headings),
     }
     rows = rows.assign(text=rows["study_id"].map(texts))
     with_text = rows[rows["text"] != ""]
@@ -292,31 +302,27 @@ def _finish(path: Path, rows: pd.DataFrame, paths: list[str], work: list, notes:
     columns = pair_columns(kept, pictures)
     arrays = [pa.array(columns[field.name], type=field.type) for field in schema]
     shard = pa.Table.from_arrays(arrays, schema=schema)
-    with _replacing(_notes_path(path)) as file:  # before the shard: where there is a shard, there are its notes
-        file.write(json.dumps(notes).encode())
-    with _replacing(path) as file, pa.ipc.new_stream(file, schema) as writer:
+    stream = pa.BufferOutputStream()
+    with pa.ipc.new_stream(stream, schema) as writer:
         writer.write_table(shard, max_chunksize=100)
+    content = stream.getvalue()
+    with _replacing(notes_path(path)) as file:  # before the shard: a complete shard has its notes
+        file.write(json.dumps(notes | {"bytes": content.size}).encode())
+    with _replacing(path) as file:
+        file.write(content)
     return len(notes["failed"])
 
 
 @contextmanager
 def _replacing(path: Path):
-    """A file that appears under its name when it is whole and on the disk, and not at all after an error."""
+    """[`replaced_file`], whose errors say what to do."""
     try:
         with replaced_file(path) as file:
             yield file
     except OSError as error:
         raise ValueError(
-            f"{path} cannot be written: {error}. Whole shards are kept: make room and run the same command again."
+            f"{path} cannot be written: {error}. Complete shards are kept: make room and run the same command again."
         ) from error
-
-
-def _notes_path(shard: Path) -> Path:
-    return shard.with_suffix(".json")
-
-
-def _notes(shard: Path) -> dict:
-    return json.loads(_notes_path(shard).read_text())
 
 
 def _fingerprint(table: pd.DataFrame) -> str:
@@ -328,22 +334,12 @@ def _fingerprint(table: pd.DataFrame) -> str:
 @contextmanager
 def _alone(folder: Path):
     """Make the folder, and keep other processes out: two would write over each other's shards."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be written: {error}") from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise ValueError(f"Another process is writing {folder}.") from None
-    except OSError:
-        pass  # a file system without locks
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked_folder(folder))
+        except OSError as error:
+            raise ValueError(f"{folder} cannot be written: {error}") from error
         yield
-    finally:
-        os.close(handle)
 
 
 def _claim(folder: Path, options: dict) -> None:
@@ -356,7 +352,7 @@ def _claim(folder: Path, options: dict) -> None:
             what = "the tables have changed" if name == "planned" else f"{name} was {before.get(name)!r}"
             raise ValueError(f"{folder} holds another preparation ({what}): choose another output_dir or empty it.")
         return
-    if any(path.name != f"{PREPARATION}.tmp" for path in folder.iterdir()):
+    if any(path.name not in (f"{PREPARATION}.tmp", LOCK_FILE) for path in folder.iterdir()):
         raise ValueError(f"{folder} is not empty and holds no preparation: choose another output_dir.")
     with _replacing(folder / PREPARATION) as file:
         file.write(json.dumps(options, indent=2).encode())
@@ -365,8 +361,7 @@ def _claim(folder: Path, options: dict) -> None:
 def _all_rejected(shards: list, rejected: list[dict]) -> list[dict]:
     rows = list(rejected)
     for path, _ in shards:
-        if path.is_file():
-            notes = _notes(path)
+        if notes := shard_notes(path):
             rows += [{"split": path.parent.name, **row} for row in notes["failed"] + notes["without_text"]]
     return rows
 
@@ -380,7 +375,7 @@ def _write_rejected(folder: Path, shards: list, rejected: list[dict]) -> str:
     writer.writerows(rows)
     with _replacing(folder / REJECTED) as file:
         file.write(text.getvalue().encode())
-    failed = [row for path, _ in shards if path.is_file() for row in _notes(path)["failed"]]
+    failed = [row for path, _ in shards for row in (shard_notes(path) or {"failed": []})["failed"]]
     return f"the first is {failed[0]['path']}: {failed[0]['reason']}" if failed else ""
 
 
@@ -390,6 +385,8 @@ def _complete(folder: Path, table: pd.DataFrame, shards: list, rejected: list[di
     subjects, studies = defaultdict(set), defaultdict(set)
     pairs, views, words = Counter(), Counter(), Counter()
     labels = {name: Counter() for name in CHEXPERT_LABELS}
+    notes = [shard_notes(path) for path, _ in shards]
+    headings = sum((Counter(note["unknown_headings"]) for note in notes), Counter())
     for path, _ in shards:
         split, shard = path.parent.name, Dataset.from_file(str(path)).with_format("arrow")[:]
         pairs[split] += len(shard)
@@ -415,7 +412,8 @@ def _complete(folder: Path, table: pd.DataFrame, shards: list, rejected: list[di
         "labels": labels,
         "words": {name: int(q) for name, q in zip(("least", "median", "95%", "most"), quantiles)},
         "rejected": dict(reasons.most_common()),
-        "not_utf8_reports": len({study for path, _ in shards for study in _notes(path)["not_utf8"]}),
+        "not_utf8_reports": len({study for note in notes for study in note["not_utf8"]}),
+        "unknown_headings": dict(headings.most_common(NUM_HEADINGS)),
     }
     with _replacing(folder / SUMMARY) as file:
         file.write(json.dumps(summary, indent=2).encode())
@@ -425,7 +423,7 @@ _LABEL_NAMES = {1.0: "positive", 0.0: "negative", -1.0: "uncertain", None: "not 
 
 
 def summary_text(summary: dict) -> str:
-    """The summary to be read on a screen."""
+    """The summary as lines for a screen."""
     lines = ["split          pairs  studies  subjects"]
     for split, number in summary["pairs"].items():
         lines.append(f"{split:<12}{number:>8}{summary['studies'][split]:>9}{summary['subjects'][split]:>10}")
@@ -438,4 +436,7 @@ def summary_text(summary: dict) -> str:
     lines.append("rejected: " + (", ".join(f"{n} {reason}" for reason, n in summary["rejected"].items()) or "none"))
     if summary["not_utf8_reports"]:
         lines.append(f"{summary['not_utf8_reports']} reports were not UTF-8 and were read as Windows-1252")
+    if summary["unknown_headings"]:
+        headings = ", ".join(f"{heading.upper()} {number}" for heading, number in summary["unknown_headings"].items())
+        lines.append(f"headings that no rule knows, whose text is in no pair: {headings}")
     return "\n".join(lines)

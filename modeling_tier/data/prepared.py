@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0.
-"""A folder that `prepare` has written: found, checked and memory-mapped."""
+"""A folder that `prepare` has written: recognised, checked and memory-mapped."""
 
 import json
 from pathlib import Path
@@ -13,6 +13,9 @@ PREPARATION, SUMMARY, REJECTED = "preparation.json", "summary.json", "rejected.c
 FORMAT = 2  # to be raised with every change of what stands in a shard, the rules of texts and labels among it
 
 
+_REPAIR = "delete it and run the command that prepared the folder again, which writes what is missing"
+
+
 def is_prepared(folder: Path) -> bool:
     return (folder / PREPARATION).is_file()
 
@@ -24,7 +27,7 @@ def preparation(folder: Path) -> dict:
     Raises:
         ValueError: if it was written in another format.
     """
-    options = json.loads((folder / PREPARATION).read_text())
+    options = _read(folder / PREPARATION)
     if options.get("format") != FORMAT:
         raise ValueError(
             f"{folder} was prepared by another version of this code (format {options.get('format')}, now {FORMAT}): "
@@ -37,6 +40,19 @@ def shard_path(folder: Path, split: str, number: int, total: int) -> Path:
     return folder / split / f"data-{number:05d}-of-{total:05d}.arrow"
 
 
+def notes_path(shard: Path) -> Path:
+    return shard.with_suffix(".json")
+
+
+def shard_notes(shard: Path) -> dict | None:
+    """What was noted when a shard was written; None if the shard is missing, cut off, or its notes are."""
+    try:
+        notes = json.loads(notes_path(shard).read_text(encoding="utf-8"))
+        return notes if shard.stat().st_size == notes["bytes"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def prepared_splits(folder: Path) -> dict[str, int]:
     """
     The splits of a folder with the number of their shards.
@@ -46,7 +62,17 @@ def prepared_splits(folder: Path) -> dict[str, int]:
     """
     if not (folder / SUMMARY).is_file():
         raise ValueError(f"The preparation of {folder} is not finished: run the same command again, it goes on.")
-    return json.loads((folder / SUMMARY).read_text())["shards"]
+    return _read(folder / SUMMARY)["shards"]
+
+
+def _read(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}): {_REPAIR}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: {_REPAIR}.")
+    return content
 
 
 def load_prepared(folder: Path, split: str) -> Dataset:
@@ -54,15 +80,22 @@ def load_prepared(folder: Path, split: str) -> Dataset:
     One split, memory-mapped: it takes no memory of its own.
 
     Raises:
-        ValueError: if the preparation was not finished, or a shard is missing.
+        ValueError: if the preparation was not finished, or a shard is missing or damaged.
     """
     shards = prepared_splits(folder)
     check_split(str(folder), split, shards)
     paths = [shard_path(folder, split, number, shards[split]) for number in range(shards[split])]
-    missing = [path for path in paths if not path.is_file()]
-    if missing:
+    damaged = [path for path in paths if shard_notes(path) is None]
+    if damaged:
         raise ValueError(
-            f"{folder} is not whole: {len(missing)} of {len(paths)} shards of {split} are missing, such as "
-            f"{missing[0].name}. The command that prepared it writes them again."
+            f"{folder} is not complete: {len(damaged)} of {len(paths)} shards of {split} are missing or cut off, such "
+            f"as {damaged[0].name}. The command that prepared it writes them again."
         )
-    return concatenate_datasets([Dataset.from_file(str(path)) for path in paths])
+    return concatenate_datasets([_open_shard(path) for path in paths])
+
+
+def _open_shard(path: Path) -> Dataset:
+    try:
+        return Dataset.from_file(str(path))
+    except (OSError, ValueError) as error:  # pyarrow's errors among them
+        raise ValueError(f"The shard {path} is damaged ({error}): {_REPAIR}.") from error

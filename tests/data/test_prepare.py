@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import warnings
 import zipfile
 from concurrent.futures.process import BrokenProcessPool
@@ -453,15 +454,96 @@ def test_a_missing_shard_is_noticed_and_written_again(tmp_path, small_shards):
     before = contents(out)
     for number in (0, 2):
         (out / "train" / f"data-0000{number}-of-00003.arrow").unlink()
-    with pytest.raises(ValueError, match=r"2 of 3 shards of train are missing, such as data-00000-of-00003\.arrow"):
+    with pytest.raises(ValueError, match=r"2 of 3 shards of train are missing or cut off, such as data-00000-of"):
         load(out)
     prepare(root, out)
     assert contents(out) == before
 
 
+@pytest.mark.parametrize("damage", ["shard cut off", "shard emptied", "shard too long", "notes cut off", "notes gone"])
+def test_a_damaged_shard_is_noticed_and_written_again(tmp_path, small_shards, damage):
+    root, out = write_tree(tmp_path / "mimic", [study(i) for i in range(10)]), tmp_path / "out"
+    prepare(root, out)
+    before = contents(out)
+    shard = out / "train" / "data-00001-of-00003.arrow"
+    path = shard if damage.startswith("shard") else shard.with_suffix(".json")
+    content = path.read_bytes()
+    kept = {"cut off": content[:-100], "emptied": b"", "too long": content + b"\0" * 8}
+    path.unlink() if damage == "notes gone" else path.write_bytes(kept[damage.split(" ", 1)[1]])
+    with pytest.raises(ValueError, match=r"1 of 3 shards of train are missing or cut off, such as data-00001-of"):
+        load(out)
+    prepare(root, out)
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize("name", ["summary.json", "preparation.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
+def test_a_damaged_record_of_the_folder_is_named(tmp_path, name, content):
+    root, out = write_tree(tmp_path / "mimic", [study(1)]), tmp_path / "out"
+    prepare(root, out)
+    (out / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} is damaged.*delete it and run the command"):
+        load(out)
+
+
+def test_the_summary_lists_headings_that_no_rule_knows(tmp_path):
+    reports = ["PROVISIONAL: Edema.\n IMPRESSION: Clear.\n"] * 2 + [
+        "WIDGET: One.\n PROVISIONAL: Edema.\n IMPRESSION: A.\n"
+    ]
+    summary = prepare(
+        write_tree(tmp_path / "mimic", [study(i, report=text) for i, text in enumerate(reports)]), tmp_path / "out"
+    )
+    assert summary["unknown_headings"] == {"provisional": 3, "widget": 1}
+    assert "whose text is in no pair: PROVISIONAL 3, WIDGET 1" in prepare_module.summary_text(summary)
+
+
+def test_bad_rows_of_the_tables_are_in_the_list(tmp_path):
+    root, out = write_tree(tmp_path / "mimic", [study(i) for i in range(20)]), tmp_path / "out"
+    path = root / "mimic-cxr-2.0.0-split.csv"
+    path.write_text(path.read_text() + "only,three,fields\n" + "an-id,1,two,train\n")
+    with pytest.warns(UserWarning, match="1 of 21 rows skipped, such as line 2[23]: "):
+        summary = prepare(root, out)
+    reasons = {(row[1], row[2].split(".")[0]) for row in rejected(out)}
+    assert reasons == {
+        ("mimic-cxr-2.0.0-split.csv, line 22", "3 fields, but there are 4 columns"),
+        ("mimic-cxr-2.0.0-split.csv, line 23", "subject_id must be a whole number; got 'two'"),
+    }
+    assert sum(summary["rejected"].values()) == 2 and summary["pairs"] == {"train": 20}
+
+
+def test_a_report_that_unpacks_to_gigabytes_is_a_failed_one(tmp_path):
+    """300 MB of blanks in a small archive; memory is measured while it is read."""
+    rows = [study(i) for i in range(10)]
+    root, out = write_tree(tmp_path / "mimic", [row._replace(report=None) for row in rows]), tmp_path / "out"
+    with zipfile.ZipFile(root / "mimic-cxr-reports.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for row in rows[:9]:
+            archive.writestr(f"files/{row.patient}/s{row.study_id}.txt", row.report)
+        with archive.open(f"files/{rows[9].patient}/s{rows[9].study_id}.txt", "w") as file:
+            for _ in range(300):
+                file.write(b" " * 1_000_000)
+    tracemalloc.start()
+    prepare(root, out, max_failed=0.1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [row[2] for row in rejected(out)] == ["the report cannot be read"] and peak < 50e6
+
+
+def test_nothing_of_it_needs_a_module_that_windows_lacks(tmp_path):
+    code = (
+        "import sys, datasets, filelock, pandas, sklearn.model_selection, torch, transformers, multiprocessing.pool\n"
+        "for name in ('fcntl', 'pwd', 'grp', 'resource', 'termios', 'posix'):\n"
+        "    sys.modules[name] = None\n"
+        "from modeling_tier.data.__main__ import main\n"
+        f"sys.argv = ['data', 'synthetic', {str(tmp_path / 'a.png')!r}, '--layout', 'contact_sheet']\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and (tmp_path / "a.png").is_file(), done.stderr
+
+
 def test_two_processes_do_not_write_one_folder(tmp_path):
     root, out = write_tree(tmp_path / "mimic", [study(1)]), tmp_path / "out"
-    with prepare_module._alone(out), pytest.raises(ValueError, match=f"Another process is writing {out}"):
+    with prepare_module._alone(out), pytest.raises(ValueError, match=f"{out} is in use by process {os.getpid()} on"):
         prepare(root, out)
     assert prepare(root, out)["pairs"] == {"train": 1}
 
@@ -479,8 +561,8 @@ def test_a_finished_folder_is_not_written_again(tmp_path, monkeypatch):
         ({"size": 16}, "size must be an integer of at least 32; got 16"),
         ({"size": 64.0}, "size must be an integer"),
         ({"num_proc": 0}, "num_proc must be an integer of at least 1"),
-        ({"max_failed": 1.5}, "max_failed must be a share between 0 and 1; got 1.5"),
-        ({"max_failed": float("nan")}, "max_failed must be a share"),
+        ({"max_failed": 1.5}, "max_failed must be a fraction between 0 and 1; got 1.5"),
+        ({"max_failed": float("nan")}, "max_failed must be a fraction"),
         ({"section": "history"}, "section must be one of"),
         ({"data_dir": None}, "needs data_dir"),
         ({"labeler": "radiologist"}, r"test-set-labeled\.csv"),
@@ -550,7 +632,7 @@ def test_a_disk_that_is_really_full(tmp_path, small_shards, small_disk):
     root = write_tree(tmp_path / "mimic", rows)
     prepare(root, tmp_path / "expected", size=200)
     expected = contents(tmp_path / "expected")
-    with pytest.raises(ValueError, match="No space left on device.*Whole shards are kept"):
+    with pytest.raises(ValueError, match="No space left on device.*Complete shards are kept"):
         prepare(root, small_disk / "out", size=200)
     left = contents(small_disk / "out")
     assert len(left) > 2 and all(expected[name] == left[name] for name in left)
@@ -598,7 +680,7 @@ if __name__ == "__main__":
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
     calls = []
     os.fsync = dying(os.fsync, calls)
-    pathlib.Path.rename = dying(pathlib.Path.rename, calls)
+    pathlib.Path.replace = dying(pathlib.Path.replace, calls)
     sys.argv = ["python -m modeling_tier.data", *job["arguments"]]
     main()
 """
@@ -779,6 +861,7 @@ def test_killed_before_any_durable_step_the_work_goes_on(tmp_path, command, smal
         out = tmp_path / f"out-{step}"
         assert command.run(*arguments(root, out), die_at=step) == -signal.SIGKILL
         left = contents(out)
+        left.pop(".lock")
         assert all(expected[name] == left[name] for name in left if not name.endswith(".tmp"))
         assert len([name for name in left if name.endswith(".tmp")]) == 1
         prepare(root, out)
