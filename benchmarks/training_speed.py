@@ -21,9 +21,10 @@ from datasets import concatenate_datasets
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from modeling_tier.data import load_pairs
 from modeling_tier.evaluation.tables import aligned
-from modeling_tier.training import load_config, loop, train
+from modeling_tier.training import load_config, setup, train
 from modeling_tier.training.batches import Batches
 from modeling_tier.training.building import build_model, build_processor
+from modeling_tier.training.optimization import build_optimizer
 
 
 DEVICE = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
@@ -39,7 +40,7 @@ def bare_step(config) -> Callable[[dict], None]:
         config, load_pairs(config.data.name, "train", **config.data.options | config.data.train)
     )
     model = build_model(config, processor).to(DEVICE).train()
-    optimizer, bfloat16 = loop.build_optimizer(model, config.optimizer), config.training.mixed_precision == "bf16"
+    optimizer, bfloat16 = build_optimizer(model, config.optimizer), config.training.mixed_precision == "bf16"
     if config.training.compile:
         for encoder in (model.text_model, model.vision_model):
             encoder.compile()
@@ -94,7 +95,7 @@ def seconds_in_turn(config, steps: int, turns: int | None, copies: int) -> list[
                     raise Enough
             yield from batches
 
-    loop.Batches = InTurn
+    setup.Batches = InTurn
     try:
         with tempfile.TemporaryDirectory() as folder:
             config.output_dir, config.training.progress = f"{folder}/run", False
@@ -102,7 +103,7 @@ def seconds_in_turn(config, steps: int, turns: int | None, copies: int) -> list[
     except Enough:
         pass
     finally:
-        loop.Batches = Batches
+        setup.Batches = Batches
     return seconds[1:]  # the first, with the start of all, is left out
 
 

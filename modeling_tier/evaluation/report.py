@@ -20,6 +20,8 @@ from urllib.parse import quote
 
 from PIL import Image
 
+from .failure_modes import has_collapsed, has_fixed_peaks
+
 
 # What a cell holds: a text, or pieces that stay whole (a number, its interval), or a list with one text a line.
 Cell = str | tuple[str, ...] | list[str]
@@ -103,11 +105,6 @@ MEASURES = {
 }
 
 _FEW = "†"
-
-# Below: every sentence points at one fixed place.
-LEAST_SPREAD = 0.15
-# Beyond both: the patch term has turned all patches against all tokens (training warns by the same numbers).
-MOST_NEGATIVE, LEAST_PEAK = 0.95, 0.2
 
 # Pixels from which a figure is not made smaller than its texts can be read, but scrolls in its box.
 _WIDE = 1000
@@ -591,13 +588,13 @@ def _warnings(models: dict[str, dict]) -> list[Paragraph]:
         (f"{name}/{member}", m) for name, metrics in models.items() for member, m in metrics.get("members", {}).items()
     ]
     for name, metrics in named:
-        if metrics.get("peak_spread", 1.0) < LEAST_SPREAD:
+        if has_fixed_peaks(metrics.get("peak_spread", 1.0)):
             texts.append(
                 f"{name}: the spread of the peaks is {metrics['peak_spread']:.3f}, near 0: whatever the image, every "
                 "sentence points at one fixed place. The maps say nothing about the images."
             )
         negative, peak = metrics.get("negative_share", 0.0), metrics.get("peak", 1.0)
-        if negative > MOST_NEGATIVE and peak < LEAST_PEAK:
+        if has_collapsed(negative, peak):
             texts.append(
                 f"{name}: {negative:.1%} of the cosines of tokens and patches are negative, and a token's largest is "
                 f"{peak:.3f} on average: the patch term has turned the patches against the tokens (collapse). The "

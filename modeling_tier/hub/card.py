@@ -11,7 +11,13 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..configuration_tier import TierConfig
 from ..data import SHAREABLE
-from ..evaluation.report import LEAST_PEAK, LEAST_SPREAD, MOST_NEGATIVE
+from ..evaluation.failure_modes import (
+    MAX_NEGATIVE_FRACTION,
+    MIN_PEAK,
+    MIN_PEAK_SPREAD,
+    has_collapsed,
+    has_fixed_peaks,
+)
 
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
@@ -346,8 +352,8 @@ def _fixed_place(metrics: dict) -> str | None:
         return None
     verdict = (
         "**whatever the picture, every sentence points at one place, and the maps say nothing about the pictures**"
-        if spread < LEAST_SPREAD
-        else f"it would be near 0, below {LEAST_SPREAD}, if every sentence pointed at one fixed place"
+        if has_fixed_peaks(spread)
+        else f"it would be near 0, below {MIN_PEAK_SPREAD}, if every sentence pointed at one fixed place"
     )
     return f"One fixed place: the spread of the peaks over the images is {spread:.3f} (0 to 1); {verdict}."
 
@@ -358,8 +364,8 @@ def _collapse(metrics: dict) -> str | None:
         return None
     verdict = (
         "**the patches have turned against the tokens, and the maps are worthless**"
-        if negative > MOST_NEGATIVE and peak < LEAST_PEAK
-        else f"a collapse would show as more than {MOST_NEGATIVE:.0%} with a largest one below {LEAST_PEAK}"
+        if has_collapsed(negative, peak)
+        else f"a collapse would show as more than {MAX_NEGATIVE_FRACTION:.0%} with a largest one below {MIN_PEAK}"
     )
     return (
         f"Collapse of the maps: {negative:.1%} of the token-to-patch cosines are negative, and a token's largest is "

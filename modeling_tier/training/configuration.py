@@ -220,8 +220,11 @@ def check_config(config: TrainConfig) -> None:
         _one_of("training.trackers", tracker, TRACKERS)
         if importlib.util.find_spec(tracker) is None:
             raise ValueError(f"training.trackers: {tracker} is not installed; pip install {tracker}")
-    if training.resume_from_checkpoint and training.overwrite:
-        raise ValueError("training.resume_from_checkpoint and training.overwrite exclude each other.")
+    if training.resume_from_checkpoint not in (None, "auto") and training.overwrite:
+        raise ValueError(
+            "training.overwrite replaces the run that training.resume_from_checkpoint names: set one of them, or the "
+            "latter to auto, which goes on with a run of the same options and replaces any other."
+        )
     if config.regulariser.ramp_end < config.regulariser.ramp_start:
         raise ValueError("regulariser.ramp_end must not be smaller than regulariser.ramp_start.")
     if config.model.image_size is not None and "crop_size" in config.model.image_options:

@@ -39,7 +39,7 @@ def cached_backward(
     bare_model: TierModel = accelerator.unwrap_model(model)
     chunks = [dict(zip(batch, rows)) for rows in zip(*(rows.split(chunk_size) for rows in batch.values()))]
     statistics = batch_statistics(bare_model)
-    before = [each.clone() for each in statistics]
+    before = [buffer.clone() for buffer in statistics]
     random_states, text_embeds, image_embeds, counted = [], [], [], []
     with torch.no_grad():
         for chunk in (on(accelerator.device, chunk) for chunk in chunks):
@@ -51,14 +51,14 @@ def cached_backward(
             mask = bare_model.entropy_mask(chunk["input_ids"], chunk.get("attention_mask"))
             mask = torch.ones_like(chunk["input_ids"]) if mask is None else mask
             counted.append(mask.any(dim=1).sum().float())
-    for each, value in zip(statistics, before):  # the second pass adds to them
-        each.copy_(value)
+    for buffer, value in zip(statistics, before):  # the second pass adds to them
+        buffer.copy_(value)
 
     text_embeds, image_embeds = (torch.cat(rows).requires_grad_() for rows in (text_embeds, image_embeds))
     contrastive_loss = bare_model.contrastive_loss(text_embeds, image_embeds)
     trains_scale = bare_model.logit_scale.requires_grad
-    of = [text_embeds, image_embeds, *([bare_model.logit_scale] if trains_scale else [])]
-    text_grads, image_grads, *scale_grad = torch.autograd.grad(contrastive_loss, of)
+    sources = [text_embeds, image_embeds, *([bare_model.logit_scale] if trains_scale else [])]
+    text_grads, image_grads, *scale_grad = torch.autograd.grad(contrastive_loss, sources)
     # With the mean of the gradients over the processes in mind, as the gradient of the contrastive loss is.
     total = accelerator.reduce(sum(counted), reduction="mean").clamp(min=torch.finfo().tiny)
 
@@ -68,15 +68,15 @@ def cached_backward(
         chunk, is_last = on(accelerator.device, chunk), number == len(chunks) - 1
         torch.set_rng_state(state[0])
         set_device_states(*state[1:])
-        share = counted[number] / total
-        cached = TierCachedGradients(*grad, scale_grad[0] if scale_grad and is_last else None, share)
+        fraction = counted[number] / total
+        cached = TierCachedGradients(*grad, scale_grad[0] if scale_grad and is_last else None, fraction)
         with nullcontext() if is_last else accelerator.no_sync(model):
             with accelerator.autocast():
                 out = model(**chunk, return_loss=True, entropy_scale=entropy_scale, cached_gradients=cached)
             if out.loss.requires_grad:  # else logit_scale alone is trained, and this is not the last chunk
                 accelerator.backward(out.loss)
         if out.token_entropy is not None:
-            entropies += share * torch.stack([out.token_entropy.detach(), out.patch_entropy.detach()])
+            entropies += fraction * torch.stack([out.token_entropy.detach(), out.patch_entropy.detach()])
 
     out.loss = out.contrastive_loss = contrastive_loss.detach()
     if out.token_entropy is not None:

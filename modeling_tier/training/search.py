@@ -16,9 +16,11 @@ from accelerate.utils import broadcast_object_list
 
 from ..evaluation.figures import plot_search
 from ..evaluation.tables import aligned
-from .checkpoints import STATE_FILE, replace_text
+from ..files import replace_text
+from .checkpoints import candidates, checkpoint_evaluations
 from .configuration import TrainConfig, changed_options
-from .loop import metric_value, train
+from .loop import train
+from .validation import metric_value
 
 
 METHODS = ("random", "tpe")
@@ -167,13 +169,13 @@ def _values_before(folder: Path) -> list[list]:
     begins anew: its folder is deleted.
     """
     state = PartialState()
-    places = [folder / "checkpoints" / name / STATE_FILE for name in ("last", "last.old")]
-    checkpoint = next((json.loads(path.read_text()) for path in places if path.is_file()), None)
+    checkpoints = candidates(folder / "checkpoints")
+    evaluations = checkpoint_evaluations(checkpoints[0]) if checkpoints else []
     state.wait_for_everyone()
-    if checkpoint is None and state.is_main_process:
+    if not checkpoints and state.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
     state.wait_for_everyone()
-    return checkpoint["evaluations"] if checkpoint else []
+    return evaluations
 
 
 def _read_trials(folder: Path) -> list[dict]:

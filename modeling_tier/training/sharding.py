@@ -1,5 +1,7 @@
 # Licensed under the Apache License, Version 2.0.
-"""What FSDP2 and DeepSpeed want to be told, and a whole model out of what they have spread over the processes."""
+"""What FSDP2 and DeepSpeed need to be told, and an unsharded model out of what they spread over the processes."""
+
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -33,7 +35,7 @@ def prepare(
         # Its own mixed precision would round the loss and BatchNorm's statistics too; the loop's autocast does not.
         plugin.mixed_precision_policy = None
         plugin.transformer_cls_names_to_wrap = _layer_classes(model)
-        # A scalar cannot be cut into pieces: it stays whole, and its gradient is averaged here.
+        # A scalar cannot be sharded: every process holds it, and its gradient is averaged here.
         model.logit_scale.data = model.logit_scale.data.to(accelerator.device)
         plugin.ignored_modules = [nn.ParameterList([model.logit_scale])]
         if model.logit_scale.requires_grad:
@@ -53,14 +55,41 @@ def prepare(
     return accelerator.prepare(model, optimizer)
 
 
-def check_left_out(accelerator: Accelerator) -> None:
-    """Raise ValueError where a step whose gradient is not finite has been taken all the same."""
+def check_skipped(accelerator: Accelerator) -> None:
+    """Raise ValueError where a step with a non-finite gradient has been taken all the same."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED and accelerator.mixed_precision != "fp16":
         raise ValueError(
             "A gradient was not finite, and DeepSpeed takes its steps inside the backward pass: this one could not be "
-            "left out. What is in checkpoints/ is from before it; log.jsonl names its images under 'skipped'. Go on "
-            "with --training.resume_from_checkpoint auto, under DDP or FSDP2, which leave such steps out."
+            "skipped. What is in checkpoints/ is from before it; log.jsonl names its images under 'skipped'. Start "
+            "again under DDP or FSDP2, which skip such steps."
         )
+
+
+# Classes that DeepSpeed pickles into its checkpoints beside tensors.
+_DEEPSPEED_CLASSES = {
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+}
+
+
+def save_deepspeed(engine: nn.Module, folder: Path) -> None:
+    engine.save_checkpoint(str(folder), "deepspeed")
+
+
+def load_deepspeed(engine: nn.Module, folder: Path) -> None:
+    """
+    DeepSpeed unpickles its files without restriction, so each is first searched for what could run code.
+
+    Raises:
+        ValueError: for a file with a class that DeepSpeed does not write.
+    """
+    for path in sorted((folder / "deepspeed").rglob("*.pt")):
+        surplus = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - _DEEPSPEED_CLASSES
+        if surplus:
+            raise ValueError(f"{path} holds what DeepSpeed does not write and may run code: {sorted(surplus)}")
+    engine.load_checkpoint(str(folder), "deepspeed")
 
 
 def _layer_classes(model: nn.Module) -> list[str]:
@@ -75,7 +104,7 @@ def _average(parameter: nn.Parameter) -> None:
     parameter.grad /= torch.distributed.get_world_size()
 
 
-def whole_model(accelerator: Accelerator, model: nn.Module) -> TierModel:
+def unsharded_model(accelerator: Accelerator, model: nn.Module) -> TierModel:
     """The model, for use by the main process alone; all processes must call this."""
     bare_model = accelerator.unwrap_model(model)
     if accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
@@ -85,6 +114,6 @@ def whole_model(accelerator: Accelerator, model: nn.Module) -> TierModel:
         return bare_model
     weights["logit_scale"] = weights["logit_scale"].reshape(())
     with torch.random.fork_rng():  # its first weights take no random numbers from the run
-        whole = TierModel(bare_model.config)
-    whole.load_state_dict(weights)
-    return whole.to(accelerator.device)
+        unsharded = TierModel(bare_model.config)
+    unsharded.load_state_dict(weights)
+    return unsharded.to(accelerator.device)

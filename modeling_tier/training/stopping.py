@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0.
-"""Reasons to stop a run before its end: a signal, and losses that are no numbers."""
+"""Reasons to stop a run before its end: a signal, and non-finite gradients."""
 
 import math
 import signal
@@ -11,6 +11,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
+
+from .state import RunState
 
 
 EXIT_STOPPED = 75  # of a run that was asked to stop and has left a checkpoint to go on from
@@ -94,17 +96,17 @@ def outlive_sigterm(worker: int) -> None:
 
 class NonFiniteSteps:
     """
-    Leaves out optimiser steps whose gradient is not finite.
+    Skips optimiser steps with non-finite gradients.
 
     Every process sees the same norm of the same, averaged gradient, so all decide alike. The statistics that the
     forward pass has written into the model's buffers (BatchNorm's) are put back: one such batch would spoil them for
     good.
     """
 
-    def __init__(self, model: torch.nn.Module, state: dict, most_in_a_row: int):
-        self.state, self.most_in_a_row = state, most_in_a_row
+    def __init__(self, model: torch.nn.Module, state: RunState, max_in_a_row: int):
+        self.state, self.max_in_a_row = state, max_in_a_row
         self._buffers = batch_statistics(model)
-        self._saved = [each.clone() for each in self._buffers]
+        self._saved = [buffer.clone() for buffer in self._buffers]
         self._image_ids: list[str] = []
 
     def begin(self, image_ids: list[str]) -> None:
@@ -113,24 +115,24 @@ class NonFiniteSteps:
             torch._foreach_copy_(self._saved, self._buffers)
         self._image_ids += image_ids
 
-    def leave_out(self, grad_norm: torch.Tensor) -> list[str] | None:
+    def skip(self, grad_norm: torch.Tensor) -> list[str] | None:
         """After the backward pass of a step: None, or the images of all processes if the step must not be taken."""
         image_ids, self._image_ids = self._image_ids, []
         if math.isfinite(grad_norm):
-            self.state["skipped_in_a_row"] = 0
+            self.state.skipped_in_a_row = 0
             return None
         if self._buffers:
             torch._foreach_copy_(self._buffers, self._saved)
-        self.state["skipped"] += 1
-        self.state["skipped_in_a_row"] += 1
+        self.state.skipped += 1
+        self.state.skipped_in_a_row += 1
         return gather_object(image_ids)
 
     def too_many(self) -> bool:
-        return self.state["skipped_in_a_row"] >= self.most_in_a_row
+        return self.state.skipped_in_a_row >= self.max_in_a_row
 
     def message(self, output_dir) -> str:
         return (
-            f"The gradient was not finite in {self.state['skipped_in_a_row']} steps in a row "
+            f"The gradient was not finite in {self.state.skipped_in_a_row} steps in a row "
             "(training.max_skipped_steps), so the run stopped. None of them was taken: "
             f"{output_dir}/checkpoints/last is as before them, and log.jsonl names their images under 'skipped'. "
             "Likely causes: optimizer.lr too large or optimizer.warmup_share too small; training.mixed_precision fp16 "
@@ -141,4 +143,4 @@ class NonFiniteSteps:
 def batch_statistics(model: torch.nn.Module) -> list[torch.Tensor]:
     """Buffers of BatchNorm and its kind, which a forward pass in training mode changes; all others are constant."""
     norms = (module for module in model.modules() if getattr(module, "track_running_stats", False))
-    return [each for module in norms for each in module.buffers()]
+    return [buffer for module in norms for buffer in module.buffers()]

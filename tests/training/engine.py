@@ -13,11 +13,11 @@ from accelerate.utils import DistributedType
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from modeling_tier.training import loop  # noqa: E402
+from modeling_tier.training import setup  # noqa: E402
 
 
 PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
-loop.Accelerator = lambda cpu, **options: accelerate.Accelerator(**options)
+setup.Accelerator = lambda cpu, **options: accelerate.Accelerator(**options)
 
 if __name__ == "__main__":
     sys.argv[0] = str(ROOT / "train.py")

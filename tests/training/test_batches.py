@@ -30,7 +30,7 @@ from modeling_tier.data.columns import pair_features
 from modeling_tier.data.transforms import AUGMENTATIONS, augment, generator
 from modeling_tier.evaluation import scoring
 from modeling_tier.training import batches as batches_module
-from modeling_tier.training import load_config, loop, train
+from modeling_tier.training import load_config, train
 from modeling_tier.training.batches import Batches
 
 
@@ -547,24 +547,19 @@ class Stopped(Exception):
 
 
 @pytest.mark.parametrize("kind", ["csv", "stream"])
-def test_pairs_of_ones_own_from_files_to_a_model_stopped_and_resumed(tmp_path, monkeypatch, tokenizer, kind):
+def test_pairs_of_ones_own_from_files_to_a_model_stopped_and_resumed(tmp_path, tokenizer, kind):
     """Augmented by workers, from a csv file or streamed from shards; in the end bit for bit as without the stop."""
     best = train(configured(tmp_path / "whole", kind, tokenizer))
     assert best["validation"]["contrastive_loss"] > 0 and "auroc" not in best["validation"]
     values = [line["validation"]["contrastive_loss"] for line in logged(tmp_path / "whole") if "validation" in line]
     assert len(values) == 2 and best["validation"]["contrastive_loss"] == min(values)
-    seen = []
-    with monkeypatch.context() as patch:
 
-        def stop(*args):
-            seen.append(1)
-            if len(seen) > 4:
-                raise Stopped
-            return {"negative_share": 0.5, "peak": 0.5}
+    def stop(state):
+        if state.step == 5:
+            raise Stopped
 
-        patch.setattr(loop, "map_shape", stop)
-        with pytest.raises(Stopped):
-            train(configured(tmp_path / "stopped", kind, tokenizer))
+    with pytest.raises(Stopped):
+        train(configured(tmp_path / "stopped", kind, tokenizer), after_step=stop)
     state = json.loads((tmp_path / "stopped/checkpoints/last/trainer_state.json").read_text())
     assert (state["step"], state["epoch"], state["step_in_epoch"]) == (
         4,

@@ -10,7 +10,7 @@ from transformers import AlbertConfig, AlbertModel, PvtConfig, PvtModel, XLMConf
 from modeling_tier import TierModel
 from modeling_tier.training.configuration import FreezeOptions, OptimizerOptions
 from modeling_tier.training.freezing import _first_layers, freeze, train_mode
-from modeling_tier.training.loop import build_optimizer
+from modeling_tier.training.optimization import build_optimizer
 
 
 def build(text="bert", vision="resnet", **options) -> TierModel:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_training import ROOT, TINY, lines, tiny, weights
 
-from modeling_tier.training import loop, stopping, train
-from modeling_tier.training.checkpoints import find_checkpoint
+from modeling_tier.training import setup, stopping, train, validation
+from modeling_tier.training.resume import find_checkpoint
 from modeling_tier.training.stopping import EXIT_STOPPED
 
 
@@ -35,6 +36,25 @@ def state_of(folder) -> dict:
     return json.loads((folder / "checkpoints/last/trainer_state.json").read_text())
 
 
+def best_of(folder) -> dict:
+    content = json.loads((folder / "checkpoints/best/evaluation.json").read_text())
+    return {name: content[name] for name in ("step", "epoch")}
+
+
+def at_step(number, action):
+    """A callback that does something once a run has done so many steps."""
+
+    def after_step(state):
+        if state.step == number:
+            action()
+
+    return after_step
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
 def assert_same_end(one, other):
     for name, weight in weights(one / "checkpoints/last").items():
         assert torch.equal(weight, weights(other / "checkpoints/last")[name]), name
@@ -42,31 +62,28 @@ def assert_same_end(one, other):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("step", [3, 6])
-def test_a_signal_ends_the_run_after_the_step_and_it_goes_on(finished, tmp_path, monkeypatch, number, step):
+def test_a_signal_ends_the_run_after_the_step_and_it_goes_on(finished, tmp_path, number, step):
     """In the middle of an epoch, and at its end, where the evaluation is still done."""
     seen, before = [], signal.getsignal(number)
-    original = loop.map_shape
 
-    def interrupted(*args):
-        seen.append(1)
-        if len(seen) == step:
+    def signalled(state):
+        seen.append(state.step)
+        if state.step == step:
             for _ in range(2):  # by itself and through a launcher
                 os.kill(os.getpid(), number)
-        return original(*args)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "map_shape", interrupted)
-        with pytest.raises(SystemExit) as stopped:
-            train(tiny(tmp_path / "run", "--training.log_every=1", "--training.resume_from_checkpoint=auto"))
+    options = ["--training.log_every=1", "--training.resume_from_checkpoint=auto"]
+    with pytest.raises(SystemExit) as stopped:
+        train(tiny(tmp_path / "run", *options), after_step=signalled)
     assert stopped.value.code == EXIT_STOPPED == 75 and signal.getsignal(number) is before
-    assert state_of(tmp_path / "run")["step"] == step and len(seen) == step
+    assert state_of(tmp_path / "run")["step"] == step and seen == list(range(1, step + 1))
     train(tiny(tmp_path / "run", "--training.log_every=1", "--training.resume_from_checkpoint=auto"))
     assert_same_end(finished, tmp_path / "run")
 
 
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_a_signal_ends_an_evaluation_which_is_done_again(finished, tmp_path, monkeypatch, epoch):
-    calls, original = [], loop.evaluate_zero_shot
+    calls, original = [], validation.evaluate_zero_shot
 
     def interrupted(*args, **kwargs):
         calls.append(1)
@@ -77,7 +94,7 @@ def test_a_signal_ends_an_evaluation_which_is_done_again(finished, tmp_path, mon
 
     options = ["--training.log_every=1", "--training.resume_from_checkpoint=auto"]
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "evaluate_zero_shot", interrupted)
+        patch.setattr(validation, "evaluate_zero_shot", interrupted)
         with pytest.raises(SystemExit) as stopped:
             train(tiny(tmp_path / "run", *options))
     assert stopped.value.code == EXIT_STOPPED and len(calls) == epoch
@@ -92,7 +109,7 @@ def test_old_checkpoints_are_kept_to_a_number_and_the_best_beside_them(finished,
     options = ["--training.log_every=1", "--training.save_every_steps=2", "--training.keep_checkpoints=3"]
     folder = tmp_path / "run"
     train(tiny(folder, *options))
-    assert {each.name for each in (folder / "checkpoints").iterdir()} == {"best", "last", "step-8", "step-10"}
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best", "last", "step-8", "step-10"}
     # Each of them is one to go on from; "auto" takes the newest, also between two renames.
     (folder / "checkpoints/last").rename(tmp_path / "away")
     (folder / "checkpoints/step-9").mkdir()  # torn
@@ -101,17 +118,18 @@ def test_old_checkpoints_are_kept_to_a_number_and_the_best_beside_them(finished,
     older = folder / "checkpoints/step-8"
     train(tiny(folder, *options, f"--training.resume_from_checkpoint={older}"))
     assert_same_end(finished, folder)
-    # A damaged one is left aside, or named.
+    # A damaged one gives way to the one before it.
     (folder / "checkpoints/last/trainer_state.json").write_text("")
-    newest = find_checkpoint("auto", folder)
-    assert newest == folder / "checkpoints/step-10"
-    (newest / "model.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match="step-10 cannot be read"):
+    with pytest.warns(UserWarning, match="last/trainer_state.json is damaged. The run goes on from .*step-10"):
+        assert find_checkpoint("auto", folder).folder == folder / "checkpoints/step-10"
+    (folder / "checkpoints/step-10/model.safetensors").write_bytes(b"")
+    with pytest.warns(UserWarning, match="step-10/model.safetensors is damaged"):
         train(tiny(folder, *options, "--training.resume_from_checkpoint=auto"))
+    assert_same_end(finished, folder)
 
 
 def test_an_evaluation_that_fails_costs_no_epoch(finished, tmp_path, monkeypatch):
-    original, calls = loop.evaluate_zero_shot, []
+    original, calls = validation.evaluate_zero_shot, []
 
     def fails(*args, **kwargs):
         calls.append(1)
@@ -119,7 +137,7 @@ def test_an_evaluation_that_fails_costs_no_epoch(finished, tmp_path, monkeypatch
             raise ValueError("The image p10 cannot be read")
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(loop, "evaluate_zero_shot", fails)
+    monkeypatch.setattr(validation, "evaluate_zero_shot", fails)
     with pytest.raises(ValueError, match="The image p10"):
         train(tiny(tmp_path / "run", "--training.log_every=1"))
     assert state_of(tmp_path / "run")["step"] == 12
@@ -137,10 +155,10 @@ def test_a_run_that_goes_back_forgets_a_best_model_of_later(tmp_path):
     back = f"--training.resume_from_checkpoint={run}/checkpoints/step-6"
     with pytest.raises(ValueError, match="training.epochs is 1, but 1 epochs of this run are done"):
         train(tiny(run, *options, back, "--training.epochs=1"))
-    assert json.loads((run / "checkpoints/best/evaluation.json").read_text()) == {"step": 6 * best, "epoch": best}
+    assert best_of(run) == {"step": 6 * best, "epoch": best}
     train(tiny(run, *options, back, "--training.epochs=2"))
     found = json.loads((run / "metrics.json").read_text())
-    assert json.loads((run / "checkpoints/best/evaluation.json").read_text()) == {"step": 12, "epoch": 2}
+    assert best_of(run) == {"step": 12, "epoch": 2}
     assert found["epoch"] == 2 and all(
         torch.equal(weight, weights(run)[name]) for name, weight in weights(run / "checkpoints/last").items()
     )
@@ -168,21 +186,10 @@ def test_a_signal_before_an_evaluation_leaves_it_out():
     assert request.interruptible(lambda: pytest.fail("it begins")) is None
 
 
-def test_a_run_killed_before_its_first_checkpoint_begins_again(finished, tmp_path, monkeypatch):
-    calls = []
-
-    def killed(*args):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return original(*args)
-
-    original = loop.map_shape
+def test_a_run_killed_before_its_first_checkpoint_begins_again(finished, tmp_path):
     options = ["--training.log_every=1", "--training.resume_from_checkpoint=auto"]
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "map_shape", killed)
-        with pytest.raises(KeyboardInterrupt):
-            train(tiny(tmp_path / "run", *options))
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(tmp_path / "run", *options), after_step=at_step(2, interrupt))
     assert not (tmp_path / "run/checkpoints").exists() and len(lines(tmp_path / "run")) == 2
     train(tiny(tmp_path / "run", *options))
     assert_same_end(finished, tmp_path / "run")
@@ -195,14 +202,14 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(finished, tmp_pat
 
 def spoil(monkeypatch, steps):
     """NaN pixels in these steps, counted from 1."""
-    original, given = loop.Batches.of_epoch, []
+    original, given = setup.Batches.of_epoch, []
 
     def of_epoch(self, *args, **kwargs):
         for batch in original(self, *args, **kwargs):
             given.append(1)
             yield batch | ({"pixel_values": batch["pixel_values"] * torch.nan} if len(given) in steps else {})
 
-    monkeypatch.setattr(loop.Batches, "of_epoch", of_epoch)
+    monkeypatch.setattr(setup.Batches, "of_epoch", of_epoch)
 
 
 def test_a_step_without_a_finite_gradient_is_left_out_and_its_images_are_named(tmp_path, monkeypatch, capsys):
@@ -212,8 +219,8 @@ def test_a_step_without_a_finite_gradient_is_left_out_and_its_images_are_named(t
     assert "trackers failed" not in capsys.readouterr().out
     skipped = {line["step"]: line["skipped"] for line in lines(folder) if "skipped" in line}
     assert set(skipped) == {4, 9} and state_of(folder)["skipped"] == 2 and state_of(folder)["skipped_in_a_row"] == 0
-    for each in skipped.values():
-        assert len(set(each["image_ids"])) == 8 and each["grad_norm"] == each["loss"] == "nan"
+    for values in skipped.values():
+        assert len(set(values["image_ids"])) == 8 and values["grad_norm"] == values["loss"] == "nan"
     for name, tensor in load_file(folder / "model.safetensors").items():
         assert torch.isfinite(tensor.float()).all(), name  # BatchNorm's statistics too
     losses = [line["contrastive_loss"] for line in lines(folder) if "contrastive_loss" in line]
@@ -227,38 +234,20 @@ def test_a_step_that_is_left_out_changes_nothing(tmp_path, monkeypatch):
         spoil(patch, {10, 11, 12})
         with pytest.raises(ValueError, match=r"not finite in 3 steps in a row.*checkpoints/last.*optimizer\.lr"):
             train(tiny(tmp_path / "spoiled", *options))
-    stopped = []
-    original = loop.map_shape
-
-    def stop(*args):
-        stopped.append(1)
-        if len(stopped) == 10:
-            raise KeyboardInterrupt
-        return original(*args)
-
-    monkeypatch.setattr(loop, "map_shape", stop)
     with pytest.raises(KeyboardInterrupt):
-        train(tiny(tmp_path / "short", *options))
+        train(tiny(tmp_path / "short", *options), after_step=at_step(10, interrupt))
     assert (state_of(tmp_path / "spoiled")["step"], state_of(tmp_path / "short")["step"]) == (12, 9)
     assert_same_end(tmp_path / "spoiled", tmp_path / "short")
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_it_whole(finished, tmp_path, monkeypatch):
     options = ["--training.log_every=1", "--training.save_every_steps=2", "--training.resume_from_checkpoint=auto"]
-    original, limit, seen = loop.map_shape, resource.getrlimit(resource.RLIMIT_FSIZE), []
-
-    def full(*args):
-        seen.append(1)
-        if len(seen) == 8:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
-        return original(*args)
-
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    full = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (20_000, limit[1]))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        with monkeypatch.context() as patch:
-            patch.setattr(loop, "map_shape", full)
-            with pytest.raises(OSError, match="checkpoints/last could not be written.*before is whole"):
-                train(tiny(tmp_path / "run", *options))
+        with pytest.raises(OSError, match="checkpoints/last could not be written.*before is complete"):
+            train(tiny(tmp_path / "run", *options), after_step=at_step(8, full))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert state_of(tmp_path / "run")["step"] == 6
@@ -271,7 +260,7 @@ def test_a_tracker_that_cannot_be_reached_does_not_end_a_run(finished, tmp_path,
     def unreachable(*args, **kwargs):
         raise ConnectionError("no route to the tracker")
 
-    monkeypatch.setattr(loop.Accelerator, call, unreachable)
+    monkeypatch.setattr(setup.Accelerator, call, unreachable)
     train(tiny(tmp_path / "run", "--training.log_every=1", "--training.trackers=[tensorboard]"))
     assert capsys.readouterr().out.count("no route to the tracker") == 1
     assert_same_end(finished, tmp_path / "run")
@@ -321,7 +310,7 @@ def test_two_processes_stop_at_the_same_step(tmp_path, to, every_epochs):
     assert process.returncode != 0 and b"Asked to stop" in output, output[-2000:]
     state = state_of(folder)
     assert state["step"] > 8
-    assert len(list((folder / "checkpoints/last").glob("random_states_*.pkl"))) == 2
+    assert len(list((folder / "checkpoints/last").glob("random_states_*.safetensors"))) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -343,27 +332,16 @@ def test_a_signal_to_all_processes_of_a_job_finds_the_workers_of_the_loader_too(
     assert state_of(folder)["step"] > 8 and b"Traceback" not in output
 
 
-def test_the_number_of_processes_may_change_on_the_way(tmp_path, monkeypatch):
+def test_the_number_of_processes_may_change_on_the_way(tmp_path):
     """One process of 16 pairs, then two of 8; no dropout, no batch norm: as one process from beginning to end."""
     options = ["--model.text_config.hidden_dropout_prob=0", "--training.log_every=1"]
     options += ["--model.vision_config={model_type: convnext, hidden_sizes: [8, 16], depths: [1, 1], num_stages: 2}"]
     options += ["--model.lambda_token=0.2", "--training.resume_from_checkpoint=auto"]
     train(tiny(tmp_path / "whole", *options, "--training.batch_size=16"))
-    original, seen = loop.map_shape, []
-
-    def interrupted(*args):
-        seen.append(1)
-        if len(seen) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "map_shape", interrupted)
-        with pytest.raises(SystemExit):
-            train(tiny(tmp_path / "run", *options, "--training.batch_size=16"))
-    with pytest.raises(
-        ValueError, match="A step of this run has 16 pairs; training.batch_size 8 x .* 1 processes are 8"
-    ):
+    asked = at_step(2, partial(os.kill, os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        train(tiny(tmp_path / "run", *options, "--training.batch_size=16"), after_step=asked)
+    with pytest.raises(ValueError, match="has 16 pairs over all processes; .*batch_size 8 x 1 processes are 8"):
         train(tiny(tmp_path / "run", *options, "--training.batch_size=8"))
     command = [*LAUNCH, "train.py", "--config", "configs/demo.yaml", *TINY, *options]
     command += ["--training.batch_size=8", f"--output_dir={tmp_path / 'run'}"]

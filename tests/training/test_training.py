@@ -20,12 +20,13 @@ from transformers import AutoModel
 
 from modeling_tier import TierModel, TierProcessor
 from modeling_tier.data import load_pairs
-from modeling_tier.training import load_config, loop, train
-from modeling_tier.training.batches import share_of_subjects
+from modeling_tier.training import load_config, train
+from modeling_tier.training.batches import Batches, share_of_subjects
 from modeling_tier.training.building import build_model, build_processor, train_tokenizer
-from modeling_tier.training.checkpoints import set_aside
 from modeling_tier.training.configuration import ModelOptions
-from modeling_tier.training.loop import Batches, metric_value, parameter_groups, ramp
+from modeling_tier.training.optimization import parameter_groups, ramp
+from modeling_tier.training.run_folder import set_aside
+from modeling_tier.training.validation import metric_value
 
 
 ROOT = Path(__file__).parents[2]
@@ -136,22 +137,16 @@ class Stopped(Exception):
 
 
 @pytest.mark.parametrize("stop_after", [4, 6, 9])
-def test_a_resumed_run_ends_as_an_uninterrupted_one(finished, tmp_path, monkeypatch, stop_after):
+def test_a_resumed_run_ends_as_an_uninterrupted_one(finished, tmp_path, stop_after):
     """Stopped in the middle and at the end of an epoch (6 steps each); dropout is on, so random numbers count too."""
-    calls = []
-    original = loop.map_shape
 
-    def stop(*args):
-        calls.append(1)
-        if len(calls) > stop_after // 2:
+    def stop(state):
+        if state.step > stop_after:
             raise Stopped
-        return original(*args)
 
     options = ["--training.save_every_steps=2"]
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "map_shape", stop)
-        with pytest.raises(Stopped):
-            train(tiny(tmp_path / "run", *options))
+    with pytest.raises(Stopped):
+        train(tiny(tmp_path / "run", *options), after_step=stop)
     state = json.loads((tmp_path / "run/checkpoints/last/trainer_state.json").read_text())
     assert state["step"] == stop_after // 2 * 2
     assert not (tmp_path / "run/metrics.json").exists()
@@ -468,8 +463,8 @@ def test_logit_scale_is_clamped(tmp_path):
 
 
 def test_a_collapse_is_told(tmp_path, monkeypatch, capsys):
-    collapsed = {"negative_share": 0.99, "peak": -0.3}
-    monkeypatch.setattr(loop, "map_shape", lambda *args: collapsed)
+    for_all = {"negative_share": 0.99, "peak": -0.3}
+    monkeypatch.setattr("modeling_tier.training.loop.map_shape", lambda *args: for_all)
     train(tiny(tmp_path / "run", "--training.epochs=1"))
     said = capsys.readouterr().out
     assert said.count("WARNING") == 1 and "99%" in said and "lambda_patch" in said and "ramp_start" in said
