@@ -10,15 +10,18 @@ import types
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import yaml
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from ..configuration_tier import TierConfig
 from ..data import PLACES, SPLITS, check_options
 from ..data.transforms import AUGMENTATIONS
 from ..evaluation import LABEL_POLICIES, has_prompts, load_prompts
+from ..files import replace_text
+from .option_values import parse_value, read_options
 
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
@@ -26,6 +29,16 @@ OPTIMIZERS = ("adamw", "adam")
 SCHEDULES = ("cosine", "constant")
 # The metrics by which a checkpoint can be the best, and whether more is better.
 BEST_METRICS = {"auroc": True, "loss": False, "contrastive_loss": False, "pointing_game": True, "cnr": True}
+
+
+# Options of earlier versions, and what holds instead.
+_REMOVED = {
+    "optimizer.min_lr_share": "the cosine ends at 0.01 of optimizer.lr",
+    "regulariser.warn_negative_share": "training warns as the report does, above 0.95",
+}
+MAX_IMAGE_SIZE = 4096
+MAX_PROJECTION_DIM = 65_536
+MAX_WORKERS = 1024
 
 
 def option(default, help: str):
@@ -94,7 +107,6 @@ class OptimizerOptions:
     beta1: float = option(0.9, "decay of the mean of the gradients")
     beta2: float = option(0.98, "decay of the mean of their squares")
     warmup_share: float = option(0.1, "share of all steps in which the learning rate rises linearly")
-    min_lr_share: float = option(0.01, "share of lr at the end of the cosine")
     max_grad_norm: float | None = option(1.0, "gradients are clipped to this norm; null: they are not")
 
 
@@ -102,7 +114,6 @@ class OptimizerOptions:
 class RegulariserOptions:
     ramp_start: float = option(0.0, "share of all steps before which both lambdas are 0")
     ramp_end: float = option(0.0, "share of all steps after which they have their full weight; linear in between")
-    warn_negative_share: float = option(0.95, "warn when more of the token-patch cosines than this are negative")
 
 
 @dataclass
@@ -160,7 +171,7 @@ class TrainConfig:
         return dataclasses.asdict(self)
 
     def save(self, path: Path) -> None:
-        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False))
+        replace_text(path, yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True))
 
 
 def load_config(path: str | Path | None, overrides: list[str] = ()) -> TrainConfig:
@@ -174,15 +185,15 @@ def load_config(path: str | Path | None, overrides: list[str] = ()) -> TrainConf
     Raises:
         ValueError: for an unknown key, a wrong type or an impossible combination, with the key and what is allowed.
     """
-    content = {}
-    if path is not None:
-        if not Path(path).is_file():
-            raise ValueError(f"There is no configuration file {path}.")
-        content = yaml.safe_load(Path(path).read_text()) or {}
-        if not isinstance(content, dict):
-            raise ValueError(f"{path} must hold options by section; got {type(content).__name__}.")
+    content = {} if path is None else read_options(path)
     content = merge_options(content, overrides)
+    for name in _REMOVED:
+        section, option_name = name.split(".")
+        if isinstance(content.get(section), dict) and option_name in content[section]:
+            raise ValueError(f"{name} is no option any more: {_REMOVED[name]}. Delete its line.")
     config = _build(TrainConfig, content, "")
+    if path is None and not (config.model.pretrained or config.model.vision_config or config.model.text_config):
+        raise ValueError("No model is described: name a configuration, such as --config configs/demo.yaml.")
     check_config(config)
     return config
 
@@ -301,7 +312,7 @@ def describe_options() -> str:
 
 
 def parse_options(arguments: list[str]) -> list[tuple[str, object]]:
-    """`--name value` or `--name=value`, values in YAML's notation."""
+    """`--name value` or `--name=value`; texts such as paths as they are, other values in YAML's notation."""
     pairs = []
     while arguments:
         key = arguments.pop(0)
@@ -312,8 +323,21 @@ def parse_options(arguments: list[str]) -> list[tuple[str, object]]:
             if not arguments:
                 raise ValueError(f"--{key} needs a value.")
             value = arguments.pop(0)
-        pairs.append((key, yaml.safe_load(value)))
+        hint = _text_options().get(key)
+        is_text = hint is not None or key.rpartition(".")[2] in PLACES
+        pairs.append((key, parse_value(value, is_text, may_be_null=hint is not str)))
     return pairs
+
+
+@cache
+def _text_options() -> dict[str, object]:
+    """The options that are texts, with their type: `str`, or with null for none."""
+    options = {}
+    for section, hint in typing.get_type_hints(TrainConfig).items():
+        entries = typing.get_type_hints(hint).items() if dataclasses.is_dataclass(hint) else [("", hint)]
+        names = {f"{section}.{name}".rstrip("."): kind for name, kind in entries}
+        options |= {name: kind for name, kind in names.items() if kind in (str, str | None)}
+    return options
 
 
 def merge_options(content: dict, arguments: Iterable[str]) -> dict:
@@ -398,10 +422,16 @@ def _check_ranges(config: TrainConfig) -> None:
     ranges |= {f"freeze.{name}": (0, None) for name in ("text_layers", "vision_layers")}
     ranges |= {"data.subject_share": (0, 1)}
     ranges |= {"data.shuffle_buffer": (1, None)}
-    ranges |= {"data.max_text_tokens": (3, None), "data.num_workers": (0, None), "tokenizer.vocab_size": (10, None)}
-    ranges |= {"seed": (0, 2**32 - 1), "model.image_size": (1, None)}
-    ranges |= {f"regulariser.{name}": (0, 1) for name in ("ramp_start", "ramp_end", "warn_negative_share")}
-    ranges |= {f"optimizer.{name}": (0, 1) for name in ("beta1", "beta2", "warmup_share", "min_lr_share")}
+    ranges |= {
+        "data.max_text_tokens": (3, None),
+        "data.num_workers": (0, MAX_WORKERS),
+        "tokenizer.vocab_size": (10, None),
+    }
+    ranges |= {"seed": (0, 2**32 - 1), "model.image_size": (1, MAX_IMAGE_SIZE)}
+    ranges |= {"model.projection_dim": (1, MAX_PROJECTION_DIM), "model.logit_scale_init_value": (-100, 100)}
+    ranges |= {"model.lambda_token": (0, None), "model.lambda_patch": (0, None)}
+    ranges |= {f"regulariser.{name}": (0, 1) for name in ("ramp_start", "ramp_end")}
+    ranges |= {f"optimizer.{name}": (0, 1) for name in ("beta1", "beta2", "warmup_share")}
     ranges |= {"optimizer.weight_decay": (0, None), "optimizer.lr": (0, None), "optimizer.max_grad_norm": (0, None)}
     for key, (low, high) in ranges.items():
         value = config
@@ -437,14 +467,27 @@ def _check_new_model(config: TrainConfig) -> None:
             special_token_ids=[0],
             **tier_options(model),
         )
-    except ValueError as error:
-        raise ValueError(f"model: {error}") from None
+    except Exception as error:  # transformers has errors of its own for a wrong type
+        raise ValueError(f"model: {' '.join(str(error).split())}") from None
+    for name, encoder in (("vision_config", built.vision_config), ("text_config", built.text_config)):
+        _check_encoder_options(f"model.{name}", getattr(model, name), encoder)
     longest = getattr(built.text_config, "max_position_embeddings", None)
     if longest is not None and config.data.max_text_tokens > longest:
         raise ValueError(
             f"data.max_text_tokens is {config.data.max_text_tokens}, but model.text_config takes at most {longest} "
             "(max_position_embeddings)."
         )
+
+
+def _check_encoder_options(section: str, options: dict, encoder: PreTrainedConfig) -> None:
+    """transformers takes every name, so that a misspelt one would change nothing, in silence."""
+    known = {"model_type", *(entry.name for entry in dataclasses.fields(encoder)), *encoder.attribute_map}
+    known |= {name for name in encoder.to_dict() if name not in options}
+    for name in options:
+        if name not in known and not hasattr(type(encoder), name):
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {section}.{near[0]}?" if near else ""
+            raise ValueError(f"Unknown option '{section}.{name}' of {encoder.model_type}.{hint}")
 
 
 def pretrained_config(model: ModelOptions) -> TierConfig | None:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from modeling_tier.training import load_config
-from modeling_tier.training.configuration import describe_options
+from modeling_tier.training.configuration import describe_options, parse_options
 
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ DEMO = ROOT / "configs" / "demo.yaml"
         (["--model.text_config", "{}"], r"model\.text_config needs its model_type"),
         (["--model.pretrained", "somewhere"], r"leave out model\.vision_config"),
         (["--data.max_text_tokens", "4000"], r"max_text_tokens.*max_position_embeddings"),
-        (["--training.resume_from_checkpoint", "last", "--training.overwrite", "true"], "exclude each other"),
+        (["--training.resume_from_checkpoint", "last", "--training.overwrite", "true"], "overwrite replaces the run"),
         (["--optimizer.name", "sgd"], r"optimizer\.name.*adamw"),
         (["--optimizer.schedule", "linear"], r"optimizer\.schedule.*constant"),
         (["--freeze.text_layers", "-1"], r"freeze\.text_layers must be at least 0"),
@@ -132,3 +132,75 @@ def test_no_mixed_precision_may_be_written_as_yaml_reads_it():
     assert load_config(DEMO, ["--training.mixed_precision", "no"]).training.mixed_precision == "no"
     with pytest.raises(ValueError, match="model.pretrained"):
         load_config(DEMO, ["--model.pretrained", "no"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("seed:\t1", r"line 1.*tab|line 1.*'\\t'"),
+        ("training:\n\tepochs: 3", r"line 2"),
+        ("seed: 1\n---\nseed: 2", r"line 2: but found another document"),
+        ("seed: !!python/object/apply:os.system ['true']", r"line 1.*python/object"),
+        ("[1, 2]: 3", r"line 1: a key must be a name"),
+        ("? {a: 1}\n: 3", r"line 1"),
+        ("training: {epochs: 3}\nmodel: {}\ntraining: {batch_size: 2}", r"line 3: 'training' is given twice"),
+        ("training:\n  epochs: 3\n  epochs: 4", r"line 3: 'epochs' is given twice"),
+        ("- 1", r"must hold options by section; got list"),
+        ("seed: &a [*a]", r"more than 10000 values"),
+        ("a: &a [1,1,1,1,1,1,1,1,1]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b]\n"
+         "d: &d [*c,*c,*c,*c,*c,*c,*c,*c]\ne: [*d,*d,*d,*d,*d]", r"more than 10000 values"),
+        ("[" * 3000, r"options by section"),
+        ("seed: " + "9" * 5000, r"options by section"),
+        (b"seed: \xff\xfe", r"not UTF-8"),
+        ("seed: 2024-01-01", r"seed must be int"),
+        ("1: 2", r"Unknown option '1'"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_yaml_of_options_is_named_with_its_line(tmp_path, content, message):
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=f"(?s){message}") as error:
+        load_config(path)
+    assert "run.yaml" in str(error.value) or "seed must" in str(error.value) or "Unknown" in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["[x", "a: b: c", "@home", "no", "2024", "~", "- a", "{a: 1}", "%", "`date`", "1e3"])
+def test_a_path_is_a_text_and_not_yaml(text):
+    config = load_config(DEMO, ["--output_dir", text, f"--tokenizer.pretrained={text}"])
+    assert config.output_dir == text and config.tokenizer.pretrained == text
+    assert parse_options(["--data.options.data_dir", text]) == [("data.options.data_dir", text)]
+
+
+def test_a_value_that_yaml_cannot_read_is_of_the_wrong_type():
+    with pytest.raises(ValueError, match="training.epochs must be int; got 'a: b: c'"):
+        load_config(DEMO, ["--training.epochs", "a: b: c"])
+
+
+def test_null_is_no_text():
+    assert load_config(DEMO, ["--tokenizer.pretrained", "null"]).tokenizer.pretrained is None
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("model.text_config.hiden_size=32", r"'model.text_config.hiden_size' of bert. Did you mean .*hidden_size"),
+        ("model.vision_config.depth=[1]", r"'model.vision_config.depth' of resnet. Did you mean .*depths"),
+        ("model.vision_config.depths=5", r"model: .*depths.* with value 5"),
+        ("model.image_size=1000000", r"model.image_size must be at least 1 and at most 4096"),
+        ("model.projection_dim=0", r"model.projection_dim must be at least 1"),
+        ("model.lambda_token=.nan", r"model.lambda_token must be at least 0"),
+        ("model.logit_scale_init_value=.nan", r"model.logit_scale_init_value must be at least"),
+        ("data.num_workers=1000000", r"data.num_workers must be at least 0 and at most"),
+        ("optimizer.min_lr_share=0.1", r"optimizer.min_lr_share is no option any more.*0.01"),
+        ("regulariser.warn_negative_share=0.9", r"regulariser.warn_negative_share is no option any more"),
+        ("training.resume_from_checkpoint=last --training.overwrite=true", r"overwrite replaces the run"),
+    ],
+)
+def test_an_option_that_would_be_taken_in_silence_or_end_in_a_traceback_is_named(option, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(DEMO, f"--{option}".split())
+
+
+def test_a_configuration_without_a_model_says_how_to_get_one():
+    with pytest.raises(ValueError, match="--config configs/demo.yaml"):
+        load_config(None)
