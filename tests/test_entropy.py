@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
 from modeling_tier import text_image_entropy
+from modeling_tier.entropy_tier import _Entropies, _TensorCoreEntropies, l2_normalize
 
 
 def entropy_of(weights: list[float]) -> float:
@@ -196,3 +197,32 @@ def test_compiles_without_graph_breaks():
 def test_bad_inputs_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         text_image_entropy(*arguments)
+
+
+@pytest.mark.parametrize("alike", [False, True])
+def test_products_on_tensor_cores_are_as_exact_as_float32(alike):
+    """The way of bfloat16 embeddings on a GPU, with its products on the CPU; patches that are alike cancel most."""
+    generator = torch.Generator().manual_seed(0)
+    common = 5 * torch.randn(64, generator=generator) if alike else 0
+    embeds = [(torch.randn(8, size, 64, generator=generator) + common).bfloat16() for size in (11, 49)]
+    mask = torch.rand(8, 11, generator=generator) > 0.3
+    mask[3] = False  # a pair without a token
+    embeds[0][~mask] = float("nan")
+    embeds[1][5, 4] = 0
+
+    def results(function, dtype):
+        inputs = [each.to(dtype).requires_grad_() for each in embeds]
+        token, patch = function.apply(*inputs, mask, 0.7)
+        token = token.masked_fill(~mask, 0)
+        weights = [torch.linspace(1, 2, each.numel(), dtype=each.dtype).view_as(each) for each in (token, patch)]
+        return [token, patch, *torch.autograd.grad([token, patch], inputs, weights)]
+
+    for ours, expected in zip(results(_TensorCoreEntropies, torch.bfloat16), results(_Entropies, torch.float64)):
+        tolerance = 1e-6 if ours.dtype == torch.float32 else 2e-3  # a gradient has the embeddings' own dtype
+        assert (ours.double() - expected).norm() < tolerance * expected.norm()
+
+
+def test_unit_vectors_of_tokens_have_the_gradient_of_the_division():
+    embeds = torch.randn(3, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    assert torch.autograd.gradcheck(l2_normalize, embeds)
+    assert torch.equal(l2_normalize(embeds), l2_normalize(embeds.flatten(0, 1)).view_as(embeds))
