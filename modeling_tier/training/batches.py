@@ -3,10 +3,13 @@
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import torch
 from accelerate import Accelerator
 from datasets import Dataset, IterableDataset
@@ -15,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 from ..data.pictures import read_picture, undecoded
+from ..data.rejected import FILE, RejectedRow, write_rejected
 from ..data.transforms import AUGMENTATIONS, augment, generator, input_size, look_up, pixel_table
 from ..processing_tier import TierProcessor
 from .configuration import TrainConfig
@@ -22,6 +26,8 @@ from .stopping import outlive_sigterm, started
 
 
 SMALL_SET = 8192  # pairs whose texts are tokenised before the first epoch
+NUM_SUBSTITUTES = 20  # pairs that are tried in the place of one whose picture cannot be read
+MIN_STREAM = 1000  # pairs of a stream before the fraction of unreadable pictures is judged
 
 
 class Batches:
@@ -32,6 +38,11 @@ class Batches:
     A stream is shuffled in a buffer, and its shards (or, if they do not divide evenly, its pairs) are dealt out to the
     processes, so that in one pass none is seen by two. Every epoch begins a new pass, its shards in another order, and
     a stream that ends within an epoch begins again. Of a single shard, what lies behind an epoch's length is not read.
+
+    A pair whose picture cannot be read is replaced by another one of the set, drawn by the seed, the epoch and its
+    image_id, so that a step has the same pairs after a resume and for every number of processes; a stream goes on with
+    its next pair. Such pictures are named in `rejected.csv` of the run; more than the fraction `data.max_unreadable`
+    of the set end it.
     """
 
     def __init__(
@@ -53,6 +64,7 @@ class Batches:
         self.pairs = undecoded(pairs.select_columns(["image", "text", "image_id"]))
         self.step_size = self.batch_size * self.micro * self.processes
         self.image_ids: list[str] = []  # of the batch that was given last
+        self.output_dir, self.unreadable, self.seen = Path(config.output_dir), {}, 0
         self.streaming = isinstance(pairs, IterableDataset)
         small = not self.streaming and len(pairs) <= SMALL_SET
         self.tokens = _tokenised(pairs["text"][:], processor) if small else None
@@ -89,6 +101,8 @@ class Batches:
         try:
             for batch in batches:
                 self.image_ids = batch.pop("image_ids")
+                self.seen += len(self.image_ids)
+                self._note_unreadable(batch.pop("unreadable"))
                 yield batch
         except ValueError as error:  # a worker's comes with its traceback as the message
             if "DataLoader worker" not in str(error):
@@ -110,15 +124,17 @@ class Batches:
         part = split_dataset_by_node(stream, self.process, self.processes)
         for number in itertools.count(epoch, 1_000_003):  # of the pass: no other epoch has the same ones
             part.set_epoch(number)  # after the split, which begins at 0
-            rest, batch = [], None
-            loader = self._loader(part, partial(self._collate_full, epoch=number), batch_size=self.batch_size)
-            for rows in started(loader):
-                if isinstance(rows, list):  # the last ones of a worker; together they may fill a batch
-                    rest += rows
+            rest, unreadable, batch = [], {}, None
+            loader = self._loader(part, partial(self._collate_readable, epoch=number), batch_size=self.batch_size)
+            for given in started(loader):
+                if isinstance(given, tuple):  # fewer than a batch; together they may fill one
+                    rest, unreadable = rest + given[0], unreadable | given[1]
                     if len(rest) < self.batch_size:
                         continue
-                    rows, rest = self.collate(rest[: self.batch_size], number), rest[self.batch_size :]
-                yield (batch := rows)
+                    given, rest = self.collate(rest[: self.batch_size], number), rest[self.batch_size :]
+                given["unreadable"], unreadable = unreadable | given["unreadable"], {}
+                yield (batch := given)
+            self._note_unreadable(unreadable)
             if batch is None:
                 raise ValueError(
                     f"The stream gives process {self.process} of {self.processes} {len(rest)} pairs, fewer than one "
@@ -151,11 +167,67 @@ class Batches:
             **options,
         )
 
-    def _collate_full(self, rows: list[dict], epoch: int) -> dict[str, torch.Tensor] | list[dict]:
-        return self.collate(rows, epoch) if len(rows) == self.batch_size else rows
+    def _collate_readable(
+        self, rows: list[dict], epoch: int
+    ) -> dict[str, torch.Tensor] | tuple[list[dict], dict[str, str]]:
+        """A batch of a stream; if a picture is unreadable or the stream ends, the other rows and the reasons."""
+        readable, images, unreadable = [], [], {}
+        for row in rows:
+            try:
+                images.append(read_picture(row["image"], row["image_id"]))
+                readable.append(row)
+            except ValueError as error:
+                unreadable[row["image_id"]] = str(error)
+        full = len(readable) == self.batch_size
+        return self._inputs(readable, images, epoch, unreadable) if full else (readable, unreadable)
 
     def collate(self, rows: list[dict], epoch: int) -> dict[str, torch.Tensor]:
-        images = [read_picture(row["image"], row["image_id"]) for row in rows]
+        rows, images, unreadable = list(rows), [], {}
+        for i, row in enumerate(rows):
+            try:
+                images.append(read_picture(row["image"], row["image_id"]))
+            except ValueError as error:
+                unreadable[row["image_id"]] = str(error)
+                rows[i], image = self._substitute(row["image_id"], epoch, unreadable)
+                images.append(image)
+        return self._inputs(rows, images, epoch, unreadable)
+
+    def _substitute(
+        self, image_id: str, epoch: int, unreadable: dict[str, str]
+    ) -> tuple[dict[str, object], PIL.Image.Image]:
+        """Another pair of the set in the place of one, and its picture."""
+        rng = generator(self.seed, epoch, f"substitute of {image_id}")
+        for _ in range(NUM_SUBSTITUTES):
+            row = self.pairs[int(rng.integers(len(self.pairs)))]
+            try:
+                return row, read_picture(row["image"], row["image_id"])
+            except ValueError as error:
+                unreadable[row["image_id"]] = str(error)
+        raise ValueError(
+            f"{unreadable[image_id]} (Nor can {NUM_SUBSTITUTES} others, drawn from the training set in its place.)"
+        )
+
+    def _note_unreadable(self, reasons: dict[str, str]) -> None:
+        new = {image_id: why for image_id, why in reasons.items() if image_id not in self.unreadable}
+        if not new:
+            return
+        write_rejected(self.output_dir, [RejectedRow("training pictures", *item) for item in new.items()])
+        first = next(iter(new.values()))
+        if not self.unreadable:
+            what = "passed over" if self.streaming else "replaced by other pairs"
+            warnings.warn(f"{first}. Such pairs are {what}, and named in {self.output_dir / FILE}.", stacklevel=2)
+        self.unreadable |= new
+        number = max(self.seen, MIN_STREAM) if self.streaming else len(self.pairs)
+        limit = self.data.max_unreadable
+        if len(self.unreadable) > math.ceil(limit * number):
+            raise ValueError(
+                f"{first}. With it, {len(self.unreadable)} of {number} training pictures are unreadable, more than "
+                f"data.max_unreadable {limit:g}. All of them are in {self.output_dir / FILE}."
+            )
+
+    def _inputs(
+        self, rows: list[dict], images: list[PIL.Image.Image], epoch: int, unreadable: dict[str, str]
+    ) -> dict[str, torch.Tensor]:
         if self.augmentation:
             images = [
                 augment(image, self.augmentation, self.size, generator(self.seed, epoch, row["image_id"]))
@@ -171,7 +243,7 @@ class Batches:
             inputs["pixel_values"] = look_up(self.table, images)
         else:
             inputs |= self.processor(images=images, **self.image_options)
-        return inputs | {"image_ids": [row["image_id"] for row in rows]}
+        return inputs | {"image_ids": [row["image_id"] for row in rows], "unreadable": unreadable}
 
 
 Tokens = dict[str, np.ndarray]  # of one text: input_ids and what else the tokenizer makes

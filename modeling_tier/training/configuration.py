@@ -60,6 +60,7 @@ class DataOptions:
     shuffle_buffer: int = option(1000, "pairs among which a stream is shuffled")
     max_text_tokens: int = option(128, "texts are truncated to this many tokens, special ones included")
     num_workers: int = option(0, "processes that prepare batches beside the training process")
+    max_unreadable: float = option(0.01, "largest fraction of the training pictures that may be unreadable")
 
 
 @dataclass
@@ -420,7 +421,7 @@ def _check_ranges(config: TrainConfig) -> None:
     ranges = {f"training.{name}": (1, None) for name in least_one}
     ranges |= {f"evaluation.{name}": (1, None) for name in ("every_epochs", "batch_size", "keep_best")}
     ranges |= {f"freeze.{name}": (0, None) for name in ("text_layers", "vision_layers")}
-    ranges |= {"data.subject_share": (0, 1)}
+    ranges |= {"data.subject_share": (0, 1), "data.max_unreadable": (0, 1)}
     ranges |= {"data.shuffle_buffer": (1, None)}
     ranges |= {
         "data.max_text_tokens": (3, None),

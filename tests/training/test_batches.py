@@ -241,17 +241,63 @@ def test_pictures_of_the_models_size_and_others_may_stand_in_one_batch(processor
         assert torch.equal(batch["pixel_values"], expected["pixel_values"])
 
 
+def with_cut_pictures(count: int, cut: tuple[int, ...], streaming: bool = False) -> Dataset | IterableDataset:
+    rows = make_pairs(count).cast_column("image", datasets.Image(decode=False)).to_list()
+    for i in cut:
+        rows[i]["image"]["bytes"] = rows[i]["image"]["bytes"][:80]
+    pairs = Dataset.from_list(rows, features=pair_features(ids="string"))
+    return pairs.to_iterable_dataset(2) if streaming else pairs
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_an_unreadable_image_is_told_by_its_id(processor, workers, streaming):
-    rows = make_pairs(8).cast_column("image", datasets.Image(decode=False)).to_list()
-    rows[5]["image"]["bytes"] = rows[5]["image"]["bytes"][:80]
-    pairs = Dataset.from_list(rows, features=pair_features(ids="string"))
-    pairs = pairs.to_iterable_dataset(2) if streaming else pairs
-    options = ["--data.augmentation=paper", *["--training.steps_per_epoch=2"] * streaming]
-    with pytest.raises(ValueError, match="^The image picture 5 cannot be read") as error:
+def test_an_unreadable_picture_is_passed_over_and_named(processor, tokenizer, tmp_path, workers, streaming):
+    """Pictures that are cut off have their text in no step; what is beside them in a batch is unchanged."""
+    options = [f"--output_dir={tmp_path}", "--data.augmentation=paper", "--data.max_unreadable=0.1"]
+    options += ["--training.steps_per_epoch=9"] * streaming
+    made = batches(with_cut_pictures(40, (5, 17), streaming), processor, *options, workers=workers)
+    with pytest.warns(UserWarning, match="image picture (5|17) cannot be read.*rejected.csv"):
+        seen = list(made.of_epoch(0))
+    assert len(seen) == 10 - streaming and not {5, 17} & {i for batch in seen for i in numbers(batch, tokenizer)}
+    for batch in seen:
+        assert set(batch) == {"input_ids", "attention_mask", "token_type_ids", "pixel_values"} & set(batch)
+        for i, pixels in zip(numbers(batch, tokenizer), batch["pixel_values"]):
+            image = augment(picture(i), AUGMENTATIONS["paper"], (32, 32), generator(0, 0, f"picture {i}"))
+            assert torch.equal(pixels, processor(images=image)["pixel_values"][0])
+    named = [line.split(",")[1] for line in (tmp_path / "rejected.csv").read_text().splitlines()]
+    assert named[0] == "row" and sorted(named[1:]) == ["picture 17", "picture 5"]
+    list(made.of_epoch(1))
+    assert len((tmp_path / "rejected.csv").read_text().splitlines()) == 3, "each once"
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be read")
+def test_a_step_has_the_same_pairs_for_every_number_of_processes_and_after_a_resume(processor, tokenizer, tmp_path):
+    pairs, options = with_cut_pictures(48, (3, 20, 41)), [f"--output_dir={tmp_path}", "--data.max_unreadable=0.1"]
+    alone = batches(pairs, processor, *options, size=8)
+    two = [batches(pairs, processor, *options, size=4, process=i, processes=2, workers=2 * i) for i in range(2)]
+    expected = order(alone, tokenizer)
+    assert [a + b for a, b in zip(*(order(made, tokenizer) for made in two))] == expected
+    assert order(alone, tokenizer, first_step=2) == expected[2:]
+    assert order(alone, tokenizer, epoch=1) != expected
+    readable = set(range(48)) - {3, 20, 41}
+    assert readable == set(flat(expected)), "nothing else is lost for them"
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be read")
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_too_many_unreadable_pictures_end_the_run(processor, tmp_path, workers, streaming):
+    options = [f"--output_dir={tmp_path}", f"--data.max_unreadable={0 if streaming else 0.05}"]
+    options += ["--training.steps_per_epoch=9"] * streaming
+    pairs = with_cut_pictures(40, (1, 2, 3), streaming)
+    message = r"The image picture \d cannot be read.*more than data\.max_unreadable"
+    with pytest.raises(ValueError, match=message) as error:
         list(batches(pairs, processor, *options, workers=workers).of_epoch(0))
     traceback.clear_frames(error.tb)  # else the workers live on until the garbage is collected, and are slow to end
+    if not streaming:
+        pairs = with_cut_pictures(8, tuple(range(8)))
+        with pytest.raises(ValueError, match=r"cannot be read.*Nor can 20 others"):
+            list(batches(pairs, processor, "--data.max_unreadable=1", f"--output_dir={tmp_path}").of_epoch(0))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
