@@ -29,12 +29,14 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, CLIPImageProcessor
 
 import train as train_script
-from modeling_tier import TierConfig, TierModel, TierProcessor
+from modeling_tier import TierConfig, TierModel, TierProcessor, training
 from modeling_tier.data import DATASETS, SHAREABLE
 from modeling_tier.evaluation.run import DataChoice, EvaluationConfig, run_evaluation
 from modeling_tier.hub.card import TEMPLATE
-from modeling_tier.hub.leaks import cleaned_results, is_drawn_figure, local_source, scan
+from modeling_tier.hub.known_fields import Selection, local_source
+from modeling_tier.hub.known_results import Results
 from modeling_tier.hub.release import prepare_release
+from modeling_tier.hub.scan import redrawn_figure, scan
 from modeling_tier.publish import main, publish
 from modeling_tier.training import load_config
 from modeling_tier.training.building import train_tokenizer
@@ -186,11 +188,12 @@ def test_a_dry_run_lists_every_file_and_needs_no_token_and_no_network(run, capsy
     assert publish(run, NAME, dry_run=True) is None
     goes, stays = capsys.readouterr().out.split("stays here:")
     sent = {line.split()[0] for line in goes.splitlines()[1:]}
-    travelling = {f"{name}_tier.py" for name in ("configuration", "entropy", "modeling", "pipeline", "processing")}
+    travelling = {path.name for path in (ROOT / "modeling_tier").glob("*_tier.py")}
     own = {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
     said = {"README.md", "metrics.json", "training_config.yaml", "environment.json"}
     assert sent == travelling | own | said
     kept = {line.split()[0]: line for line in stays.splitlines()[1:] if line.startswith("  ")}
+    assert "unless you agree" not in stays and "note:" not in stays
     assert set(kept) == {"checkpoints/", "notes.txt", "log.jsonl"}
     assert "2.0 MB" in kept["checkpoints/"] and "not on the list of what may go" in kept["notes.txt"]
 
@@ -249,7 +252,7 @@ def leaky(run: Path, evaluated: Path) -> Path:
 def test_nothing_of_a_run_on_mimic_cxr_leaks(run, evaluated, hub):
     folder = leaky(run, evaluated)
     before = contents(folder)
-    publish(folder, NAME)
+    publish(folder, NAME, accept_vocabulary=True)
     assert contents(folder) == before
     everything = hub.files(NAME)
     assert {"model.safetensors", "evaluation/metrics.json", "metrics.json", "README.md"} <= set(everything)
@@ -285,7 +288,7 @@ def test_nothing_of_a_real_run_and_a_real_evaluation_on_such_a_tree_leaks(saved,
     AcceleratorState._reset_state(reset_partial_state=True)
     data = DataChoice("mimic_cxr", "test", {"data_dir": str(tree)})
     run_evaluation(EvaluationConfig([str(folder)], folder / "evaluation", data, resamples=10, device="cpu"))
-    publish(folder, NAME)
+    publish(folder, NAME, accept_vocabulary=True)
     everything = hub.files(NAME)
     assert json.loads(everything["evaluation/metrics.json"])["metrics"]["classification"]["image"]["Edema"]
     names = {str(tree), str(tmp_path), "Zebra", "zebra", "Heffalump", "heffalump", ".jpg"}
@@ -304,8 +307,7 @@ def test_what_may_be_shown_goes_and_another_models_numbers_do_not(run, evaluated
     everything = json.loads((evaluated / "metrics.json").read_text())
     results = json.loads(files["evaluation/metrics.json"])
     (own,) = (each["metrics"] for each in everything["compared"].values())
-    left_out = {name for name in own if name not in results["metrics"]}
-    assert left_out == {"localisation_tokens"}
+    assert {name for name in own if name not in results["metrics"]} == {"localisation_tokens"}
     assert results["metrics"] == {name: value for name, value in own.items() if name in results["metrics"]}
     assert results["prompts"] == everything["prompts"]
     assert "compared" not in results and str(evaluated) not in json.dumps(results)
@@ -321,6 +323,14 @@ def test_an_evaluation_of_another_model_is_not_sent_as_this_ones(run, evaluated,
     release = look(run)
     assert "of another model" in release.listing()
     assert not [name for name in release.files if name.startswith("evaluation/")]
+
+
+def test_a_tokenizer_that_was_used_and_saved_again_is_still_that_of_the_evaluation(run, evaluated, look):
+    """As a training run leaves it that was resumed after its end."""
+    rules = json.loads((run / "tokenizer.json").read_text())
+    rules["truncation"] = {"direction": "Right", "max_length": 7, "strategy": "LongestFirst", "stride": 0}
+    (run / "tokenizer.json").write_text(json.dumps(rules))
+    assert "evaluation/metrics.json" in look(run, evaluation=evaluated).files
 
 
 def test_a_model_of_synthetic_radiographs_keeps_the_maps_of_mimic_cxr_at_home(run, evaluated, tmp_path, look):
@@ -351,8 +361,18 @@ def test_the_results_of_somebodys_pairs_have_names_only_if_their_owner_says_so(r
     assert {"evaluation/figures/similarity_maps.png", "evaluation/figures/roc_image.png"} <= set(files)
 
 
+@pytest.fixture
+def cached(tmp_path, monkeypatch, run) -> Path:
+    """A cache of the Hub that holds the tokenizer of the run."""
+    folder = tmp_path / "cache" / "models--org--tokenizer" / "snapshots" / "1"
+    folder.mkdir(parents=True)
+    shutil.copy(run / "tokenizer.json", folder)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    return folder
+
+
 @pytest.mark.parametrize("name", sorted(name for name, mark in SHAREABLE.items() if mark is False))
-def test_nobody_can_share_what_has_terms_of_its_own(name, run, look):
+def test_nobody_can_share_what_has_terms_of_its_own(name, run, look, cached):
     config = yaml.safe_load((run / "training_config.yaml").read_text())
     config["data"]["name"] = name
     (run / "training_config.yaml").write_text(yaml.safe_dump(config))
@@ -468,43 +488,60 @@ def test_what_is_no_sign_is_let_through(text):
     assert scan("file.json", text.encode()) == []
 
 
-def test_a_sign_in_what_would_leave_ends_it_with_file_and_line(run, hub, capsys):
-    content = json.loads((run / "tokenizer_config.json").read_text()) | {"comment": f"see {SUBJECT}"}
-    (run / "tokenizer_config.json").write_text(json.dumps(content))
+def test_a_sign_in_what_would_leave_ends_it_with_file_and_line(tmp_path, hub, capsys):
+    folder = say(save_model(tmp_path / "numbers", train_tokenizer([f"Patient {SUBJECT}."], 200)))
     with pytest.raises(ValueError, match="not published"):
-        publish(run, NAME)
-    assert "STOP: tokenizer_config.json, line" in capsys.readouterr().out
+        publish(folder, NAME)
+    assert "STOP: tokenizer.json, line" in capsys.readouterr().out
     assert not hub.repositories and not hub.objects and not hub.calls
 
 
-def test_only_a_figure_as_the_evaluation_draws_it_is_one(tmp_path):
+def test_a_figure_is_drawn_anew_and_nothing_else_is_one():
     figure, axis = plt.subplots(figsize=(1, 1))
     axis.plot([0, 1])
     drawn = io.BytesIO()
-    figure.savefig(drawn)
+    figure.savefig(drawn, metadata={"Software": "Matplotlib of alice"})
     plt.close(figure)
-    assert is_drawn_figure(drawn.getvalue())
-    assert not is_drawn_figure(drawn.getvalue() + b"something behind it")
-    assert not is_drawn_figure(drawn.getvalue()[:-4])
+    again = redrawn_figure(drawn.getvalue())
+    assert b"alice" in drawn.getvalue() and b"alice" not in again and b"tEXt" not in again
+    assert np.array_equal(Image.open(io.BytesIO(again)), Image.open(drawn).convert("RGB"))
+    assert redrawn_figure(drawn.getvalue() + b"something behind it") is None
+    assert redrawn_figure(drawn.getvalue()[:-4]) is None
     radiograph = io.BytesIO()
     Image.new("L", (8, 8)).save(radiograph, "PNG")
-    assert not is_drawn_figure(radiograph.getvalue())
+    assert redrawn_figure(radiograph.getvalue()) is None
 
 
-def test_results_keep_numbers_and_known_names_alone():
+def test_a_radiograph_that_matplotlib_has_saved_is_no_figure():
+    picture = io.BytesIO()
+    plt.imsave(picture, np.random.default_rng(0).integers(0, 255, (64, 64)), cmap="gray", format="png")
+    assert redrawn_figure(picture.getvalue()) is None
+    assert redrawn_figure(picture.getvalue(), with_pictures=True) is not None
+
+
+def test_results_keep_all_numbers_and_known_names_alone():
     results = {
-        "auroc": {"Edema": 0.5, "Mr. Smith": 0.6, "mean": math.nan},
+        "auroc": {"Edema": 0.5, "Mr. Smith": 0.6, "smith": 0.7, "mean": math.nan},
         "device": "cpu",
         "dataset": "the heart is large",
         "undefined": {"Edema": "n+ = 0, n- = 4"},
-        "new": {"value": 1},
+        "energy_in_box": {"value": 1},
+        "A heart": 3,
+        "comment": "the heart is large",
     }
-    cleaned = cleaned_results(results)
-    assert cleaned.pop("auroc").keys() == {"Edema", "mean"}
-    assert cleaned == {"device": "cpu", "undefined": {"Edema": "n+ = 0, n- = 4"}}
-    open_to_all = cleaned_results(results | {"unreadable": [PICTURE], "by_reader": {"Smith": {"mcc": 1}}}, True)
-    assert "Mr. Smith" not in open_to_all["auroc"] and "unreadable" not in open_to_all  # a name with a full stop
-    assert "by_reader" not in open_to_all
+    selection = Selection("metrics.json")
+    walk = Results(selection)
+    cleaned = walk.fields(results)
+    assert cleaned.pop("auroc") == {"Edema": 0.5, "mean": None}
+    assert cleaned == {"device": "cpu", "undefined": {"Edema": "n+ = 0, n- = 4"}, "energy_in_box": {"value": 1}}
+    assert walk.unknown_numbers == ["energy_in_box"] and set(selection.dropped) == {"A heart", "comment"}
+    assert {each.text for each in selection.texts} == {"Mr. Smith", "smith", "the heart is large"}
+    everything = results | {"unreadable": [PICTURE], "by_reader": {"Smith": {"mcc": 1}}}
+    open_to_all = Results(Selection("metrics.json"), any_finding=True).fields(everything)
+    assert "smith" in open_to_all["auroc"] and "Mr. Smith" not in open_to_all["auroc"]  # a name with a full stop
+    assert "unreadable" not in open_to_all and "by_reader" not in open_to_all
+    agreed = Results(Selection("metrics.json", accepted=True)).fields(everything)
+    assert "Mr. Smith" in agreed["auroc"] and "unreadable" not in agreed
 
 
 def test_a_local_model_is_told_from_one_on_the_hub(tmp_path, monkeypatch):
@@ -746,7 +783,7 @@ def no_network(hub, monkeypatch):
     ("trouble", "private", "message"),
     [
         (no_token, True, "There is no token for the Hub: log in with `hf auth login`"),
-        (bad_token, True, "does not take the token"),
+        (bad_token, True, "refuses the token"),
         (token_that_reads, True, "The token may only read"),
         (name_of_another, False, "no right to write to user/tiny-tier"),
         (namespace_of_another, True, "no right to write to user/tiny-tier"),
@@ -810,7 +847,7 @@ def test_a_short_rate_limit_is_waited_for(run, hub):
 
 @pytest.mark.parametrize("name", ["tiny", "user/", "user/a b", "a/b/c", "user/--x", ""])
 def test_a_name_that_is_none_is_refused(name, run, hub):
-    with pytest.raises(ValueError, match="no name of a repository"):
+    with pytest.raises(ValueError, match="is called user/name"):
         publish(run, name)
     assert not hub.calls
 
@@ -942,14 +979,14 @@ def test_a_training_run_publishes_itself_when_it_has_ended(start, hub):
         (namespace_of_another, [], "no right to write"),
         (public_already, [], "--no-hub_private"),
         (no_network, [], "cannot be reached.*Nothing was trained yet"),
-        (None, ["--hub_model_id", "a/b/c"], "no name of a repository"),
+        (None, ["--hub_model_id", "a/b/c"], "is called user/name"),
         (None, [*MIMIC, "--hub_shareable"], "mimic_cxr may never be shown"),
         (None, [*MIMIC], "--hub_accept_vocabulary"),
         (None, [*PAIRS], "--hub_accept_vocabulary"),
     ],
 )
 def test_what_can_be_known_is_checked_before_hours_are_lost(trouble, options, message, start, hub, monkeypatch):
-    monkeypatch.setattr(train_script, "train", lambda config: pytest.fail("the training has begun"))
+    monkeypatch.setattr(training, "train", lambda config: pytest.fail("the training has begun"))
     if trouble:
         trouble(hub, monkeypatch)
     with pytest.raises(SystemExit, match=message):
@@ -961,7 +998,7 @@ def test_what_can_be_known_is_checked_before_hours_are_lost(trouble, options, me
 
 
 def test_a_push_that_fails_leaves_the_run_and_says_how_to_go_on(start, run, tmp_path, hub, monkeypatch):
-    monkeypatch.setattr(train_script, "train", lambda config: shutil.copytree(run, config.output_dir))
+    monkeypatch.setattr(training, "train", lambda config: shutil.copytree(run, config.output_dir))
     hub.fail("POST", "/commit/", None)
     with pytest.raises(SystemExit) as stopped:
         start("--push_to_hub", "--hub_model_id", NAME, "--no-hub_private")
@@ -978,12 +1015,12 @@ def test_a_run_that_was_stopped_and_other_processes_publish_nothing(start, hub, 
     def stopped(config):
         raise SystemExit(75)
 
-    monkeypatch.setattr(train_script, "train", stopped)
+    monkeypatch.setattr(training, "train", stopped)
     with pytest.raises(SystemExit, match="75"):
         start("--push_to_hub", "--hub_model_id", NAME)
     assert hub.commits(NAME) == []
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(train_script, "train", lambda config: None)
+    monkeypatch.setattr(training, "train", lambda config: None)
     number = len(hub.calls)
     start("--push_to_hub", "--hub_model_id", NAME)
     assert len(hub.calls) == number

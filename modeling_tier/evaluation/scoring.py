@@ -349,7 +349,11 @@ def has_texts(dataset: Dataset) -> bool:
 
 
 def model_fingerprint(model: TierModel, processor: TierProcessor) -> str:
-    """Of the weights, the configuration and all that makes inputs of pictures and texts; wherever it was loaded."""
+    """
+    Of the weights, the configuration and all that makes inputs of pictures and texts; wherever it was loaded, and
+    whatever the tokenizer was used for before: using it changes the lengths that are stored with it, and the processor
+    sets them anew.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -357,7 +361,11 @@ def model_fingerprint(model: TierModel, processor: TierProcessor) -> str:
     settings = _own_settings(model.config.to_dict()), _own_settings(processor.image_processor.to_dict())
     tokenizer = processor.tokenizer
     vocabulary = sorted(tokenizer.get_vocab().items())
-    settings += (vocabulary, tokenizer.model_max_length, str(getattr(tokenizer, "backend_tokenizer", "")))
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = json.loads(backend.to_str()) if backend is not None else {}
+    rules = {name: rule for name, rule in rules.items() if name not in ("padding", "truncation")}
+    sides = tokenizer.padding_side, tokenizer.truncation_side
+    settings += (vocabulary, tokenizer.model_max_length, sides, rules)
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 

@@ -1,0 +1,462 @@
+# Licensed under the Apache License, Version 2.0.
+"""
+What leaves is built from known fields.
+
+Of a file's content only the fields that this package and transformers know are sent. An unknown field is dropped, and
+the user is told its name. A value may be a number, or a word that the code itself knows, such as the name of an
+activation. Any other text is free text: it is shown, and goes only with the user's consent (`--accept_texts`).
+"""
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+import inspect
+import json
+import pkgutil
+import re
+import typing
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import NamedTuple
+
+import transformers
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers.activations import ACT2FN
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .. import data
+from ..data import DATASETS, PLACES, SPLITS
+from ..data.transforms import AUGMENTATIONS
+from ..evaluation import DTYPES, LABEL_POLICIES, has_prompts
+from ..modeling_tier import TierModel
+from ..processing_tier import TierProcessor
+from ..training.configuration import BEST_METRICS, OPTIMIZERS, SCHEDULES, TRACKERS, TrainConfig
+
+
+MAX_FIELDS = 200_000
+"""Of one file. A YAML file of a few lines can stand for billions of values."""
+
+
+class FreeText(NamedTuple):
+    """A text that nobody but the user can judge."""
+
+    file: str
+    key: str
+    text: str
+
+
+def consent_code(texts: Iterable[FreeText]) -> str:
+    """Names exactly these texts: consent that was given for others does not hold for them."""
+    return hashlib.sha256(json.dumps(sorted(set(texts))).encode()).hexdigest()[:8]
+
+
+GONE = object()
+"""Stands for a value that is not sent."""
+
+
+@dataclass
+class Selection:
+    """Goes through the content of one file, and remembers what is not sent."""
+
+    file: str
+    accepted: bool = False
+    """Whether the user has agreed to send the free texts."""
+    dropped: list[str] = field(default_factory=list)
+    texts: list[FreeText] = field(default_factory=list)
+    visited: int = 0
+
+    def drop(self, key: str) -> object:
+        self.dropped.append(key)
+        return GONE
+
+    def free_text(self, key: str, text: str) -> object:
+        self.texts.append(FreeText(self.file, key, text))
+        return text if self.accepted else GONE
+
+    def count(self) -> None:
+        self.visited += 1
+        if self.visited > MAX_FIELDS:
+            raise ValueError(
+                f"{self.file} holds more than {MAX_FIELDS:,} values: it is not as this package writes it."
+            )
+
+    def plain(self, key: str, value, words: Collection[str]) -> object:
+        """Numbers, known words, and lists and mappings of these; the keys of a mapping are words too."""
+        self.count()
+        if value is None or isinstance(value, bool | int | float):
+            return value
+        if isinstance(value, str):
+            return value if value in words else self.free_text(key, value)
+        if isinstance(value, list | tuple):
+            return [each for each in (self.plain(key, each, words) for each in value) if each is not GONE]
+        if isinstance(value, dict):
+            kept = {
+                name: self.plain(f"{key}.{name}", each, words)
+                if str(name) in words or isinstance(name, int)
+                else self.drop(f"{key}.{name}")
+                for name, each in value.items()
+            }
+            return {name: each for name, each in kept.items() if each is not GONE}
+        return self.drop(key)
+
+
+def _without_gone(content: dict) -> dict:
+    return {name: value for name, value in content.items() if value is not GONE}
+
+
+# Words that the code knows
+
+
+@functools.cache
+def texts_of_module(name: str) -> frozenset[str]:
+    """Every text that stands in the code of a module, its docstrings included."""
+    try:
+        found = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        found = None
+    if found is None or found.origin is None or not Path(found.origin).is_file():
+        return frozenset()
+    nodes = ast.walk(ast.parse(Path(found.origin).read_text("utf-8")))
+    return frozenset(node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
+def words_of_module(name: str) -> frozenset[str]:
+    """The short ones among them: names of layers, kinds of attention, options."""
+    return frozenset(each for each in texts_of_module(name) if re.fullmatch(r"[\w.+@-]{1,40}", each))
+
+
+@functools.cache
+def _config_words(cls: type[PreTrainedConfig]) -> frozenset[str]:
+    own = cls.__module__
+    modules = [own, own.replace(".configuration_", ".modeling_"), "transformers.configuration_utils"]
+    modules.append("transformers.modeling_rope_utils")
+    words = frozenset().union(*map(words_of_module, modules))
+    stages = {"stem", *(f"stage{number}" for number in range(1, 21))}
+    return words | set(ACT2FN) | set(CONFIG_MAPPING) | set(DTYPES) | {"float64"} | stages
+
+
+def _is_class_of_transformers(name: str) -> bool:
+    return bool(re.fullmatch(r"[A-Z]\w{2,60}", name)) and hasattr(transformers, name)
+
+
+RELEASE = re.compile(
+    r"\d+(\.\d+){0,3}((a|b|rc|\.post|\.dev)\d+)?(\+(cpu|cu\d+|rocm[\d.]+|xpu|(git|g)[0-9a-f]{6,40}))?"
+)
+_OWN_CLASS = re.compile(r"(configuration|modeling|processing|pipeline)_tier\.Tier\w{1,40}")
+# Written by every configuration, and of no use to whoever loads the model.
+_NEVER_NEEDED = (
+    "_name_or_path",
+    "name_or_path",
+    "id2label",
+    "label2id",
+    "problem_type",
+    "is_local",
+    "local_files_only",
+)
+
+
+# The model's own files
+
+
+def config_fields(content: dict, config: PreTrainedConfig, selection: Selection, prefix: str = "") -> dict:
+    """
+    Args:
+        content: what `config.json` holds.
+        config: the configuration that was loaded from it.
+    """
+    cls = type(config)
+    known, words = set(_defaults(cls)), _config_words(cls)
+    if dataclasses.is_dataclass(cls):
+        known |= {each.name for each in dataclasses.fields(cls)}
+    kept: dict = {}
+    for name, value in content.items():
+        key = f"{prefix}{name}"
+        if name in _NEVER_NEEDED:
+            continue
+        if name in config.sub_configs and isinstance(value, dict):
+            kept[name] = config_fields(value, getattr(config, name), selection, f"{key}.")
+        elif name in ("auto_map", "custom_pipelines"):
+            kept[name] = selection.plain(key, value, _ClassNames())
+        elif name == "architectures":
+            kept[name] = selection.plain(key, value, _ClassNames())
+        elif name == "transformers_version":
+            kept[name] = value if RELEASE.fullmatch(str(value)) else selection.drop(key)
+        elif name in known or name in ("model_type", "out_features", "out_indices", "stage_names"):
+            kept[name] = selection.plain(key, value, words)
+        else:
+            selection.drop(key)
+    return _without_gone(kept)
+
+
+@functools.cache
+def _defaults(cls: type[PreTrainedConfig]) -> frozenset[str]:
+    return frozenset(cls().to_dict())
+
+
+class _ClassNames:
+    """What may stand in `auto_map`, `architectures` and `custom_pipelines`, for `in`."""
+
+    def __contains__(self, name: str) -> bool:
+        return (
+            name in ("impl", "pt", "default", "model", "type")
+            or name in (TierModel.__name__, TierProcessor.__name__)
+            or bool(_OWN_CLASS.fullmatch(name))
+            or _is_class_of_transformers(name)
+            or name in PIPELINE_REGISTRY.get_supported_tasks()
+        )
+
+
+_IMAGE_SIZES = {"height", "width", "shortest_edge", "longest_edge", "max_height", "max_width"}
+
+
+def processor_fields(content: dict, processor: TierProcessor, selection: Selection) -> dict:
+    """Of `processor_config.json`, or of an image processor alone, `preprocessor_config.json`."""
+    own = set(inspect.signature(TierProcessor.__init__).parameters) | {"auto_map", "processor_class"}
+    image_processor = processor.image_processor
+    known = set(image_processor.to_dict()) & set(_image_options(type(image_processor)))
+    words = (
+        words_of_module(type(image_processor).__module__) | words_of_module(TierProcessor.__module__) | _IMAGE_SIZES
+    )
+    names = {"auto_map", "processor_class", "image_processor_type", "feature_extractor_type"}
+    kept: dict = {}
+    for name, value in content.items():
+        if name in _NEVER_NEEDED:
+            continue
+        if name == "image_processor" and isinstance(value, dict):
+            kept[name] = processor_fields(value, processor, selection)
+        elif name in names:
+            kept[name] = selection.plain(name, value, _ClassNames())
+        elif name in known or name in own:
+            kept[name] = selection.plain(name, value, words)
+        else:
+            selection.drop(name)
+    return _without_gone(kept)
+
+
+def _image_options(cls: type) -> set[str]:
+    """Names of the options of an image processor: those of its kind, and the attributes that its class defines."""
+    kind = getattr(cls, "valid_kwargs", None)
+    names = set(typing.get_type_hints(kind)) if kind is not None else set()
+    return names | {name for each in cls.__mro__ for name in vars(each) if not name.startswith("_")}
+
+
+_TOKENIZER_FIELDS = set(
+    """
+    add_bos_token add_eos_token add_prefix_space added_tokens_decoder additional_special_tokens auto_map backend
+    bos_token clean_up_tokenization_spaces cls_token do_basic_tokenize do_lower_case eos_token errors
+    extra_special_tokens legacy mask_token max_length model_input_names model_max_length never_split pad_to_multiple_of
+    pad_token pad_token_type_id padding_side processor_class sep_token sp_model_kwargs split_special_tokens stride
+    strip_accents tokenize_chinese_chars tokenizer_class trim_offsets truncation_side truncation_strategy unk_token
+    use_default_system_prompt
+    """.split()
+)
+_TOKENIZER_WORDS = set(
+    """
+    tokenizers sentencepiece left right replace strict ignore longest max_length longest_first only_first only_second
+    do_not_pad input_ids attention_mask token_type_ids special_tokens_mask position_ids AddedToken __type content
+    single_word lstrip rstrip normalized special
+    """.split()
+)
+
+
+def tokenizer_fields(content: dict, processor: TierProcessor, selection: Selection) -> dict:
+    """Of `tokenizer_config.json` and `special_tokens_map.json`; a token in them must be one of the vocabulary."""
+    tokens = _TokenizerWords(set(processor.tokenizer.get_vocab()))
+    kept: dict = {}
+    for name, value in content.items():
+        if name in _NEVER_NEEDED:
+            continue
+        if name in ("auto_map", "processor_class", "tokenizer_class"):
+            kept[name] = selection.plain(name, value, _ClassNames())
+        elif name in _TOKENIZER_FIELDS:
+            kept[name] = selection.plain(name, value, tokens)
+        else:
+            selection.drop(name)
+    return _without_gone(kept)
+
+
+class _TokenizerWords(NamedTuple):
+    vocabulary: set[str]
+
+    def __contains__(self, text) -> bool:
+        return text in self.vocabulary or text in _TOKENIZER_WORDS or bool(re.fullmatch(r"\d{1,7}|\w+_token", text))
+
+
+# Keys under which a tokenizer.json holds one of a few words; the library refuses any other.
+_TOKENIZER_CHOICES = ("type", "behavior", "prepend_scheme", "direction", "strategy", "mode", "version")
+
+
+def texts_of_tokenizer(content, vocabulary: Collection[str]) -> list[str]:
+    """
+    What a `tokenizer.json` says beside its vocabulary in words that are none of its tokens: a text that is replaced
+    or split at, for instance.
+    """
+    tokens = {token.lower() for token in vocabulary}
+    found, waiting = [], [(name, value) for name, value in content.items() if name not in ("added_tokens",)]
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [each for each in value.items() if each[0] not in ("vocab", "merges")]
+        elif isinstance(value, list):
+            waiting += [(name, each) for each in value]
+        elif isinstance(value, str) and name not in _TOKENIZER_CHOICES and value.lower() not in tokens:
+            words = re.findall(r"[^\W\d_]{4,}|\d{4,}", value.lower())
+            if not all(any(word in token for token in tokens) for word in words):
+                found.append(value)
+    return found
+
+
+# What a run says of itself
+
+SYSTEMS = ("Linux", "Darwin", "Windows")
+MACHINES = ("x86_64", "AMD64", "amd64", "aarch64", "arm64", "ppc64le", "riscv64")
+DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu", "npu", "mlu")
+PACKAGES = set(
+    """
+    python torch transformers datasets accelerate evaluate safetensors tokenizers numpy scikit-learn pillow
+    huggingface_hub
+    """.split()
+)
+
+
+def environment_fields(content: dict, selection: Selection) -> dict:
+    """Of `environment.json`: releases of the software, and what kind of machine it was."""
+    kinds = {"system": SYSTEMS, "machine": MACHINES, "device": DEVICES}
+    kept: dict = {}
+    for name, value in content.items():
+        known = (
+            (name in PACKAGES and isinstance(value, str) and RELEASE.fullmatch(value))
+            or (name in kinds and value in kinds[name])
+            or (name == "num_processes" and type(value) is int)
+        )
+        kept[name] = value if known else selection.drop(name)
+    return _without_gone(kept)
+
+
+# Options that are known, and say where something lies or how this machine goes on.
+_LOCAL_OPTIONS = ("output_dir", "training.resume_from_checkpoint", "training.progress", "training.overwrite")
+_CHOICES = {
+    *DATASETS,
+    *SPLITS,
+    *LABEL_POLICIES,
+    *AUGMENTATIONS,
+    *OPTIMIZERS,
+    *SCHEDULES,
+    *BEST_METRICS,
+    *TRACKERS,
+    *("no", "none", "bf16", "fp16", "linear", "mlp", "siglip", "cls", "mean", "attention"),
+}
+_MODEL_ID = re.compile(r"[\w-][\w.-]{0,95}(/[\w-][\w.-]{0,95})?")
+
+
+def training_fields(
+    content: dict, selection: Selection, shown: dict[str, bool], model: TierModel, bases: Iterable[Path] = ()
+) -> dict:
+    """
+    Of `training_config.yaml`: the options that `train.py` knows, without places on this machine.
+
+    Args:
+        content: what the file holds.
+        selection: remembers what is not sent.
+        shown: for each data set of the run, whether it may be shown to everybody.
+        model: the trained model, whose parameters `freeze.patterns` name.
+        bases: folders from which a relative path may have been meant.
+    """
+    hints, kept = typing.get_type_hints(TrainConfig), {}
+    for name, value in content.items():
+        if name not in hints:
+            selection.drop(name)
+        elif dataclasses.is_dataclass(hints[name]):
+            section = _Section(name, hints[name], content, selection, shown, model, list(bases))
+            kept[name] = section.fields(value) if isinstance(value, dict) else selection.drop(name)
+        elif name not in _LOCAL_OPTIONS:
+            kept[name] = selection.plain(name, value, _CHOICES)
+    return _without_gone(kept)
+
+
+class _Section(NamedTuple):
+    """One section of the options."""
+
+    name: str
+    options: type
+    content: dict
+    selection: Selection
+    shown: dict[str, bool]
+    model: TierModel
+    bases: list[Path]
+
+    def fields(self, values: dict) -> dict:
+        known = {each.name for each in dataclasses.fields(self.options)}
+        kept = {}
+        for name, value in values.items():
+            key = f"{self.name}.{name}"
+            if name not in known:
+                self.selection.drop(key)
+            elif key not in _LOCAL_OPTIONS:
+                kept[name] = self._field(key, name, value)
+        return _without_gone(kept)
+
+    def _field(self, key: str, name: str, value):
+        if key in ("model.pretrained", "tokenizer.pretrained"):
+            hub = isinstance(value, str) and local_source(value, self.bases) is None and _MODEL_ID.fullmatch(value)
+            return value if hub else None
+        if key == "evaluation.prompts":
+            return value if is_packaged(value) else None
+        if key == "freeze.patterns":
+            return [each for each in (self._pattern(key, one) for one in value or []) if each is not GONE]
+        if key in ("model.vision_config", "model.text_config"):
+            config = getattr(self.model.config, name)
+            return config_fields(value or {}, config, self.selection, f"{key}.")
+        if key == "model.image_options":
+            return self.selection.plain(key, value, words_of_module("transformers.processing_utils") | _IMAGE_SIZES)
+        if key in ("data.options", "data.train", "data.validation", "evaluation.options"):
+            return self._data_options(key, value or {})
+        return self.selection.plain(key, value, _CHOICES)
+
+    def _pattern(self, key: str, pattern):
+        parameters = [name for name, _ in self.model.named_parameters()]
+        parents = {name.rsplit(".", depth)[0] for name in parameters for depth in range(name.count(".") + 1)}
+        names_something = isinstance(pattern, str) and any(fnmatchcase(name, pattern) for name in parents)
+        return pattern if names_something else self.selection.free_text(key, str(pattern))
+
+    def _data_options(self, key: str, options: dict) -> dict:
+        part = self.content.get(self.name) or {}
+        dataset = part.get("name") or part.get("dataset") or (self.content.get("data") or {}).get("name")
+        function = DATASETS.get(dataset)
+        if function is None or not isinstance(options, dict):
+            return {}
+        names = set(inspect.signature(function).parameters)
+        words = _words_of_data()
+        kept = {}
+        for name, value in options.items():
+            if name not in names:
+                self.selection.drop(f"{key}.{name}")
+            elif name not in PLACES:
+                free = dataset == "pairs" and self.shown.get("pairs", False)
+                kept[name] = value if free else self.selection.plain(f"{key}.{name}", value, words)
+        return _without_gone(kept)
+
+
+@functools.cache
+def _words_of_data() -> frozenset[str]:
+    names = [each.name for each in pkgutil.walk_packages(data.__path__, f"{data.__name__}.")]
+    return frozenset().union(*map(words_of_module, names))
+
+
+def is_packaged(prompts: str | None) -> bool:
+    """Whether sentences are those of a file of this package, and not of a file somewhere."""
+    return isinstance(prompts, str) and bool(re.fullmatch(r"\w+", prompts)) and has_prompts(prompts)
+
+
+def local_source(name: str | None, bases: Iterable[Path] = ()) -> Path | None:
+    """The place on this machine that a model's name means, there or not; None for the name of a model on the Hub."""
+    if not name or not isinstance(name, str):
+        return None
+    for base in (Path(), *bases):
+        if (base / name).exists():
+            return base / name
+    return None if _MODEL_ID.fullmatch(name) else Path(name)

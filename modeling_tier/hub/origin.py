@@ -1,0 +1,231 @@
+# Licensed under the Apache License, Version 2.0.
+"""Where a model comes from: the data sets behind it, what it started from, and whose words its tokenizer knows."""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from huggingface_hub import constants
+from huggingface_hub.file_download import repo_folder_name
+
+from ..data import SHAREABLE
+from .known_fields import local_source
+
+
+TRAINING_CONFIG = "training_config.yaml"
+CONVERSION_RECORD = "conversion.json"
+MAX_BYTES = 64 * 2**20
+"""Of a JSON or YAML file that is read."""
+
+# What `train_tokenizer` begins a vocabulary with; no published one does.
+_MADE_HERE = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+
+
+@dataclass(frozen=True)
+class Words:
+    """Where the vocabulary of a tokenizer comes from."""
+
+    dataset: str | None = None
+    """The data set whose texts it was made of, if it was made by a recorded run."""
+    hub_name: str | None = None
+    """The repository on the Hub that it was loaded from, as the records say."""
+    converted: bool = False
+    """Whether it came with weights that `modeling_tier.conversion` has converted."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model comes from, as far as the folders on this machine say it."""
+
+    datasets: tuple[str, ...] = ()
+    """Those that it was trained on; its pretrained model's included."""
+    known: bool = False
+    """Whether the whole line of ancestors is recorded."""
+    words: Words = Words()
+    base_model: str | None = None
+    """Name on the Hub of what it started from."""
+
+
+def find_origin(folder: Path, seen: tuple[Path, ...] = ()) -> Origin:
+    """Follow a run, and the local folders that it started from, to the data sets behind it."""
+    resolved = folder.resolve()
+    if resolved in seen:
+        return Origin()
+    if (folder / TRAINING_CONFIG).is_file():
+        return origin_of(read_yaml(folder / TRAINING_CONFIG), resolved.parents, (*seen, resolved))
+    if (folder / CONVERSION_RECORD).is_file():
+        return _origin_of_conversion(read_json(folder / CONVERSION_RECORD))
+    return Origin()
+
+
+def origin_of(config: dict, bases: Iterable[Path], seen: tuple[Path, ...] = ()) -> Origin:
+    """The same for the options of a run; `bases`: folders from which a relative path may have been meant."""
+    bases = list(bases)
+    dataset = option(config, "data", "name")
+    pretrained, tokenizer = option(config, "model", "pretrained"), option(config, "tokenizer", "pretrained")
+    source = local_source(pretrained, bases)
+    if not pretrained:
+        parent = Origin(known=True, words=Words(dataset=dataset))
+    elif source is None:
+        parent = Origin(words=Words(hub_name=pretrained), base_model=pretrained)
+    else:
+        parent = find_origin(source, seen)
+    words = parent.words
+    if tokenizer:
+        source = local_source(tokenizer, bases)
+        words = Words(hub_name=tokenizer) if source is None else find_origin(source, seen).words
+    return Origin(
+        datasets=tuple(dict.fromkeys(name for name in (dataset, *parent.datasets) if name)),
+        known=parent.known and dataset is not None,
+        words=words,
+        base_model=parent.base_model,
+    )
+
+
+def option(config: dict, section: str, name: str) -> str | None:
+    """A text among the options of a run; None for whatever else stands there."""
+    part = config.get(section)
+    value = part.get(name) if isinstance(part, dict) else None
+    return value if isinstance(value, str) and value else None
+
+
+def _origin_of_conversion(record: dict) -> Origin:
+    """Files that came from the Hub are recorded as user/name/file; the first of them names the repository."""
+    files = record.get("files")
+    names = [str(each.get("name")) for each in files if isinstance(each, dict)] if isinstance(files, list) else []
+    repositories = [m[1] for m in (re.match(r"([\w-][\w.-]*/[\w-][\w.-]*)/.", name) for name in names) if m]
+    words = [m[1] for m in (re.match(r"(.*)/(tokenizer\.json|vocab\.(txt|json))$", name) for name in names) if m]
+    return Origin(
+        words=Words(hub_name=words[0] if words else None, converted=True),
+        base_model=repositories[0] if repositories else None,
+    )
+
+
+# Terms
+
+
+def may_be_shown(dataset: str, shareable: bool) -> bool:
+    """Whether everybody may see the pictures and texts of a data set."""
+    mark = SHAREABLE.get(dataset, False)
+    return shareable if mark is None else mark
+
+
+def check_shareable(datasets: Iterable[str], shareable: bool) -> None:
+    """Raise ValueError if `shareable` is said although a data set is among these that never is."""
+    never = sorted({name for name in datasets if SHAREABLE.get(name, False) is False})
+    if shareable and never:
+        raise ValueError(
+            f"--shareable: {', '.join(never)} may never be shown, whoever says so: its terms of access hold for its "
+            "pictures and sentences. Leave --shareable out; the numbers of an evaluation go without it."
+        )
+
+
+# Vocabularies
+
+
+def made_here(vocabulary: dict[str, int]) -> bool:
+    """Whether a vocabulary is one that `train.py` has made from its texts: special tokens, characters, words."""
+    words, number = sorted(vocabulary, key=vocabulary.get), len(_MADE_HERE)
+    return tuple(words[:number]) == _MADE_HERE and all(len(word) == 1 for word in words[number : number + 3])
+
+
+def number_of_words(vocabulary: dict[str, int]) -> int:
+    return sum(len(word) > 1 and not word.startswith("##") and word not in _MADE_HERE for word in vocabulary)
+
+
+def is_cached(name: str, vocabulary: Iterable[str]) -> bool:
+    """Whether the cache of the Hub on this machine holds this vocabulary under the name of the repository."""
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model") / "snapshots"
+    words = set(vocabulary)
+    for file in (*folder.glob("*/tokenizer.json"), *folder.glob("*/vocab.txt"), *folder.glob("*/vocab.json")):
+        known = _words_of_file(file)
+        if known and len(words - known) <= 16:  # special tokens that were added
+            return True
+    return False
+
+
+def _words_of_file(file: Path) -> set[str]:
+    try:
+        if file.suffix == ".txt":
+            return set(file.read_text(encoding="utf-8").splitlines())
+        content = json.loads(file.read_text(encoding="utf-8"))
+        vocabulary = content["model"]["vocab"] if file.name == "tokenizer.json" else content
+        return set(vocabulary) if isinstance(vocabulary, dict) else {word for word, _ in vocabulary}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+def vocabulary_problem(
+    words: Words, shown: dict[str, bool], restricted: bool, vocabulary: dict[str, int] | None
+) -> str | None:
+    """
+    Why a vocabulary does not go along without the user's consent.
+
+    Args:
+        words: where it comes from.
+        shown: for each data set, whether it may be shown to everybody.
+        restricted: whether a data set behind the model may not be shown, or is not recorded.
+        vocabulary: the words; None before there are any.
+    """
+    own = vocabulary is not None and made_here(vocabulary)
+    if words.dataset is not None and (own or vocabulary is None):
+        if shown.get(words.dataset, False):
+            return None
+        where = f"the texts of {words.dataset}"
+    elif own:
+        where = "texts of which nothing is recorded"
+    elif words.hub_name and (not restricted or vocabulary is None or words.converted):
+        return None
+    elif words.hub_name and is_cached(words.hub_name, vocabulary):
+        return None
+    elif words.hub_name:
+        return (
+            f"The tokenizer is said to be that of {words.hub_name}, and the cache of the Hub on this machine does not "
+            f"hold its words, so they cannot be compared. Get them (hf download {words.hub_name}), or read the words "
+            "in tokenizer.json, and if they may be passed on, say --accept_vocabulary."
+        )
+    elif words.converted:
+        return None
+    else:
+        where = "texts of which nothing is recorded"
+    number = "the most frequent words" if vocabulary is None else f"{number_of_words(vocabulary):,} words"
+    text = f"The tokenizer's vocabulary holds {number} of {where}, and a rare one may be a name. "
+    if words.dataset in ("mimic_cxr", "ms_cxr"):
+        text += "The reports are de-identified, but under a data use agreement. "
+    return text + (
+        "Read the words (tokenizer.json), and if they may be passed on, say --accept_vocabulary; or train with a "
+        "published tokenizer (tokenizer.pretrained)."
+    )
+
+
+# Files
+
+
+def read_json(path: Path) -> dict:
+    """
+    The object that a JSON file holds.
+
+    Raises:
+        ValueError: for a file that is too large or no object, with its name.
+    """
+    return _read(path, json.loads, "an object")
+
+
+def read_yaml(path: Path) -> dict:
+    """The same for a YAML file with options by section."""
+    return _read(path, yaml.safe_load, "options by section")
+
+
+def _read(path: Path, parse, form: str) -> dict:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES // 2**20} MiB")
+        content = parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())[:300]}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold {form}; got {type(content).__name__}.")
+    return {str(name): value for name, value in content.items()}

@@ -1,0 +1,113 @@
+# Licensed under the Apache License, Version 2.0.
+"""The repository on the Hub: may it be written to, one commit, and what went wrong, in words."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
+
+from .release import Release, is_managed
+
+
+def check_names(folder: str | Path, repo_id: str) -> None:
+    """Raise ValueError if `repo_id` is no "user/name", or folder and name have changed places."""
+    swapped = not Path(folder).is_dir() and Path(repo_id).is_dir()
+    if swapped:
+        raise ValueError(
+            f"{repo_id} is a folder and {folder} is none: the folder comes first, then the name on the Hub, as in: "
+            f"python -m modeling_tier.publish {repo_id} user/name"
+        )
+    hint = ""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        hint = f" ({' '.join(str(error).split())})"
+    if hint or repo_id.count("/") != 1:
+        raise ValueError(f"A repository on the Hub is called user/name or organisation/name; got {repo_id!r}{hint}.")
+
+
+def check_repository(api: HfApi, repo_id: str, private: bool) -> None:
+    """Make the repository if it is not there; raise ValueError or OSError if this user cannot write to it."""
+    if constants.HF_HUB_OFFLINE:
+        raise ValueError("HF_HUB_OFFLINE is set: unset it to publish, or list what would go with --dry_run.")
+    if get_token() is None:
+        raise ValueError(
+            "There is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN. Make one with the right to "
+            f"write at {api.endpoint}/settings/tokens."
+        )
+    role = ((api.whoami().get("auth") or {}).get("accessToken") or {}).get("role")
+    if role == "read":
+        raise ValueError(
+            f"The token may only read. Make one with the right to write at {api.endpoint}/settings/tokens, and log in "
+            "with `hf auth login --force`."
+        )
+    try:
+        info = api.repo_info(repo_id)
+    except RepositoryNotFoundError:
+        api.create_repo(repo_id, private=private)
+        return
+    if private and not info.private:
+        raise ValueError(
+            f"{repo_id} is there already, and public. Say --public if that is meant (train.py: --no-hub_private), or "
+            f"make it private at {api.endpoint}/{repo_id}/settings, or take another name."
+        )
+    if not private and info.private:
+        print(f"note: {repo_id} is there already, and private; that is not changed.")
+    api.auth_check(repo_id, write=True)
+
+
+def send(api: HfApi, release: Release, repo_id: str, revision: str | None, message: str) -> str:
+    """One commit: what goes, and the deletion of what an earlier release has left. Returns its address."""
+    if revision:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    operations = [
+        CommitOperationAdd(path, content if isinstance(content, bytes) else str(content))
+        for path, content in sorted(release.files.items())
+    ]
+    existing = api.list_repo_files(repo_id, revision=revision)
+    operations += [CommitOperationDelete(path) for path in existing if path not in release.files and is_managed(path)]
+    return api.create_commit(repo_id, operations, commit_message=message, revision=revision).commit_url
+
+
+@contextmanager
+def explained_errors(repo_id: str, how_to_go_on: str) -> Iterator[None]:
+    """What went wrong with the Hub, in words, with what to do next."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{error} {how_to_go_on}") from error
+    except (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError) as error:
+        raise OSError(f"{_explained(error, repo_id)} {how_to_go_on}") from error
+
+
+def _explained(error: Exception, repo_id: str) -> str:
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, HfHubHTTPError):
+        cause = cause.__cause__ or cause.__context__
+    status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
+    answer = " ".join(str(getattr(cause, "server_message", None) or cause or error).split())
+    if status == 401:
+        return f"The Hub refuses the token ({answer}). Log in again with `hf auth login --force`, or set HF_TOKEN."
+    if status == 403:
+        return (
+            f"This token has no right to write to {repo_id} ({answer}). Take a name of your own, or a token that may "
+            "write there."
+        )
+    if status == 404:
+        return (
+            f"The Hub has answered 404 for {cause.response.url}: {repo_id}, or the branch, is not there or may not be "
+            f"seen with this token, or HF_ENDPOINT ({constants.ENDPOINT}) is no Hub ({answer})."
+        )
+    if status == 409:
+        return f"The name {repo_id} is taken, or somebody else is changing it at this moment ({answer})."
+    if status == 429:
+        wait = cause.response.headers.get("Retry-After")
+        wait = f"; it asks for {wait} seconds of patience" if wait else ""
+        return f"The Hub takes no more calls for now (rate limit{wait}): {answer}."
+    if status is not None:
+        return f"The Hub has answered {status}: {answer}."
+    return f"The Hub cannot be reached, or the connection was lost ({type(error).__name__}: {answer})."

@@ -1,0 +1,211 @@
+# Licensed under the Apache License, Version 2.0.
+"""
+The last look at everything that would leave: patients, secrets, addresses, pictures, places on this machine.
+
+What is sent is built from known fields (`known_fields.py`), so nothing should be found here. Secrets are found by
+`detect-secrets` and by the patterns below, which know what it does not: tokens of the Hub, identifiers of the data
+sets, and what identifies a person.
+"""
+
+import io
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
+from detect_secrets.core.scan import scan_line
+from detect_secrets.settings import transient_settings
+from PIL import Image
+
+
+Kind = Literal["text", "fields", "own words", "published words", "unrecorded words"]
+"""
+What a file holds: free text; fields whose names and values are known; or the vocabulary of a tokenizer, which was made
+by `train.py` from whole words, is that of a published tokenizer, or is of unknown origin.
+"""
+
+_START, _END = r"(?<![0-9A-Za-z])", r"(?![0-9A-Za-z])"
+_PATIENTS = {
+    "a subject of MIMIC": rf"{_START}p1\d(/|\d{{6}}{_END})",
+    "a study of MIMIC": rf"{_START}s5\d{{7}}{_END}",
+    "a number like a subject or study of MIMIC": rf"(?<![0-9A-Za-z.])[15]\d{{7}}{_END}(?!\.\d)",
+    "an image of MIMIC-CXR": rf"(?i){_START}[0-9a-f]{{8}}(-[0-9a-f]{{8}}){{4}}{_END}",
+    "a DICOM identifier": rf"(?<![0-9A-Za-z.])[12](\.\d+){{6,}}{_END}",
+    "a patient of CheXpert": rf"(?i){_START}patient_?\d{{4,}}",
+    "an image of ChestX-ray14": rf"{_START}\d{{8}}_\d{{3}}{_END}",
+    # The number that is let through stands for "no limit" in a tokenizer's model_max_length.
+    "an image of PadChest": rf"{_START}(?!1000000000000000019884624838656{_END})\d{{25,}}",
+    "an image of Open-I": rf"(?i){_START}(CXR)?\d+_IM-\d{{4}}",
+    "a record number": r"(?i)\b(MRN|DOB|SSN|NHS|(medical )?record|accession|patient|hospital|case)"
+    r" ?(id|no|number|nr|#)?\.?\s*[:#=]?\s*[A-Z]{0,3}\d{4,}",
+    "a social security number": r"(?<![\w.-])\d{3}-\d{2}-\d{4}(?![\w.-])",
+    "a telephone number": r"(?<![\w.,/+-])(\+\d{1,3}[ .-]?)?(\(\d{2,4}\) ?|\d{2,4}[ .-])\d{3,4}[ .-]\d{3,4}"
+    r"(?![\w-]|\.\d)"
+    r"|(?<![\w.+-])\+\d{8,14}(?!\d)",
+}
+_SECRETS = {
+    "a token of the Hub": r"(?<![0-9A-Za-z])(hf|api_org)_[0-9A-Za-z]{16,}",
+    "an AWS key": rf"{_START}(A3T[A-Z0-9]|AKIA|ASIA|ABIA|ACCA|AGPA|AIDA|AROA|ANPA|ANVA|AIPA)[A-Z0-9]{{16}}{_END}",
+    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY|PuTTY-User-Key-File",
+    "an SSH key": r"(ssh-(rsa|dss|ed25519)|ecdsa-sha2-nistp\d+)\s+AAAA",
+    "an API key": rf"{_START}(github_pat_\w{{20,}}|AIza[\w-]{{30,}}|sk-(ant|proj)-[\w-]{{20,}}|npm_\w{{30,}}"
+    r"|pypi-\w{20,})",
+}
+_ADDRESSES = {
+    "an e-mail address": r"[\w.+-]+@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}",
+    "an IP address": r"(?<![\w.+-])((25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(25[0-5]|2[0-4]\d|1?\d?\d)(?![\w+-]|\.\w)"
+    r"|(?i:(?<![\w:.])([0-9a-f]{1,4}:){7}[0-9a-f]{1,4}(?![\w:])|(?<![\w:.])fe80::[0-9a-f:]+)",
+    "a place on this machine": r"""(?<![\w/.:<>)\]}~*@-])(~|\.{1,2})?/([\w.@+ -]+/)*[\w@+-][\w.@+-]*/[\w.@+-]+"""
+    r"|(?<![0-9A-Za-z])[A-Za-z]:\\+\w|(?<!\w)\\{2,4}\w+\\+\w|file://|(?<![\w/])~/\w",
+    "a picture": r"data:image/|iVBORw0KGgo|/9j/4AAQ|R0lGODlh",
+}
+_SIGNS = {name: re.compile(pattern) for name, pattern in (_PATIENTS | _SECRETS | _ADDRESSES).items()}
+# A published vocabulary holds numbers, slashes and pieces of addresses by itself; these signs it never holds.
+_PUBLISHED_WORDS = (
+    *("a subject of MIMIC", "a study of MIMIC", "an image of MIMIC-CXR", "a DICOM identifier"),
+    *("a token of the Hub", "an AWS key", "a private key"),
+)
+_LONG_NUMBER = re.compile(r"\d{5,}|\d{3}[-.]\d{4}")
+
+# What looks at randomness or at words such as "token" finds much in a model's files; it is used on free text alone.
+_GUESSING_DETECTORS = ("Base64HighEntropyString", "HexHighEntropyString", "KeywordDetector")
+_REPLACED_DETECTORS = ("IPPublicDetector",)  # takes releases of software for addresses
+
+_BINARY_KINDS = {
+    "PNG": b"\x89PNG",
+    "JPEG": b"\xff\xd8\xff",
+    "GIF": b"GIF8",
+    "BMP": b"BM",
+    "TIFF": b"II*\0",
+    "TIFF (big endian)": b"MM\0*",
+    "WebP": b"RIFF",
+    "JPEG 2000": b"\0\0\0\x0cjP  ",
+    "zip": b"PK\x03\x04",
+    "gzip": b"\x1f\x8b",
+    "PDF": b"%PDF",
+}
+
+
+def scan(path: str, content: bytes, kind: Kind = "fields", places: Iterable[Path] = ()) -> list[str]:
+    """
+    Signs of what must not leave.
+
+    Args:
+        path: the file's name in the repository, for the messages; looked at as well.
+        content: a whole file.
+        kind: what it holds.
+        places: folders of this machine that must not be named.
+
+    Returns:
+        one line for each sign, with file and line.
+    """
+    found = [f"the name {path!r}: looks like {what}" for what, _ in _signs(path, _SIGNS)]
+    if binary := binary_kind(content):
+        return [*found, f"{path}: is a file of the kind {binary}, which may hold pictures"]
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        return [*found, f"{path}: is not a text, so it cannot be looked through"]
+    signs = {name: _SIGNS[name] for name in _PUBLISHED_WORDS} if kind == "published words" else dict(_SIGNS)
+    if kind == "own words":
+        signs["a number among the words"] = _LONG_NUMBER
+    if kind == "unrecorded words":  # pieces of words, among them slashes
+        signs.pop("a place on this machine")
+    if path.endswith(".safetensors.index.json"):  # sizes in bytes
+        signs.pop("a number like a subject or study of MIMIC")
+    folders = [(place, _literal(place)) for place in map(str, places) if len(Path(place).parts) > 1]
+    lines = text.splitlines()
+    for number, line in enumerate(lines, 1):
+        where = f"{path}, line {number}"
+        found += [f"{where}: looks like {what}: {match[:60]!r}" for what, match in _signs(line, signs)]
+        found += [
+            f"{where}: names the place {place!r} on this machine" for place, sign in folders if sign.search(line)
+        ]
+    found += [f"{path}, line {number}: looks like a secret ({what})" for number, what in _secrets(lines, kind)]
+    return found
+
+
+def scan_text(name: str, text: str, places: Iterable[Path] = ()) -> list[str]:
+    """The same for a text that is no file, such as the message of a commit."""
+    return [f"{name}: {each.partition(': ')[2]}" for each in scan("", text.encode(), "text", places)]
+
+
+def _signs(line: str, signs: dict[str, re.Pattern]) -> Iterator[tuple[str, str]]:
+    for what, sign in signs.items():
+        if match := sign.search(line):
+            yield what, match.group()
+
+
+def _literal(place: str) -> re.Pattern:
+    return re.compile(rf"(?<![\w.-]){re.escape(place)}(?![\w.-])")
+
+
+def _secrets(lines: list[str], kind: Kind) -> Iterator[tuple[int, str]]:
+    """Line numbers and kinds of what `detect-secrets` finds."""
+    left_aside = _REPLACED_DETECTORS if kind == "text" else (*_REPLACED_DETECTORS, *_GUESSING_DETECTORS)
+    names = {each.__name__ for each in get_mapping_from_secret_type_to_class().values()} - set(left_aside)
+    least = 12 if kind.endswith("words") else 8  # no secret is shorter
+    with transient_settings({"plugins_used": [{"name": name} for name in sorted(names)]}):
+        for number, line in enumerate(lines, 1):
+            if len(line.strip()) < least:
+                continue
+            for secret in scan_line(line):
+                yield number, secret.type
+
+
+def binary_kind(content: bytes) -> str | None:
+    """The kind of a file that is a picture, or an archive that may hold some."""
+    if content[128:132] == b"DICM":
+        return "DICOM"
+    return next((kind for kind, magic in _BINARY_KINDS.items() if content.startswith(magic)), None)
+
+
+# Figures
+
+_MIN_BACKGROUND = 0.3
+"""Fraction of a drawn figure's pixels that have one colour; a radiograph has hundreds of greys."""
+
+
+def redrawn_figure(content: bytes, with_pictures: bool = False) -> bytes | None:
+    """
+    The pixels of a PNG file that `matplotlib` has drawn, as a new PNG file with nothing else in it: no text, no time,
+    no profile.
+
+    Args:
+        content: the file.
+        with_pictures: whether it may hold radiographs; else one that looks like a picture is refused.
+
+    Returns:
+        None for what is not as matplotlib writes it.
+    """
+    if not _is_matplotlibs(content):
+        return None
+    try:
+        with Image.open(io.BytesIO(content)) as figure:
+            pixels = figure.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    if not with_pictures:
+        size = pixels.width * pixels.height
+        if max(number for number, _ in pixels.getcolors(size)) < _MIN_BACKGROUND * size:
+            return None
+    new = io.BytesIO()
+    Image.frombytes("RGB", pixels.size, pixels.tobytes()).save(new, "PNG", optimize=True)
+    return new.getvalue()
+
+
+def _is_matplotlibs(content: bytes) -> bool:
+    """Whether a PNG file consists of the parts that matplotlib writes, to its end."""
+    if not content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return False
+    position, kinds, texts = 8, [], []
+    while position + 12 <= len(content):
+        length = int.from_bytes(content[position : position + 4], "big")
+        kinds.append(content[position + 4 : position + 8])
+        if kinds[-1] == b"tEXt":
+            texts.append(content[position + 8 : position + 8 + length])
+        position += 12 + length
+    complete = position == len(content) and kinds[-1:] == [b"IEND"]
+    known = set(kinds) <= {b"IHDR", b"tEXt", b"pHYs", b"IDAT", b"IEND"}
+    return complete and known and len(texts) == 1 and texts[0].startswith(b"Software\0Matplotlib")
