@@ -6,8 +6,9 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_tier import TierConfig
 from .entropy_tier import TextImageEntropy, text_image_entropy
+from .maps_tier import overlay_map
 from .modeling_tier import TierModel, TierOutput, TierSimilarityMap
-from .pipeline_tier import TASK, TierZeroShotPipeline, overlay_map
+from .pipeline_tier import CAPTION_TASK, TASK, TierImageClassificationPipeline, TierZeroShotPipeline
 from .processing_tier import TierProcessor
 from .reading_tier import ReadingOptions, load_radiograph
 
@@ -17,6 +18,8 @@ AutoModel.register(TierConfig, TierModel)
 AutoModelForZeroShotImageClassification.register(TierConfig, TierModel)
 AutoProcessor.register(TierConfig, TierProcessor)
 PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=TierZeroShotPipeline, pt_model=AutoModel, type="multimodal")
+# transformers' own pipeline of this task turns 16-bit pictures white; for other models this one does the same as it.
+PIPELINE_REGISTRY.supported_tasks[CAPTION_TASK]["impl"] = TierImageClassificationPipeline
 
 __all__ = [
     "TextImageEntropy",

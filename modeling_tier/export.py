@@ -27,8 +27,8 @@ from transformers.utils.logging import set_verbosity_error
 
 from .entropy_tier import l2_normalize
 from .evaluation import load_model
+from .maps_tier import picture_geometry
 from .modeling_tier import TierModel, TierOutput, TierPreTrainedModel
-from .pipeline_tier import picture_geometry
 from .processing_tier import TierProcessor
 
 

@@ -280,10 +280,9 @@ class TierModel(TierPreTrainedModel):
             auto_map = getattr(self.config, "auto_map", None) or {}
             self.config.auto_map = auto_map | {"AutoModelForZeroShotImageClassification": "modeling_tier.TierModel"}
             # What a module imports travels with it: this import takes the pipeline's file along.
-            from .pipeline_tier import TASK, TierZeroShotPipeline
+            from .pipeline_tier import SAVED_PIPELINES
 
-            impl = f"pipeline_tier.{TierZeroShotPipeline.__name__}"
-            self.config.custom_pipelines = {TASK: {"impl": impl, "pt": ["AutoModel"]}}
+            self.config.custom_pipelines = SAVED_PIPELINES
         super().save_pretrained(save_directory, **kwargs)
 
     @can_return_tuple

@@ -1,28 +1,28 @@
 # Licensed under the Apache License, Version 2.0.
-"""The zero-shot pipeline: findings as independent yes/no questions, and where in the picture their words point."""
+"""Pipelines: findings as independent yes/no questions with maps, and one of several captions."""
 
 import math
-import re
+import os
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from transformers import Pipeline
+from transformers import Pipeline, ZeroShotImageClassificationPipeline
 
 from .entropy_tier import l2_normalize
+from .maps_tier import interpolation, overlay_map, picture_geometry, words_of
+from .processing_tier import TierProcessor
 from .reading_tier import open_radiograph
 
 
 TASK = "tier-zero-shot"
 MAPS = (None, "array", "overlay")
 
-_SENTENCES_A_STEP = 64
-_MOST_KEPT = 4096  # lists of sentences: some 10 MB of embeddings
+CAPTION_TASK = "zero-shot-image-classification"
 
-# Colour-blind readers tell these two apart, and both from grey.
-_POSITIVE, _NEGATIVE = (255, 140, 0), (0, 114, 255)
-_OPACITY = 0.7
+_SENTENCES_PER_STEP = 64
+_MAX_KEPT = 4096  # lists of sentences: some 10 MB of embeddings
 
 
 class TierZeroShotPipeline(Pipeline):
@@ -37,30 +37,51 @@ class TierZeroShotPipeline(Pipeline):
 
     Args:
         model ([`TierModel`]): the model.
-        processor ([`TierProcessor`]): its processor.
+        processor ([`TierProcessor`], *optional*): its processor; by default that of the folder or repository from
+            which the model was loaded.
+        findings, candidate_labels, positive_template, negative_template, maps, frame: defaults for each call.
         **kwargs: options of every pipeline of transformers: `device`, `batch_size`, `num_workers`, ...
     """
 
-    _load_processor = True
+    _load_processor = None  # if there is one; else __init__ looks for it
     _load_tokenizer = False
     _load_image_processor = False
     _load_feature_extractor = False
 
-    def __init__(self, *args, **kwargs):
+    def __init__(
+        self,
+        *args,
+        findings=None,
+        candidate_labels=None,
+        positive_template=None,
+        negative_template=None,
+        maps: str | None = None,
+        frame: int | None = None,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
         if self.processor is None:
-            raise ValueError("The pipeline needs the model's processor: pass processor=TierProcessor(...).")
+            self.processor = _processor_of(self.model)
         self.model.eval()
+        self.defaults = {
+            "findings": _one_of(findings, candidate_labels),
+            "positive_template": positive_template or "{}.",
+            "negative_template": negative_template or "No {}.",
+            "maps": maps,
+            "frame": frame,
+        }
         self._embeds: dict[tuple[str, ...], torch.Tensor] = {}
-        self._embedded_by = None
+        self._embedded_by: list[tuple] | None = None
 
     def __call__(
         self,
         images,
-        findings,
-        positive_template: str | list[str] = "{}.",
-        negative_template: str | list[str] = "No {}.",
+        findings=None,
+        positive_template: str | list[str] | None = None,
+        negative_template: str | list[str] | None = None,
         maps: str | None = None,
+        frame: int | None = None,
+        candidate_labels=None,
         **kwargs,
     ):
         """
@@ -70,8 +91,10 @@ class TierZeroShotPipeline(Pipeline):
             findings (`list[str]` or `dict`): names, which are put into the templates (an underscore as a space); or
                 for each name its sentences, `{"positive": [...], "negative": [...]}`.
             positive_template, negative_template (`str` or `list[str]`): sentences that say that the finding is there,
-                and that it is not, with `{}` for its name.
+                `"{}."` by default, and that it is not, `"No {}."`, with `{}` for its name.
             maps (`str`, *optional*): `"array"` or `"overlay"` adds the map of each finding's positive sentences.
+            frame (`int`, *optional*): of files of several frames, the one to read, counted from 1.
+            candidate_labels: another name of `findings`.
             **kwargs: `batch_size` and `num_workers`.
 
         Returns:
@@ -90,38 +113,58 @@ class TierZeroShotPipeline(Pipeline):
             ValueError: for findings, templates or `maps` that are not as above, or a picture that cannot be read (the
                 message names it).
         """
-        if maps not in MAPS:
-            raise ValueError(f"maps must be one of {list(MAPS)}; got {maps!r}.")
-        prompts = _prompts(findings, positive_template, negative_template)
+        given = {
+            "findings": _one_of(findings, candidate_labels),
+            "positive_template": positive_template,
+            "negative_template": negative_template,
+            "maps": maps,
+            "frame": frame,
+        }
+        options = self.defaults | {name: value for name, value in given.items() if value is not None}
+        if options["maps"] not in MAPS:
+            raise ValueError(f"maps must be one of {list(MAPS)}; got {options['maps']!r}.")
+        prompts = _prompts(options["findings"], options["positive_template"], options["negative_template"])
         images = _single_list_or_stream(images)
         if isinstance(images, list) and not images:
             return []
-        return super().__call__(images, prompts=prompts, maps=maps, **kwargs)
+        return super().__call__(images, prompts=prompts, maps=options["maps"], frame=options["frame"], **kwargs)
 
-    def word_maps(self, image, sentence: str) -> dict:
+    def word_maps(self, image, sentence: str | list[str], frame: int | None = None) -> dict | list[dict]:
         """
         Where the single words of a sentence point.
 
         Args:
-            image: one picture, as [`load_radiograph`] reads it.
-            sentence: a text. Its words are what stands between spaces, without punctuation at their ends.
+            image: one picture, as [`load_radiograph`] reads it, or a list.
+            sentence: a text, or a list. Its words are what stands between spaces, without punctuation at their ends.
+            frame: of files of several frames, the one to read, counted from 1.
 
         Returns:
             `{"words": [W words], "maps": float32 array (W, H, W')}`: for each word the cosines with the patches over
             the pixels of the original picture, as `maps="array"`; of a word of several tokens their mean. Words that
-            the tokenizer cuts off are left out.
+            the tokenizer cuts off are missing. A list of these for a list of pictures or of sentences; two lists must
+            be of one length, and go together item by item.
 
         Raises:
             ValueError: if the sentence has no word, or the tokenizer cannot tell where its tokens stand.
         """
+        images = _single_list_or_stream(image)
+        if isinstance(images, list) or isinstance(sentence, (list, tuple)):
+            images = images if isinstance(images, list) else [images] * len(sentence)
+            sentences = list(sentence) if isinstance(sentence, (list, tuple)) else [sentence] * len(images)
+            if len(images) != len(sentences):
+                raise ValueError(f"{len(images)} pictures and {len(sentences)} sentences do not go together.")
+            return [self.word_maps(*pair, frame=frame) for pair in zip(images, sentences)]
+        if not isinstance(sentence, str):
+            raise ValueError(f"sentence must be a text or a list of texts; got {type(sentence).__name__}.")
         tokenizer = self.processor.tokenizer
         if not tokenizer.is_fast:
             raise ValueError(f"{type(tokenizer).__name__} does not tell where its tokens stand; use a fast tokenizer.")
-        inputs = tokenizer(sentence, truncation=True, return_offsets_mapping=True, return_tensors="pt")
-        words = _words(sentence, inputs.pop("offset_mapping")[0].tolist())
+        inputs = self.processor(text=sentence, return_offsets_mapping=True)
+        self._check_tokens(inputs["input_ids"])
+        words = words_of(sentence, inputs.pop("offset_mapping")[0].tolist())
         if not words:
             raise ValueError(f"The sentence {sentence!r} has no word.")
-        seen = self.preprocess(image)
+        seen = self.preprocess(images, frame=frame)
         with self.device_placement(), torch.no_grad():
             pixel_values = seen["pixel_values"].to(self.device)
             tokens = self.model.get_similarity_map(pixel_values, **inputs.to(self.device)).token_to_patch[0]
@@ -133,12 +176,15 @@ class TierZeroShotPipeline(Pipeline):
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
 
-    def _sanitize_parameters(self, prompts=None, maps=None):
+    def _sanitize_parameters(self, prompts=None, maps=None, frame=None, **unknown):
+        if unknown:
+            raise ValueError(f"Unknown option {next(iter(unknown))!r} of {type(self).__name__}.")
         given = {"maps": maps} if maps else {}
-        return given, given | ({"prompts": prompts} if prompts else {}), given | {"findings": list(prompts or ())}
+        read = given | ({"frame": frame} if frame else {})
+        return read, given | ({"prompts": prompts} if prompts else {}), given | {"findings": list(prompts or ())}
 
-    def preprocess(self, image, maps=None) -> dict:
-        picture = open_radiograph(image, self.processor.reading_options()).convert("RGB")
+    def preprocess(self, image, maps=None, frame=None) -> dict:
+        picture = open_radiograph(image, self.processor.reading_options(frame)).convert("RGB")
         pixel_values = self.processor.image_processor(picture, return_tensors="pt")["pixel_values"].to(self.dtype)
         seen = {"pixel_values": pixel_values, "size": picture.size, "input_size": tuple(pixel_values.shape[-2:])}
         return seen | ({"picture": picture} if maps == "overlay" else {})
@@ -149,18 +195,18 @@ class TierZeroShotPipeline(Pipeline):
         positive, negative = texts.chunk(2)  # (F, D) each
         outputs, patch_embeds, grid = self.model._encode_image(inputs["pixel_values"])
         image_embeds = l2_normalize(outputs.pooler_output.float())
-        found = {
+        answer = {
             "positive": image_embeds @ positive.to(image_embeds.device).T,  # (N, F)
             "negative": image_embeds @ negative.to(image_embeds.device).T,
         }
         if maps:
             patches = l2_normalize(patch_embeds.float())
             cosines = positive.to(patches.device) @ patches.transpose(1, 2)  # (N, F, P)
-            found["maps"] = cosines.unflatten(2, grid)
-        return found | {name: inputs[name] for name in ("size", "input_size", "picture") if name in inputs}
+            answer["maps"] = cosines.unflatten(2, grid)
+        return answer | {name: inputs[name] for name in ("size", "input_size", "picture") if name in inputs}
 
-    def postprocess(self, found, findings, maps=None) -> list[dict]:
-        positive, negative = (found[name][0].double() for name in ("positive", "negative"))
+    def postprocess(self, answer, findings, maps=None) -> list[dict]:
+        positive, negative = (answer[name][0].double() for name in ("positive", "negative"))
         difference = positive - negative
         score = torch.sigmoid(math.exp(self.model.logit_scale.item()) * difference)
         if not score.isfinite().all():
@@ -170,36 +216,57 @@ class TierZeroShotPipeline(Pipeline):
             for i, finding in enumerate(findings)
         ]
         if maps:
-            for row, fine in zip(rows, self._over_picture(found["maps"][0].numpy(), found)):
+            for row, fine in zip(rows, self._over_picture(answer["maps"][0].numpy(), answer)):
                 if maps == "array":
                     row["map"] = fine
                 else:
-                    row["overlay"] = overlay_map(found["picture"], fine)
+                    row["overlay"] = overlay_map(answer["picture"], fine)
         return rows
 
     def _embed(self, lists: list[tuple[str, ...]]) -> torch.Tensor:
         """One embedding (L, D) for each list of sentences: each normalised, then their mean normalised."""
         # Weights that were moved, trained or loaded anew make other embeddings.
         weights = [*self.model.text_model.parameters(), *self.model.text_projection.parameters()]
-        embedded_by = [(each.data_ptr(), each.dtype, each.is_inference() or each._version) for each in weights]
+        embedded_by = [
+            (weight.data_ptr(), weight.dtype, weight.is_inference() or weight._version) for weight in weights
+        ]
         if embedded_by != self._embedded_by:
             self._embeds, self._embedded_by = {}, embedded_by
         missing = [sentences for sentences in dict.fromkeys(lists) if sentences not in self._embeds]
         if missing:
-            every = list(dict.fromkeys(sentence for sentences in missing for sentence in sentences))
-            embeds = []
-            for start in range(0, len(every), _SENTENCES_A_STEP):
-                text = self.processor(
-                    text=every[start : start + _SENTENCES_A_STEP], padding=True, truncation=True, return_tensors="pt"
-                )
-                embeds.append(self.model.get_text_features(**text.to(self.device)).pooler_output.float())
-            of = dict(zip(every, l2_normalize(torch.cat(embeds))))
+            distinct = list(dict.fromkeys(sentence for sentences in missing for sentence in sentences))
+            by_sentence = dict(zip(distinct, self._embed_sentences(distinct)))
             for sentences in missing:
-                self._embeds[sentences] = l2_normalize(torch.stack([of[each] for each in sentences]).mean(dim=0))
-        found = torch.stack([self._embeds[sentences] for sentences in lists])
-        while len(self._embeds) > _MOST_KEPT:
+                embeds = torch.stack([by_sentence[sentence] for sentence in sentences])
+                self._embeds[sentences] = l2_normalize(embeds.mean(dim=0))
+        kept = torch.stack([self._embeds[sentences] for sentences in lists])
+        while len(self._embeds) > _MAX_KEPT:
             del self._embeds[next(iter(self._embeds))]  # the oldest
-        return found
+        return kept
+
+    def _embed_sentences(self, sentences: list[str]) -> torch.Tensor:
+        """Normalised embeddings (S, D)."""
+        embeds = []
+        for start in range(0, len(sentences), _SENTENCES_PER_STEP):
+            text = self.processor(text=sentences[start : start + _SENTENCES_PER_STEP])
+            self._check_tokens(text["input_ids"])
+            embeds.append(self.model.get_text_features(**text.to(self.device)).pooler_output.float())
+        return l2_normalize(torch.cat(embeds))
+
+    def _check_tokens(self, input_ids: torch.Tensor) -> None:
+        """Raise ValueError if they are not of this model's vocabulary, or more than its text encoder has positions."""
+        config = self.model.config.text_config
+        vocabulary, positions = (getattr(config, name, None) for name in ("vocab_size", "max_position_embeddings"))
+        if vocabulary and input_ids.max() >= vocabulary:
+            raise ValueError(
+                f"The tokenizer gives the token id {input_ids.max()}, but the model's vocabulary has {vocabulary}: "
+                "processor and model do not belong together."
+            )
+        if positions and input_ids.shape[1] > positions:
+            raise ValueError(
+                f"A sentence has {input_ids.shape[1]} tokens, but the text encoder has {positions} positions: set "
+                "model_max_length of the processor's tokenizer to what the model was trained with."
+            )
 
     def _over_picture(self, coarse: np.ndarray, seen: dict) -> np.ndarray:
         """From maps (F, h, w) on the patch grid to the pixels (F, H, W) of the original picture."""
@@ -210,79 +277,49 @@ class TierZeroShotPipeline(Pipeline):
                 f"options say {input_size}: its map cannot be laid over the picture."
             )
         across, down = (
-            _interpolation(*axis, cells)
+            interpolation(*axis, cells)
             for *axis, cells in zip(seen["size"], scale, offset, input_size, coarse.shape[:0:-1])
         )
         return down @ coarse.astype(np.float32) @ across.T
 
 
-def overlay_map(picture: Image.Image, cosines: np.ndarray, limit: float = 1.0) -> Image.Image:
+class TierImageClassificationPipeline(ZeroShotImageClassificationPipeline):
     """
-    Paint a map over its picture: orange where the cosine is positive, blue where it is negative, bare where it is NaN.
-
-    Args:
-        picture: of W x H pixels.
-        cosines: (H, W).
-        limit: the cosine, up or down, at which the colour covers 70% of the picture; it fades in proportion to 0. The
-            same for all maps that are to be compared.
-
-    Returns:
-        an RGB picture of W x H pixels.
+    transformers' zero-shot image classification, with pictures read by [`load_radiograph`]: its own reader turns 16
+    bits white. Of another model than TIER's, pictures are read as transformers does.
     """
-    opacity = _OPACITY * np.clip(np.nan_to_num(np.abs(cosines)) / limit, 0, 1)[..., None]
-    colour = np.where(cosines[..., None] > 0, np.float32(_POSITIVE), np.float32(_NEGATIVE))
-    pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
-    return Image.fromarray(np.round(pixels + opacity * (colour - pixels)).astype(np.uint8))
+
+    def preprocess(self, image, *args, **kwargs):
+        if self.model.config.model_type == "tier":
+            image = open_radiograph(image).convert("RGB")
+            kwargs["tokenizer_kwargs"] = {"truncation": True} | (kwargs.get("tokenizer_kwargs") or {})
+        return super().preprocess(image, *args, **kwargs)
 
 
-def picture_geometry(size: tuple[int, int], image_processor):
-    """
-    What an image processor does to a picture of `size` (width, height): three pairs, of x and y.
-
-    Returns:
-        the factors of its resizing, the offset of its centre crop in the resized picture (negative where it pads), and
-        the width and height of the result.
-
-    Raises:
-        ValueError: if it resizes in a way that is not known here.
-    """
-    width, height = resized = size
-    if getattr(image_processor, "do_resize", False):
-        wanted = image_processor.size
-        shortest = wanted.get("shortest_edge")
-        if getattr(image_processor, "crop_pct", None) is not None or wanted.get("longest_edge"):
-            raise ValueError(
-                f"A map cannot follow how {type(image_processor).__name__} resizes: by edge and crop_pct."
-            )
-        if shortest:
-            longest = int(shortest * max(size) / min(size))
-            resized = (shortest, longest) if width <= height else (longest, shortest)
-        elif wanted.get("height") and wanted.get("width"):
-            resized = wanted["width"], wanted["height"]
-        else:
-            raise ValueError(f"A map cannot follow a resizing by {dict(wanted)}: only edges or height and width.")
-    kept = resized
-    if getattr(image_processor, "do_center_crop", False):
-        kept = image_processor.crop_size["width"], image_processor.crop_size["height"]
-    offset = tuple((whole - part) // 2 for whole, part in zip(resized, kept))
-    return (resized[0] / width, resized[1] / height), offset, kept
+def _processor_of(model) -> TierProcessor:
+    """The processor of the folder or repository that a model was loaded from."""
+    source = getattr(model, "name_or_path", "")
+    if not source:
+        raise ValueError("The pipeline needs the model's processor: pass processor=TierProcessor(...).")
+    try:
+        return TierProcessor.from_pretrained(source)
+    except OSError as error:
+        raise ValueError(
+            f"The pipeline needs the model's processor, and {source} has none: pass processor=TierProcessor(...)."
+        ) from error
 
 
-def _interpolation(length: int, scale: float, offset: int, input_length: int, cells: int) -> np.ndarray:
-    """
-    Weights (length, cells) by which the pixels along one side of the picture are made of the cells of the patch grid:
-    linear between the centres of the cells, constant beyond the outer ones, NaN for pixels outside of the input.
-    """
-    place = (np.arange(length) + 0.5) * scale - offset
-    cell = np.clip(place * cells / input_length - 0.5, 0, cells - 1)
-    weights = np.maximum(0, 1 - np.abs(cell[:, None] - np.arange(cells)))
-    weights[(place < 0) | (place > input_length)] = np.nan
-    return weights.astype(np.float32)
+def _one_of(findings, candidate_labels):
+    if findings is not None and candidate_labels is not None:
+        raise ValueError("findings and candidate_labels are two names of one option: give one of them.")
+    return candidate_labels if findings is None else findings
 
 
 def _prompts(findings, positive_template, negative_template) -> dict[str, dict[str, tuple[str, ...]]]:
     if isinstance(findings, str):
         findings = [findings]
+    if isinstance(findings, np.ndarray):
+        findings = findings.tolist()
     if not isinstance(findings, (dict, list, tuple)) or not findings:
         raise ValueError(f"findings must be a list of at least one name, or a dict by name; got {findings!r}.")
     if not all(isinstance(name, str) and name.strip() for name in findings):
@@ -290,13 +327,16 @@ def _prompts(findings, positive_template, negative_template) -> dict[str, dict[s
     if isinstance(findings, dict):
         return {name: _sentences(name, lists) for name, lists in findings.items()}
     if len(set(findings)) < len(findings):
-        raise ValueError(f"A finding stands twice in {list(findings)!r}.")
+        raise ValueError(f"A finding is named twice in {list(findings)!r}.")
     templates = {
         "positive": _templates("positive_template", positive_template),
         "negative": _templates("negative_template", negative_template),
     }
     return {
-        name: {key: tuple(each.replace("{}", name.replace("_", " ")) for each in t) for key, t in templates.items()}
+        name: {
+            kind: tuple(template.replace("{}", name.replace("_", " ")) for template in those)
+            for kind, those in templates.items()
+        }
         for name in findings
     }
 
@@ -304,10 +344,11 @@ def _prompts(findings, positive_template, negative_template) -> dict[str, dict[s
 def _sentences(name: str, lists) -> dict[str, tuple[str, ...]]:
     if not isinstance(lists, dict) or set(lists) != {"positive", "negative"}:
         raise ValueError(f"The finding {name!r} needs the two lists 'positive' and 'negative'; got {lists!r}.")
-    for key, each in lists.items():
-        if not isinstance(each, (list, tuple)) or not each or not all(isinstance(s, str) and s.strip() for s in each):
-            raise ValueError(f"{name}: {key!r} must be a list of at least one sentence; got {each!r}.")
-    return {key: tuple(sentences) for key, sentences in lists.items()}
+    for kind, sentences in lists.items():
+        is_list = isinstance(sentences, (list, tuple)) and len(sentences) > 0
+        if not is_list or not all(isinstance(sentence, str) and sentence.strip() for sentence in sentences):
+            raise ValueError(f"{name}: {kind!r} must be a list of at least one sentence; got {sentences!r}.")
+    return {kind: tuple(sentences) for kind, sentences in lists.items()}
 
 
 def _templates(option: str, templates) -> list[str]:
@@ -316,33 +357,30 @@ def _templates(option: str, templates) -> list[str]:
         raise ValueError(f"{option} must be a sentence or a list of sentences; got {templates!r}.")
     for template in templates:
         if not isinstance(template, str) or "{}" not in template:
-            raise ValueError(f"{option} {template!r} must have the place {{}} for the finding's name.")
+            raise ValueError(f"{option} {template!r} must have {{}} where the finding's name goes.")
     return list(templates)
 
 
-def _single_list_or_stream(images):
+def _single_list_or_stream(images: Any) -> Any:
     """What Pipeline understands: a single picture, a list, or a generator or data set for a stream."""
+    if isinstance(images, np.ndarray) and images.dtype.kind in "UO":  # paths
+        return images.tolist()
     if hasattr(images, "ndim"):  # an array or a tensor; 4-dimensional it is a batch
         return list(images) if images.ndim == 4 else images
     if isinstance(images, tuple):
         return list(images)
-    if isinstance(images, (str, list, torch.utils.data.Dataset)) or not isinstance(images, Iterable):
+    if isinstance(images, (list, torch.utils.data.Dataset)) or not isinstance(images, Iterable):
+        return images
+    if isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, dict)) or hasattr(images, "read"):
         return images
     return (image for image in images)
 
 
-def _words(sentence: str, offsets: list[list[int]]) -> list[tuple[str, list[int]]]:
-    """The words of a sentence, each with the positions of its tokens; tokens without letter or digit are of none."""
-    words = []
-    for match in re.finditer(r"\S+", sentence):
-        of_word = [
-            i for i, token in enumerate(offsets) if match.start() <= _first_letter(sentence, token) < match.end()
-        ]
-        if of_word:
-            words.append((re.sub(r"^\W+|\W+$", "", match.group()), of_word))
-    return words
-
-
-def _first_letter(sentence: str, token: list[int]) -> int:
-    """Place of a token's first letter or digit; -1 for special tokens and punctuation."""
-    return next((place for place in range(*token) if sentence[place].isalnum()), -1)
+# By task, as config.json names them for a process without this package.
+SAVED_PIPELINES = {
+    TASK: {"impl": f"pipeline_tier.{TierZeroShotPipeline.__name__}", "pt": ["AutoModel"]},
+    CAPTION_TASK: {
+        "impl": f"pipeline_tier.{TierImageClassificationPipeline.__name__}",
+        "pt": ["AutoModelForZeroShotImageClassification"],
+    },
+}

@@ -163,7 +163,8 @@ def open_radiograph(image: Any, options: ReadingOptions | None = None, name: str
         if name and address and address not in why:
             why = f"{why} ({address})"
         raise ValueError(f"{subject} cannot be read: {why}") from error
-    _warn_if_clipped(picture, name or address)
+    if picture.format != "DICOM":  # there a narrow window may do that
+        _warn_if_clipped(picture, name or address)
     return picture
 
 
@@ -288,7 +289,9 @@ def _read_stream(stream: Any, options: ReadingOptions) -> Image.Image:
     if not head:
         raise ValueError("the file is empty")
     if is_dicom(head):
-        return Image.fromarray(read_dicom(stream, options.dicom_contrast, options.frame, options.check_size))
+        picture = Image.fromarray(read_dicom(stream, options.dicom_contrast, options.frame, options.check_size))
+        picture.format = "DICOM"
+        return picture
     if head.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
         raise ValueError("it is a web page, not a picture")
     return _read_picture_file(stream, options)

@@ -12,13 +12,19 @@ import torch
 from conftest import TEXT_CONFIGS, VISION_CONFIGS
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import CLIPImageProcessor, PreTrainedTokenizerFast, ViTImageProcessor, pipeline
+from transformers import (
+    CLIPImageProcessor,
+    PreTrainedTokenizerFast,
+    ViTImageProcessor,
+    ZeroShotImageClassificationPipeline,
+    pipeline,
+)
 from transformers.pipelines.pt_utils import KeyDataset
 
 from modeling_tier import TierConfig, TierModel, TierProcessor, TierZeroShotPipeline, overlay_map
 from modeling_tier.data import load_pairs
 from modeling_tier.evaluation import evaluate_zero_shot, load_prompts
-from modeling_tier.pipeline_tier import picture_geometry
+from modeling_tier.maps_tier import picture_geometry
 
 
 FINDINGS = ["left pleural effusion", "cardiomegaly", "small effusion"]
@@ -41,6 +47,9 @@ read = pipeline("tier-zero-shot", model=again, trust_remote_code=True, device="c
 again = [row["score"] for row in read(image, findings=findings)]
 classify = pipeline("zero-shot-image-classification", model=folder, trust_remote_code=True)
 classified = [row["label"] for row in classify(image, candidate_labels=findings)]
+deep = {row["label"]: row["score"] for row in classify(image.replace("graph", "graph16"), candidate_labels=findings)}
+plain = {row["label"]: row["score"] for row in classify(image, candidate_labels=findings)}
+assert all(abs(deep[name] - plain[name]) < 1e-5 for name in findings), (deep, plain)
 rows = [{**row, "map": row["map"].tolist()} for row in rows]
 print(json.dumps({"rows": rows, "words": words, "again": again, "classified": classified}))
 """
@@ -230,6 +239,19 @@ def test_a_pixel_of_the_picture_lands_where_the_image_processor_puts_it(image_pr
     assert compared >= 4
 
 
+@pytest.mark.parametrize("side", range(90, 102))
+def test_the_centre_crop_is_the_librarys_and_one_pixel_off_torchvisions_at_3_modulo_4(side):
+    """A margin of 1 mod 4 has its half rounded down by both; of 3 mod 4, down by the library, up by torchvision."""
+    image_processor = CLIPImageProcessor(
+        do_resize=False, crop_size={"height": 40, "width": 40}, do_rescale=False, do_normalize=False
+    )
+    pixels = np.arange(side, dtype=np.uint8)[:, None, None].repeat(50, axis=1).repeat(3, axis=2)
+    seen = image_processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"][0, 0, 0, 0].item()
+    _, (_, top), _ = picture_geometry((50, side), image_processor)
+    torchvision = int(round((side - 40) / 2.0))
+    assert top == seen == torchvision - ((side - 40) % 4 == 3)
+
+
 def test_the_map_is_nan_exactly_where_the_processor_cuts_the_picture(model, tokenizer):
     image_processor = CLIPImageProcessor(size={"shortest_edge": 48}, crop_size={"height": 32, "width": 32})
     read = TierZeroShotPipeline(model=model, processor=TierProcessor(image_processor, tokenizer), device="cpu")
@@ -321,7 +343,7 @@ def test_sentences_are_embedded_once(read, picture, monkeypatch):
 
 
 def test_no_more_sentences_are_kept_than_a_limit(read, picture, monkeypatch):
-    monkeypatch.setattr(sys.modules[TierZeroShotPipeline.__module__], "_MOST_KEPT", 4)
+    monkeypatch.setattr(sys.modules[TierZeroShotPipeline.__module__], "_MAX_KEPT", 4)
     expected = read(picture, findings=FINDINGS)
     assert len(read._embeds) == 4
     assert same(read(picture, findings=FINDINGS), expected) and len(read._embeds) == 4
@@ -415,7 +437,10 @@ def test_without_the_package(read, picture, tmp_path):
     away.mkdir()
     read.model.save_pretrained(folder)
     read.processor.save_pretrained(folder)
+    picture.putpixel((0, 0), 0)
+    picture.putpixel((1, 0), 255)
     picture.save(tmp_path / "radiograph.png")
+    Image.fromarray(np.asarray(picture).astype(np.uint16) * 16).save(tmp_path / "radiograph16.png")
     expected = read(picture, findings=FINDINGS, maps="array")
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     process = subprocess.run(
@@ -432,3 +457,115 @@ def test_without_the_package(read, picture, tmp_path):
         np.testing.assert_allclose(row["map"], other["map"], atol=1e-6)
     assert result["again"] == pytest.approx([row["score"] for row in expected], abs=1e-6)
     assert result["words"] == ["left", "effusion"] and set(result["classified"]) == set(FINDINGS)
+
+
+def test_what_is_asked_for_in_the_constructor_is_the_default_of_each_call(model, processor, picture):
+    read = TierZeroShotPipeline(model=model, processor=processor, findings=FINDINGS, negative_template="not {}")
+    expected = TierZeroShotPipeline(model=model, processor=processor)(
+        picture, findings=FINDINGS, negative_template="not {}"
+    )
+    assert numbers(read(picture)) == numbers(expected)
+    assert numbers(read([picture], candidate_labels=FINDINGS)[0]) == numbers(expected)
+    assert [row["finding"] for row in read(picture, findings=["effusion"])] == ["effusion"]
+    with pytest.raises(ValueError, match="two names of one option"):
+        read(picture, findings=FINDINGS, candidate_labels=FINDINGS)
+    with pytest.raises(ValueError, match="two names of one option"):
+        TierZeroShotPipeline(model=model, processor=processor, findings=["a"], candidate_labels=["a"])
+    with pytest.raises(ValueError, match="Unknown option 'threshold'"):
+        read(picture, threshold=0.5)
+
+
+def test_a_model_object_brings_its_processor(read, picture, tmp_path):
+    read.save_pretrained(tmp_path)
+    expected = read(picture, findings=FINDINGS)
+    loaded = TierModel.from_pretrained(tmp_path)
+    for again in (pipeline("tier-zero-shot", model=loaded), TierZeroShotPipeline(model=loaded)):
+        assert same(again(picture, findings=FINDINGS), expected)
+    (tmp_path / "processor_config.json").unlink()
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=f"{tmp_path.name} has none: pass processor"):
+        TierZeroShotPipeline(model=loaded)
+
+
+def test_lists_of_word_maps(read, picture):
+    one, two = read.word_maps(picture, "left effusion"), read.word_maps(picture, "small cardiomegaly")
+    other = picture.rotate(90)
+    for answers, expected in (
+        (read.word_maps(picture, ["left effusion", "small cardiomegaly"]), [one, two]),
+        (read.word_maps([picture, other], "left effusion"), [one, read.word_maps(other, "left effusion")]),
+        (read.word_maps([picture, picture], ["left effusion", "small cardiomegaly"]), [one, two]),
+    ):
+        assert [answer["words"] for answer in answers] == [answer["words"] for answer in expected]
+        for answer, known in zip(answers, expected):
+            np.testing.assert_allclose(answer["maps"], known["maps"], atol=1e-6)
+    with pytest.raises(ValueError, match="2 pictures and 3 sentences"):
+        read.word_maps([picture, picture], ["a", "b", "c"])
+    with pytest.raises(ValueError, match="sentence must be a text"):
+        read.word_maps(picture, 7)
+
+
+def test_bytes_cells_and_open_files_are_one_picture(read, picture, tmp_path):
+    picture.save(tmp_path / "x.png")
+    content = (tmp_path / "x.png").read_bytes()
+    expected = read(picture, findings=FINDINGS)
+    with open(tmp_path / "x.png", "rb") as file:
+        for image in (content, {"bytes": content, "path": None}, file):
+            assert same(read(image, findings=FINDINGS), expected)
+    for answer in read(np.array([str(tmp_path / "x.png")] * 2), findings=np.array(FINDINGS)):
+        assert same(answer, expected)
+    for image, message in ((b"no picture", "no known format"), ({"image": content}, "cell of `datasets`"), (7, "int")):
+        with pytest.raises(ValueError, match=message):
+            read(image, findings=FINDINGS)
+
+
+def test_a_frame_of_several(read, picture, tmp_path):
+    picture.save(tmp_path / "x.tiff", save_all=True, append_images=[picture.rotate(90)])
+    assert same(read(tmp_path / "x.tiff", findings=FINDINGS, frame=2), read(picture.rotate(90), findings=FINDINGS))
+    assert read.word_maps(tmp_path / "x.tiff", "left effusion", frame=2)["words"] == ["left", "effusion"]
+    with pytest.raises(ValueError, match="several frames"):
+        read(tmp_path / "x.tiff", findings=FINDINGS)
+
+
+def test_limits_of_the_processor_hold_in_the_pipeline(model, processor, picture):
+    processor = TierProcessor(processor.image_processor, processor.tokenizer, max_pixels=1000)
+    read = TierZeroShotPipeline(model=model, processor=processor)
+    with pytest.raises(ValueError, match="32 x 32.*max_pixels=1000"):
+        read(picture, findings=FINDINGS)
+
+
+def test_a_processor_of_another_model_is_told(model, processor, picture):
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "effusion": 500}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[UNK]")
+    read = TierZeroShotPipeline(model=model, processor=TierProcessor(processor.image_processor, tokenizer))
+    with pytest.raises(ValueError, match=r"token id 500, but the model's vocabulary has \d+"):
+        read(picture, findings=["effusion"])
+    with pytest.raises(ValueError, match="has 100 tokens, but the text encoder has 24 positions"):
+        read(picture, findings=["unknown " * 98])
+
+
+def test_image_classification_does_not_turn_16_bits_white(read, tmp_path):
+    grey = np.random.default_rng(5).integers(1, 255, (32, 32), dtype=np.uint8)
+    grey[0, :2] = 0, 255
+    Image.fromarray(grey).save(tmp_path / "8.png")
+    Image.fromarray(grey.astype(np.uint16) * 16).save(tmp_path / "16.png")
+    read.save_pretrained(tmp_path / "model")
+    classify = pipeline("zero-shot-image-classification", model=str(tmp_path / "model"), device="cpu")
+    answers = [
+        {row["label"]: row["score"] for row in classify(str(tmp_path / f"{bits}.png"), candidate_labels=FINDINGS)}
+        for bits in (8, 16)
+    ]
+    assert answers[0] == pytest.approx(answers[1], abs=1e-5)
+    white = classify(Image.new("L", (32, 32), 255), candidate_labels=FINDINGS)
+    assert {row["label"]: row["score"] for row in white} != pytest.approx(answers[0], abs=1e-3)
+    assert len(classify(str(tmp_path / "8.png"), candidate_labels=["left " * 300, "no"])) == 2, "long texts are cut"
+
+
+def test_image_classification_of_other_models_stays_as_it_is(clip_model, processor, picture, tmp_path):
+    picture.convert("RGB").save(tmp_path / "x.png")
+    options = {"model": clip_model, "tokenizer": processor.tokenizer, "image_processor": processor.image_processor}
+    ours = pipeline("zero-shot-image-classification", **options)
+    theirs = ZeroShotImageClassificationPipeline(**options)
+    labels = ["left effusion", "no effusion"]
+    path = str(tmp_path / "x.png")
+    assert ours(path, candidate_labels=labels) == theirs(path, candidate_labels=labels)

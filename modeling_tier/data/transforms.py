@@ -9,34 +9,53 @@ libraries).
 
 import math
 import zlib
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image, ImageStat
 
 
-class Augmentation(NamedTuple):
+@dataclass(frozen=True)
+class Augmentation:
     """
     Random resized crop, then a random affine map, then brightness and contrast.
 
     Pictures are never flipped left to right: reports say "left" and "right", and the heart has its side.
     """
 
-    area: tuple[float, float]  # of the crop, as a share of the picture's
+    area: tuple[float, float]  # of the crop, as a fraction of the picture's
     ratio: tuple[float, float]  # width over height of the crop
     resample: Image.Resampling  # of the crop
     degrees: float  # rotation by up to so much, either way
-    translate: float  # by up to this share of the side, either way
+    translate: float  # by up to this fraction of the side, either way
     scale: tuple[float, float]
     brightness: float  # factor 1 +- so much
     contrast: float  # likewise, around the mean
+    # Where torchvision's transforms differ: the picture is first resized so that its shorter side has so many times
+    # the pixels of the result's; the affine map takes the nearest pixel and shifts by whole ones; brightness and
+    # contrast come in random order.
+    resize_first: float | None = None
+    affine_resample: Image.Resampling = Image.Resampling.BILINEAR
+    whole_pixels: bool = False
+    random_order: bool = False
 
+
+_PAPER = ((0.08, 1.0), (0.9, 1.0), Image.Resampling.BILINEAR, 10, 0.05, (0.95, 1.05), 0.2, 0.2)
 
 AUGMENTATIONS = {
-    # As the authors of arXiv 2212.06710 trained: crops of 8% to all of the picture, for a convolutional network. Their
-    # first resizing of the shorter side to 256 pixels is left out: a crop by shares does not depend on it.
-    "paper": Augmentation((0.08, 1.0), (0.9, 1.0), Image.Resampling.BILINEAR, 10, 0.05, (0.95, 1.05), 0.2, 0.2),
+    # As the authors of arXiv 2212.06710 trained: crops of 8% to all of the picture, for a convolutional network. Crops
+    # are taken from the picture itself and interpolated linearly, so small ones are sharper than the authors'.
+    "paper": Augmentation(*_PAPER),
+    # The same with the arithmetic of the authors' torchvision transforms: a first resizing to 256 pixels for 224,
+    # which blurs small crops, and an affine map without interpolation.
+    "paper_as_published": Augmentation(
+        *_PAPER,
+        resize_first=256 / 224,
+        affine_resample=Image.Resampling.NEAREST,
+        whole_pixels=True,
+        random_order=True,
+    ),
     # For ViTs from CLIP's weights: bicubic as they were trained, and crops that leave in most of what a report names;
     # in exchange the exposure varies more, which differs between hospitals.
     "vit": Augmentation((0.5, 1.0), (0.8, 1.25), Image.Resampling.BICUBIC, 10, 0.05, (0.95, 1.05), 0.3, 0.3),
@@ -69,23 +88,42 @@ def augment(image: Image.Image, options: Augmentation, size: tuple[int, int], rn
         size: width and height of the result.
         rng: where all chance comes from.
     """
-    box = crop_box(image.size, options.area, options.ratio, rng)
-    image = image.resize(size, options.resample, box=box)
+    if options.resize_first:
+        image = resized_shorter_side(image, round(options.resize_first * min(size)), options.resample)
+    box = crop_box(image.size, options.area, options.ratio, rng, options.whole_pixels)
+    if options.whole_pixels:
+        image = image.crop(box).resize(size, options.resample)
+    else:
+        image = image.resize(size, options.resample, box=box)
     angle = rng.uniform(-options.degrees, options.degrees)
     shift = [rng.uniform(-options.translate, options.translate) * side for side in size]
+    if options.whole_pixels:
+        shift = [round(pixels) for pixels in shift]
     matrix = inverse_affine(size, angle, shift, rng.uniform(*options.scale))
-    image = image.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    image = image.transform(size, Image.Transform.AFFINE, matrix, options.affine_resample)
     brightness = rng.uniform(1 - options.brightness, 1 + options.brightness)
     contrast = rng.uniform(1 - options.contrast, 1 + options.contrast)
-    return adjust(image, brightness, contrast)
+    return adjust(image, brightness, contrast, options.random_order and rng.random() < 0.5)
+
+
+def resized_shorter_side(image: Image.Image, side: int, resample: Image.Resampling) -> Image.Image:
+    """The picture with `side` pixels on its shorter side; the longer one is cut off to whole pixels."""
+    longer = int(side * max(image.size) / min(image.size))
+    size = (side, longer) if image.width <= image.height else (longer, side)
+    return image if size == image.size else image.resize(size, resample)
 
 
 def crop_box(
-    size: tuple[int, int], area: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+    size: tuple[int, int],
+    area: tuple[float, float],
+    ratio: tuple[float, float],
+    rng: np.random.Generator,
+    whole_pixels: bool = False,
 ) -> tuple[float, float, float, float]:
     """
     Left, top, right, bottom of a random crop, uniform in area and in the logarithm of the ratio, as "Inception" crops
-    are drawn. After ten that do not fit, the largest one in the middle whose ratio is allowed.
+    are drawn. After ten that do not fit, the largest one in the middle whose ratio is allowed, with `whole_pixels`
+    rounded to them.
     """
     width, height = size
     for _ in range(10):
@@ -98,13 +136,17 @@ def crop_box(
             return left, top, left + crop_width, top + crop_height
     shape = min(max(width / height, ratio[0]), ratio[1])
     crop_width, crop_height = min(width, height * shape), min(height, width / shape)
-    left, top = (width - crop_width) / 2, (height - crop_height) / 2
+    if whole_pixels:
+        crop_width, crop_height = max(1, round(crop_width)), max(1, round(crop_height))
+        left, top = (width - crop_width) // 2, (height - crop_height) // 2
+    else:
+        left, top = (width - crop_width) / 2, (height - crop_height) / 2
     return left, top, left + crop_width, top + crop_height
 
 
 def inverse_affine(size: tuple[int, int], degrees: float, shift: list[float], scale: float) -> tuple[float, ...]:
     """
-    From a pixel of the result to the place in the picture it is taken from: (a, b, c, d, e, f) with
+    From a pixel of the result to the point of the picture it is taken from: (a, b, c, d, e, f) with
     x = a x' + b y' + c and y = d x' + e y' + f, for a rotation and scaling about the middle and a shift after them.
     """
     cosine, sine = math.cos(math.radians(degrees)) / scale, math.sin(math.radians(degrees)) / scale
@@ -113,11 +155,19 @@ def inverse_affine(size: tuple[int, int], degrees: float, shift: list[float], sc
     return cosine, sine, middle_x - cosine * x - sine * y, -sine, cosine, middle_y + sine * x - cosine * y
 
 
-def adjust(image: Image.Image, brightness: float, contrast: float) -> Image.Image:
-    """Multiply by `brightness`, then stretch around the mean by `contrast`; both as one table of 256 greys."""
-    greys = np.arange(256) * brightness
-    mean = sum(ImageStat.Stat(image).mean) / len(image.getbands()) * brightness
-    table = np.clip(np.round(mean + contrast * (np.clip(greys, 0, 255) - mean)), 0, 255).astype(np.uint8)
+def adjust(image: Image.Image, brightness: float, contrast: float, contrast_first: bool = False) -> Image.Image:
+    """
+    Multiply by `brightness`, then stretch around the mean by `contrast`, or the other way round; both as one table of
+    256 greys.
+    """
+    greys = np.arange(256, dtype=np.float64)
+    mean = sum(ImageStat.Stat(image).mean) / len(image.getbands())
+    if contrast_first:
+        table = np.clip(mean + contrast * (greys - mean), 0, 255) * brightness
+    else:
+        mean *= brightness
+        table = mean + contrast * (np.clip(greys * brightness, 0, 255) - mean)
+    table = np.clip(np.round(table), 0, 255).astype(np.uint8)
     return image.point(table.tolist() * len(image.getbands()))
 
 
@@ -133,7 +183,7 @@ def pixel_table(image_processor, size: tuple[int, int], **options) -> np.ndarray
         None if for pictures of this size it does more than replace each value by another one.
     """
     width, height = size
-    if width * height < 256:  # not room enough for all greys
+    if width * height < 256:  # too few pixels for all greys
         return None
     rng, greys = np.random.default_rng(0), np.resize(np.arange(256, dtype=np.uint8), width * height)
     all_greys = np.stack([rng.permutation(greys) for _ in range(3)], axis=1).reshape(height, width, 3)
@@ -158,7 +208,7 @@ def look_up(table: np.ndarray, images: list[Image.Image]) -> torch.Tensor:
     for row, image in zip(values, images):
         pixels = np.asarray(image)
         for channel in range(3):
-            of_channel = pixels if pixels.ndim == 2 else pixels[:, :, channel]
+            greys = pixels if pixels.ndim == 2 else pixels[:, :, channel]
             # No grey is out of range; "raise" would only look for one, in a copy.
-            np.take(table[channel], of_channel, out=row[channel], mode="clip")
+            np.take(table[channel], greys, out=row[channel], mode="clip")
     return torch.from_numpy(values)

@@ -10,7 +10,7 @@ import PIL.Image
 import torch
 from scipy.ndimage import gaussian_filter
 
-from ..pipeline_tier import picture_geometry
+from ..maps_tier import picture_geometry
 from .metrics.phrase_grounding.phrase_grounding import measure_maps
 
 

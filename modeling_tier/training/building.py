@@ -42,12 +42,6 @@ def build_processor(config: TrainConfig, pairs: Dataset | IterableDataset) -> Ti
             "give it one (tokenizer.pad_token = ...), save it, and name that folder."
         )
     tokenizer.model_max_length = min(tokenizer.model_max_length, config.data.max_text_tokens)
-    # What its files say of truncation and padding, a processor would prefer to the above.
-    for name in ("max_length", "padding", "truncation", "stride", "pad_to_multiple_of"):
-        tokenizer.init_kwargs.pop(name, None)
-    if tokenizer.is_fast:
-        tokenizer.backend_tokenizer.no_truncation()
-        tokenizer.backend_tokenizer.no_padding()
     return TierProcessor(image_processor=image_processor, tokenizer=tokenizer)
 
 
