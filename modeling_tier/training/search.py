@@ -6,6 +6,7 @@ import gc
 import json
 import math
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,12 @@ from accelerate.utils import broadcast_object_list
 
 from ..evaluation.figures import plot_search
 from ..evaluation.tables import aligned
-from ..files import replace_text
+from ..files import LOCK_FILE, locked_folder, replace_json, replace_text
 from .checkpoints import candidates, checkpoint_evaluations
 from .configuration import TrainConfig, changed_options
 from .loop import train
+from .processes import main_process_decides
+from .run_folder import LOCK_SECONDS
 from .validation import metric_value
 
 
@@ -35,8 +38,8 @@ def search_lambdas(config: TrainConfig, method: str, trials: int, largest: float
     """
     Train once for each pair of lambdas and compare. The first pair is (0, 0), CLIP without the regulariser.
 
-    Everything is in `config.output_dir`: `search.json` (what was asked for), `trials.jsonl` (one line a trial), a
-    folder `trials/NNN` with the log and the metrics of each, `table.txt` and `search.png`. Called again, it goes on:
+    Everything is in `config.output_dir`: `search.json` (what was asked for), `trials.jsonl` (one line per trial),
+    a folder `trials/NNN` with the log and the metrics of each, `table.txt` and `search.png`. Called again, it goes on:
     finished trials are not repeated, and one that was cut off continues at its last checkpoint. A search that was
     interrupted gives the same trials as one that was not.
 
@@ -64,16 +67,18 @@ def search_lambdas(config: TrainConfig, method: str, trials: int, largest: float
         raise ValueError(f"A search needs at least one trial and a positive largest lambda; got {trials}, {largest}.")
     state = PartialState(cpu=not torch.accelerator.is_available())
     folder = Path(config.output_dir)
-    _prepare_folder(folder, config, method, largest, state)
-    finished = _read_trials(folder)
-    while True:
-        if state.is_main_process and finished:
-            _write_results(folder, finished, largest, config.evaluation.best_metric)
-        state.wait_for_everyone()
-        if len(finished) >= trials:
-            return _ranked(finished)
-        finished.append(_run_trial(config, method, largest, finished))
-        gc.collect()
+    with ExitStack() as stack:
+        main_process_decides(lambda: stack.enter_context(locked_folder(folder, timeout=LOCK_SECONDS)))
+        main_process_decides(lambda: _prepare_folder(folder, config, method, largest))
+        finished = main_process_decides(lambda: _read_trials(folder))
+        while True:
+            if state.is_main_process and finished:
+                _write_results(folder, finished, largest, config.evaluation.best_metric)
+            state.wait_for_everyone()
+            if len(finished) >= trials:
+                return _ranked(finished)
+            finished.append(_run_trial(config, method, largest, finished))
+            gc.collect()
 
 
 def _run_trial(config: TrainConfig, method: str, largest: float, finished: list[dict]) -> dict:
@@ -93,6 +98,7 @@ def _run_trial(config: TrainConfig, method: str, largest: float, finished: list[
         value = metric_value(metrics, best_metric, dataset)
         if value == -math.inf:
             raise ValueError(f"evaluation.best_metric: {best_metric} is undefined on the validation set.")
+        values[:] = [entry for entry in values if entry[0] < epoch]  # a damaged checkpoint gave way to an older one
         values.append([epoch, value])
         trial.report(value, epoch)
         return worse()
@@ -143,24 +149,23 @@ def _study(method: str, largest: float, finished: list[dict], seed: int) -> optu
     return study
 
 
-def _prepare_folder(folder: Path, config: TrainConfig, method: str, largest: float, state: PartialState) -> None:
+def _prepare_folder(folder: Path, config: TrainConfig, method: str, largest: float) -> None:
     asked = {"method": method, "largest": largest, "config": {**config.to_dict(), "output_dir": None}}
     path = folder / "search.json"
     if path.is_file():
-        changed = changed_options(json.loads(path.read_text()), asked)
+        try:
+            changed = changed_options(json.loads(path.read_bytes()), asked)
+        except (ValueError, AttributeError):
+            raise ValueError(f"{path} is damaged: choose another folder.") from None
         changed = [name for name in changed if name not in _FREE]
         if changed:
             raise ValueError(
                 f"{folder} holds a search with another {changed[0].removeprefix('config.')}: choose another folder, "
                 "or go on with what that one was started with."
             )
-    elif folder.exists() and any(path.name != "search.json.tmp" for path in folder.iterdir()):
+    elif any(path.name not in ("search.json.tmp", LOCK_FILE) for path in folder.iterdir()):
         raise ValueError(f"{folder} is not empty and holds no search: choose another folder.")
-    state.wait_for_everyone()
-    if state.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_text(path, json.dumps(asked, indent=2))
-    state.wait_for_everyone()
+    replace_json(path, asked)
 
 
 def _values_before(folder: Path) -> list[list]:
@@ -179,8 +184,19 @@ def _values_before(folder: Path) -> list[list]:
 
 
 def _read_trials(folder: Path) -> list[dict]:
-    path = folder / "trials.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    path, trials = folder / "trials.jsonl", []
+    if not path.is_file():
+        return trials
+    for number, line in enumerate(path.read_bytes().splitlines()):
+        try:
+            trials.append(json.loads(line))
+            if trials[-1]["number"] != number:
+                raise ValueError
+        except (ValueError, TypeError, KeyError):
+            raise ValueError(
+                f"{path}, line {number + 1}, is damaged: delete it and those after it; these trials are run again."
+            ) from None
+    return trials
 
 
 def _write_results(folder: Path, finished: list[dict], largest: float, best_metric: str) -> None:
@@ -210,7 +226,7 @@ def _shown(validation: dict, dataset: str | None) -> dict[str, float]:
 
 
 def search_table(trials: list[dict]) -> str:
-    """One row a trial, the best first."""
+    """One row per trial, the best first."""
     names = [name for name in SHOWN if any(name in trial["metrics"] for trial in trials)]
     rows = [["trial", *LAMBDAS, *names, "epochs"]]
     for trial in _ranked(trials):

@@ -13,6 +13,7 @@ from PIL import Image
 from test_training import ROOT, tiny
 
 from modeling_tier.data import load_pairs
+from modeling_tier.files import locked_folder
 from modeling_tier.training import load_config, search
 from modeling_tier.training.batches import share_of_subjects
 from modeling_tier.training.search import search_lambdas, search_table
@@ -184,3 +185,19 @@ def test_a_real_search_leaves_logs_a_table_and_a_picture(tmp_path):
     assert {"auroc", "pointing_game", "cnr"} <= set(search_table(trials).split())
     picture = Image.open(folder / "search.png").convert("L")
     assert len(np.unique(np.asarray(picture))) > 50
+
+
+def test_a_second_search_in_the_folder_and_damaged_files_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "LOCK_SECONDS", 0.1)
+    folder = tmp_path / "s"
+    run(folder, monkeypatch, trials=2)
+    with locked_folder(folder), pytest.raises(ValueError, match="s is in use by process"):
+        run(folder, monkeypatch, trials=2)
+    trials = (folder / "trials.jsonl").read_bytes()
+    (folder / "trials.jsonl").write_bytes(trials + b"\0\0\0\n")
+    with pytest.raises(ValueError, match="trials.jsonl, line 3, is damaged"):
+        run(folder, monkeypatch, trials=3)
+    (folder / "trials.jsonl").write_bytes(trials)
+    (folder / "search.json").write_text("[")
+    with pytest.raises(ValueError, match="search.json is damaged"):
+        run(folder, monkeypatch, trials=3)
