@@ -86,7 +86,7 @@ def seconds_in_turn(config, steps: int, turns: int | None, copies: int) -> list[
                     seen.append(next(batches))
                     yield seen[-1]
                 whole = now() - started
-                seen = [{name: value.to(DEVICE) for name, value in batch.items()} for batch in seen]
+                seen = [self.to_device(batch) for batch in seen]
                 started = now()
                 for batch in seen:
                     step(batch)

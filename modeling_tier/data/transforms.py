@@ -212,3 +212,27 @@ def look_up(table: np.ndarray, images: list[Image.Image]) -> torch.Tensor:
             # No grey is out of range; "raise" would only look for one, in a copy.
             np.take(table[channel], greys, out=row[channel], mode="clip")
     return torch.from_numpy(values)
+
+
+def stack_pixels(images: list[Image.Image]) -> torch.Tensor:
+    """The pixels (N, 1 or 3, H, W) of pictures of one size, as bytes; grey only if all pictures are."""
+    mode = "L" if all(image.mode == "L" for image in images) else "RGB"
+    pixels = np.stack([np.asarray(image if image.mode == mode else image.convert(mode)) for image in images])
+    return torch.from_numpy(pixels[:, None] if mode == "L" else np.moveaxis(pixels, 3, 1).copy())
+
+
+def look_up_pixels(table: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """
+    `pixel_values` (N, 3, H, W) as [`look_up`] gives them, on the device of its inputs and in the order of memory that
+    convolutions on a GPU work in.
+
+    Args:
+        table: of [`pixel_table`], (3, 256).
+        pixels: of [`stack_pixels`], (N, 1 or 3, H, W).
+    """
+    if pixels.shape[1] == 1:
+        values = torch.nn.functional.embedding(pixels[:, 0].int(), table.t().contiguous())
+    else:
+        of_channels = [torch.nn.functional.embedding(pixels[:, c].int(), table[c, :, None]) for c in range(3)]
+        values = torch.cat(of_channels, dim=3)
+    return values.permute(0, 3, 1, 2)

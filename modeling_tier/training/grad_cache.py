@@ -1,7 +1,9 @@
 # Licensed under the Apache License, Version 2.0.
 """Gradient caching (Gao et al., 2021, arXiv 2101.06983): the step of a large batch in the memory of a small one."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -17,6 +19,7 @@ def cached_backward(
     batch: dict[str, torch.Tensor],
     chunk_size: int,
     entropy_scale: float = 1.0,
+    to_device: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] | None = None,
 ) -> tuple[TierOutput, dict[str, torch.Tensor]]:
     """
     Add the gradient of a batch's loss to the parameters, `chunk_size` pairs at a time.
@@ -31,18 +34,20 @@ def cached_backward(
         batch: inputs of the model for N pairs, on any device. All processes must have as many chunks.
         chunk_size: pairs that are embedded at once.
         entropy_scale: as the model takes it.
+        to_device: makes the model's inputs on its device of a chunk; by default they are only moved.
 
     Returns:
         The output for the last chunk, with `loss`, `contrastive_loss` and entropies of the whole batch, and the inputs
         that it belongs to.
     """
+    to_device = to_device or partial(on, accelerator.device)
     bare_model: TierModel = accelerator.unwrap_model(model)
     chunks = [dict(zip(batch, rows)) for rows in zip(*(rows.split(chunk_size) for rows in batch.values()))]
     statistics = batch_statistics(bare_model)
     before = [buffer.clone() for buffer in statistics]
     random_states, text_embeds, image_embeds, counted = [], [], [], []
     with torch.no_grad():
-        for chunk in (on(accelerator.device, chunk) for chunk in chunks):
+        for chunk in (to_device(chunk) for chunk in chunks):
             random_states.append((torch.get_rng_state(), *get_device_states(chunk["pixel_values"])))
             with accelerator.autocast():
                 out = model(**chunk)
@@ -65,7 +70,7 @@ def cached_backward(
     entropies = torch.zeros(2, device=accelerator.device)
     grads = zip(text_grads.split(chunk_size), image_grads.split(chunk_size))
     for number, (chunk, grad, state) in enumerate(zip(chunks, grads, random_states)):
-        chunk, is_last = on(accelerator.device, chunk), number == len(chunks) - 1
+        chunk, is_last = to_device(chunk), number == len(chunks) - 1
         torch.set_rng_state(state[0])
         set_device_states(*state[1:])
         fraction = counted[number] / total

@@ -17,7 +17,7 @@ from ..modeling_tier import TierModel, TierOutput
 from .checkpoints import best_epochs, best_step, save_checkpoint, save_model, settle_ensemble
 from .configuration import TrainConfig, check_config
 from .freezing import train_mode
-from .grad_cache import cached_backward, on
+from .grad_cache import cached_backward
 from .log import map_shape
 from .optimization import ramp
 from .processes import long_wait, main_process_decides
@@ -128,8 +128,9 @@ def forward_backward(
     training, accelerator, model = run.config.training, run.accelerator, run.parts.model
     run.non_finite.begin(run.batches.image_ids)
     if training.chunk_size is not None and training.chunk_size < training.batch_size:
-        return cached_backward(model, accelerator, batch, training.chunk_size, entropy_scale)
-    batch = on(accelerator.device, batch)
+        to_device = run.batches.to_device
+        return cached_backward(model, accelerator, batch, training.chunk_size, entropy_scale, to_device)
+    batch = run.batches.to_device(batch)
     with accelerator.autocast():  # FSDP2's forward pass has none of its own
         out = model(**batch, return_loss=True, entropy_scale=entropy_scale)
     accelerator.backward(out.loss)

@@ -19,7 +19,9 @@ from modeling_tier.data.transforms import (
     generator,
     inverse_affine,
     look_up,
+    look_up_pixels,
     pixel_table,
+    stack_pixels,
 )
 
 
@@ -233,6 +235,14 @@ def test_a_table_gives_what_the_image_processor_gives(image_processor):
         pictures = [Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)) for _ in range(3)]
         expected = image_processor([picture.convert("RGB") for picture in pictures], return_tensors="pt")
         assert torch.equal(look_up(table, pictures), expected["pixel_values"])
+        assert torch.equal(look_up_pixels(torch.from_numpy(table), stack_pixels(pictures)), expected["pixel_values"])
+
+
+def test_pixels_travel_as_one_byte_each_where_all_pictures_are_grey():
+    grey, colour = Image.new("L", (5, 3), 7), Image.new("RGB", (5, 3), (1, 2, 3))
+    assert stack_pixels([grey, grey]).shape == (2, 1, 3, 5) and stack_pixels([grey]).dtype == torch.uint8
+    mixed = stack_pixels([grey, colour])
+    assert mixed.shape == (2, 3, 3, 5) and mixed[:, :, 0, 0].tolist() == [[7, 7, 7], [1, 2, 3]]
 
 
 class OfItsOwn(BaseImageProcessor):
