@@ -23,6 +23,7 @@ from accelerate import PartialState
 from datasets import Dataset
 
 from ..data import load_pairs
+from ..data.rejected import collect_rejected, write_rejected
 from ..loading import load_model
 from .evidence import Evidence, compare, gather_evidence, subject_names
 from .figures import plot_patch_similarity, plot_reliability, plot_roc, plot_similarity_maps
@@ -106,8 +107,11 @@ def run_evaluation(config: EvaluationConfig) -> dict | None:
     models = {name: member_folders(path) for name, path in zip(model_names(config.models), config.models)}
     choices = {"data": config.data} | ({"validation": config.validation} if config.validation else {})
     sets, notes = {}, {}
-    for name, choice in choices.items():
-        sets[name], notes[name] = _load(choice)
+    with collect_rejected() as rejected:
+        for name, choice in choices.items():
+            sets[name], notes[name] = _load(choice)
+    if state.is_main_process:
+        write_rejected(config.output_dir, rejected)
     prompts, source = _prompts(config, sets["data"])
     for name, dataset in sets.items():
         try:
@@ -207,7 +211,7 @@ def check_finite(result, place: str = "") -> None:
 
 
 def _load(choice: DataChoice) -> tuple[Dataset, list[str]]:
-    """A data set, and what its loader has warned of: rows that were left out, for instance."""
+    """A data set, and what its loader has warned of: rows that were skipped, for instance."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         dataset = load_pairs(choice.dataset, choice.split, **choice.options)

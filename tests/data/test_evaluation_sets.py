@@ -814,3 +814,16 @@ def test_sentences_that_no_label_can_fill_are_refused(run, tmp_path):
     (tmp_path / "p.yaml").write_text("templates: {positive: ['{finding}.'], negative: ['No {finding}.']}")
     with pytest.raises(SystemExit, match="filled with the data set's labels, and it has none"):
         run("pairs", "--data_dir", tmp_path / "own", "--prompts", tmp_path / "p.yaml")
+
+
+def test_own_pairs_without_ids_have_thresholds_from_their_validation_split(run, tmp_path):
+    """The rows of both splits have the same numbers, and are not the same images for that."""
+    for number, split in enumerate(("validation", "test")):
+        for i in range(12):
+            picture(tmp_path / "own" / split / f"{i}.png", value=100 + 12 * number + i)
+        rows = [(f"{split}/{i}.png", "Edema." if i % 2 else "Clear.", i % 2) for i in range(12)]
+        write_csv(tmp_path / "own" / f"{split}.csv", ("image", "text", "Edema"), rows)
+    (tmp_path / "p.yaml").write_text("templates: {positive: ['{finding}.'], negative: ['No {finding}.']}")
+    options = ("--data_dir", tmp_path / "own", "--prompts", tmp_path / "p.yaml", "--validation_split", "validation")
+    written = run("pairs", *options, "--data.options.label_columns", "[Edema]")
+    assert written["validation"]["num_images"] == written["metrics"]["num_images"] == 12

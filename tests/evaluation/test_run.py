@@ -97,6 +97,7 @@ def test_odd_names_a_cut_picture_and_what_the_loader_left_out(folder, own_pairs,
     assert result["counts"]["unreadable"] == 1 and result["counts"]["images"] == 118
     assert result["counts"]["subjects"] == result["counts"]["studies"] == 60
     assert any("1 of 120" in note for note in result["notes"])
+    assert "no text" in (tmp_path / "out" / "rejected.csv").read_text()
     assert "study_mean" in result["metrics"]["classification"]
     report = (tmp_path / "out" / "report.html").read_text()
     assert "cost $x_{1$" in report and "1 of 120" in report
