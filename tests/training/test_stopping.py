@@ -373,7 +373,7 @@ def test_an_evaluation_that_fails_in_the_first_process_ends_all(tmp_path):
     options += ["--data.validation={}", "--training.epochs=1", "--training.batch_size=4"]
     options += ["--evaluation.best_metric=contrastive_loss", f"--output_dir={tmp_path / 'run'}"]
     command = [*LAUNCH, "train.py", "--config", "configs/demo.yaml", *options]
-    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, timeout=120)
+    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, timeout=250)
     assert process.returncode != 0
     assert Path(broken).name in process.stderr and "more than 1%" in process.stderr
 

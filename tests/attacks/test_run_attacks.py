@@ -1,0 +1,175 @@
+# Licensed under the Apache License, Version 2.0.
+"""
+Attacks on runs, too slow for every day: damage to each file of a stopped run, options of every wrong kind, and kills
+at random moments. What holds: the same end as without, or an error of ours; never a traceback, never another end in
+silence.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+
+from test_stopping import at_step, interrupt  # noqa: E402
+from test_training import ROOT, TINY, tiny  # noqa: E402
+
+from modeling_tier.training import load_config, train  # noqa: E402
+
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+
+OPTIONS = ["--training.log_every=1", "--training.save_every_steps=3", "--training.keep_checkpoints=2"]
+AUTO = "--training.resume_from_checkpoint=auto"
+FILES = [f"checkpoints/last/{name}" for name in ("random_states_0.safetensors", "optimizer.safetensors")]
+FILES += ["checkpoints/last/model.safetensors", "checkpoints/last/trainer_state.json", "log.jsonl"]
+FILES += ["checkpoints/best/model.safetensors", "checkpoints/best/evaluation.json", "checkpoints/best/config.json"]
+FILES += ["training_config.yaml", "environment.json", "tokenizer.json", "tokenizer_config.json"]
+FILES += ["processor_config.json"]
+DAMAGES = {
+    "removed": lambda path: path.unlink(),
+    "empty": lambda path: path.write_bytes(b""),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "NULs": lambda path: path.write_bytes(b"\0" * path.stat().st_size),
+    "a bit": lambda path: path.write_bytes(flipped(path.read_bytes())),
+    "other JSON": lambda path: path.write_text('{"a": [1, null]}'),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a dangling link": lambda path: (path.unlink(), path.symlink_to("nowhere")),
+}
+
+
+def flipped(content: bytes) -> bytes:
+    changed = bytearray(content)
+    changed[len(changed) * 2 // 3] ^= 1
+    return bytes(changed)
+
+
+def outcome(config) -> str:
+    """ "done", or the message of an error that is ours; anything else is raised."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            train(config)
+    except (ValueError, OSError) as error:
+        return str(error)
+    return "done"
+
+
+def same_end(one: Path, other: Path) -> bool:
+    first, second = (load_file(folder / "checkpoints/last/model.safetensors") for folder in (one, other))
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    assert outcome(tiny(folder / "whole", *OPTIONS)) == "done"
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(folder / "stopped", *OPTIONS), after_step=at_step(10, interrupt))
+    return folder
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_to_each_file_of_a_stopped_run(runs, tmp_path, damage):
+    broke, ends = [], {}
+    for name in FILES:
+        run = tmp_path / "run"
+        shutil.copytree(runs / "stopped", run, symlinks=True)
+        DAMAGES[damage](run / name)
+        try:
+            ends[name] = outcome(tiny(run, *OPTIONS, AUTO))
+        except BaseException as error:
+            broke.append(f"{name}: {type(error).__name__}: {error}")
+        else:
+            if ends[name] == "done" and not same_end(runs / "whole", run):
+                broke.append(f"{name}: another end in silence")
+        shutil.rmtree(run)
+    print(json.dumps(ends, indent=1))
+    assert not broke, "\n".join(broke)
+
+
+VALUES = ["", " ", "null", "~", "-1", "0", "1e400", ".nan", "-.inf", "true", "[", "]", "{", "a: b: c", "@home", "[x"]
+VALUES += [
+    "[1, [2]]",
+    "{a: {b: 1}}",
+    "!!python/name:os.system",
+    "&a [*a]",
+    "9" * 5000,
+    "\ud800",
+    "%",
+    "- 1",
+    "2024-01-01",
+]
+KEYS = ["output_dir", "seed", "data.name", "data.options", "data.options.image_size", "data.augmentation"]
+KEYS += ["data.max_text_tokens", "model.pretrained", "model.image_size", "model.vision_config", "model.text_config"]
+KEYS += ["model.text_config.hidden_size", "model.vision_config.depths", "model.lambda_token", "model.image_options"]
+KEYS += ["tokenizer.vocab_size", "freeze.patterns", "freeze.text_layers", "optimizer.lr", "optimizer.name"]
+KEYS += ["regulariser.ramp_end", "training.epochs", "training.mixed_precision", "training.trackers", "training"]
+KEYS += ["evaluation.prompts", "evaluation.options", "evaluation.best_metric", "", ".", "a.b.c", "data..name"]
+
+
+def test_options_of_every_wrong_kind():
+    broke, tried = [], 0
+    for key in KEYS:
+        for value in VALUES:
+            tried += 1
+            try:
+                load_config(ROOT / "configs" / "demo.yaml", [*TINY, f"--{key}", value])
+            except (ValueError, OSError):  # of which train.py prints the message alone
+                pass
+            except BaseException as error:
+                broke.append(f"--{key} {value[:20]!r}: {type(error).__name__}: {str(error)[:100]}")
+    print(tried, "options tried")
+    assert not broke, "\n".join(broke)
+
+
+def run_to_its_end(folder):
+    torch.set_num_threads(1)
+    options = ["--training.epochs=25", "--training.save_every_steps=1", "--evaluation.every_epochs=5"]
+    train(tiny(folder, *options, "--training.log_every=1", AUTO))
+
+
+def test_killed_at_48_moments_a_run_ends_as_if_it_had_not_been(tmp_path):
+    """At any moment, that of a start, an evaluation and the end included."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["modeling_tier.training", "test_stopping"])
+    rng, kills = np.random.default_rng(1), 0
+
+    def start(name):
+        process = context.Process(target=run_to_its_end, args=(tmp_path / name,))
+        process.start()
+        return process
+
+    whole = start("whole")
+    whole.join()
+    assert whole.exitcode == 0
+    for _ in range(48):
+        process = start("run")
+        process.join(timeout=rng.uniform(0.5, 6))
+        if process.is_alive():
+            process.kill()
+            kills += 1
+        process.join()
+    end = start("run")
+    end.join()
+    assert end.exitcode == 0 and kills > 10
+    print(kills, "kills")
+    assert same_end(tmp_path / "whole", tmp_path / "run")
+    ours, theirs = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("whole", "run"))
+    assert ours == theirs
+    names = ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "processor_config.json", "config.json")
+    assert all((tmp_path / "whole" / name).read_bytes() == (tmp_path / "run" / name).read_bytes() for name in names)
+    assert not [name for name in os.listdir(tmp_path / "run") if name.endswith((".tmp", ".lock"))]
