@@ -3,19 +3,21 @@
 # important part comes first; each has a time limit and leaves a JSON in the output folder; one that fails does not
 # stop the next. To resume what was cut off, name the parts.
 #
-#   benchmarks/gpu.sh [--dry_run] [--output_dir DIR] [--seconds 480] [step smoke training entropy paper evaluation]
+#   benchmarks/gpu.sh [--dry_run] [--output_dir DIR] [--seconds 480] [--checks 'entropy resumed'] \
+#       [step smoke training entropy paper evaluation]
 #
-# --dry_run: tiny models, on whatever device there is, to try the script. Needs torch, torchvision, transformers,
+# --dry_run: tiny models, on whatever device there is, to try the script; --checks: of gpu_smoke.py. Needs torch, torchvision, transformers,
 # accelerate, datasets, evaluate and, for one row, open_clip_torch.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
-dry_run='' output=${OUT:-runs/gpu} in_all=480 parts=()
+dry_run='' output=${OUT:-runs/gpu} in_all=480 parts=() checks=()
 while [ $# -gt 0 ]; do
     case $1 in
         --dry_run) dry_run=--dry_run ;;
         --output_dir) output=$2; shift ;;
         --seconds) in_all=$2; shift ;;
+        --checks) read -ra checks <<<"$2"; shift ;;
         step | smoke | training | entropy | paper | evaluation) parts+=("$1") ;;
         *) echo "error: unknown argument $1; see the head of $0" >&2; exit 2 ;;
     esac
@@ -41,15 +43,17 @@ step() {
     if [ -n "$dry_run" ]; then
         set -- --patch_sizes 32 --batch_sizes 2 4 --rounds 2 --in_one_process --dry_run
     else
-        set -- --patch_sizes 16 --batch_sizes 256 1024 --rounds 8 --compile
+        set -- --patch_sizes 16 --batch_sizes 256 1024 --rounds 4 --compile
     fi
-    limited 200 $PYTHON benchmarks/step_cost.py "$@" --output "$output/step_cost.json"
+    limited 180 $PYTHON benchmarks/step_cost.py "$@" --output "$output/step_cost.json"
 }
 
 smoke() {
-    local checks=()
-    [ -z "$dry_run" ] || checks=(--checks float32 bfloat16 gradient_caching waits evaluation zero_shot_pipeline entropy)
-    limited 110 $PYTHON benchmarks/gpu_smoke.py $dry_run "${checks[@]}" --output "$output/smoke.json"
+    if [ ${#checks[@]} -eq 0 ] && [ -n "$dry_run" ]; then
+        checks=(float32 bfloat16 gradient_caching waits evaluation zero_shot_pipeline entropy)
+    fi
+    [ ${#checks[@]} -eq 0 ] || set -- --checks "${checks[@]}"
+    limited 110 $PYTHON benchmarks/gpu_smoke.py $dry_run "$@" --output "$output/smoke.json"
 }
 
 training() {
@@ -62,11 +66,11 @@ training() {
             --model.vision_config='{model_type: clip_vision_model, hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32, patch_size: 16, image_size: 32}' \
             --model.text_config='{model_type: clip_text_model, hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}'
     else
-        set -- "$@" --copies 100 --data.num_workers="$workers" --training.compile=true --turns 3 \
+        set -- "$@" --copies 100 --data.num_workers="$workers" --training.compile=true --training.log_every=30 --turns 3 \
             --model.vision_config='{model_type: clip_vision_model, patch_size: 16}' \
             --model.text_config='{model_type: clip_text_model}'
     fi
-    limited 120 $PYTHON benchmarks/training_speed.py "$@" --output "$output/training_speed.json"
+    limited 150 $PYTHON benchmarks/training_speed.py "$@" --output "$output/training_speed.json"
 }
 
 entropy() {
