@@ -4,15 +4,15 @@
 from setuptools import find_packages, setup
 
 
-# The scripts of the root and their configurations become packages where they are installed.
-SCRIPTS = {"tier_cli.scripts": ".", "tier_cli.scripts.configs": "configs"}
+# What stands at the root, scripts, page and configurations, becomes a folder of its own where it is installed.
+ROOT = {"tier_cli.scripts": ".", "tier_cli.scripts.page": "page", "tier_cli.scripts.configs": "configs"}
 
 setup(
-    packages=[*find_packages(include=["modeling_tier*", "tier_cli", "page"]), *SCRIPTS],
-    package_dir=SCRIPTS,
+    packages=[*find_packages(include=["modeling_tier*", "tier_cli"]), *ROOT],
+    package_dir=ROOT,
     package_data={
         "modeling_tier": ["**/*"],
-        "page": ["templates/*.html", "style.css", "script.js"],
+        "tier_cli.scripts.page": ["**/*"],
         "tier_cli.scripts.configs": ["*.yaml", "accelerate/*.yaml", "slurm.sh"],
     },
     exclude_package_data={"": ["__pycache__/*", "*.pyc"]},

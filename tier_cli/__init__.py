@@ -1,35 +1,41 @@
 # Licensed under the Apache License, Version 2.0.
 """
-The console commands of an installed package. The scripts of the repository's root are installed as `tier_cli.scripts`
-with `configs/` beside them; nothing of torch is imported for `--help`.
+The console commands of an installed package. The scripts of the repository's root, `page/` and `configs/` are
+installed in the folder `scripts` beside this file; nothing of torch is imported for `--help`.
 """
 
 import importlib
 import sys
 from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
 
 
 DISTRIBUTION = "modeling-tier"
+SCRIPTS = Path(__file__).parent / "scripts"
+if not SCRIPTS.is_dir():  # installed with --editable
+    SCRIPTS = Path(__file__).parents[1]
 
 
 def train() -> None:
-    _run("tier_cli.scripts.train", "train")
+    _find_config()
+    _run("train", "train")
 
 
 def evaluate() -> None:
-    _run("tier_cli.scripts.evaluate_zeroshot", "evaluate")
+    _run("evaluate_zeroshot", "evaluate")
 
 
 def search() -> None:
-    _run("tier_cli.scripts.search_lambdas", "search")
+    _find_config()
+    _run("search_lambdas", "search")
 
 
 def demo() -> None:
-    _run("tier_cli.scripts.demo", "train")
+    _run("demo", "train")
 
 
 def page() -> None:
-    _run("tier_cli.scripts.app", "page")
+    _run("app", "page")
 
 
 def prepare() -> None:
@@ -53,13 +59,22 @@ def export() -> None:
     _run("modeling_tier.export", "onnx")
 
 
+def _find_config() -> None:
+    """`--config mimic_cxr.yaml` means the file that was installed, unless there is one in the current folder."""
+    for i, argument in enumerate(sys.argv[:-1]):
+        name = Path(sys.argv[i + 1])
+        if argument == "--config" and not name.exists() and (SCRIPTS / "configs" / name.name).is_file():
+            sys.argv[i + 1] = str(SCRIPTS / "configs" / name.name)
+
+
 def _run(module: str, extra: str) -> None:
     """`module.main()`; where a package of an extra is missing, says how to install it."""
+    sys.path.insert(0, str(SCRIPTS))
     try:
         importlib.import_module(module).main()
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
-        if package in ("modeling_tier", "tier_cli") or not _optional(package):
+        if not _optional(package):
             raise
         sys.exit(f"error: the package {package!r} is not installed: pip install '{DISTRIBUTION}[{extra}]'")
 
