@@ -134,26 +134,21 @@ def check_same_options(config, folder: Path) -> None:
         )
 
 
-COLUMNS = {
-    "AUROC": lambda m: m["auroc"]["mean"],
-    "token entropy": lambda m: m["token_entropy"],
-    "patch entropy": lambda m: m["patch_entropy"],
-    "pointing game": lambda m: m["localisation"]["pointing_game"]["mean"],
-    "CNR": lambda m: m["localisation"]["cnr"]["mean"],
-    "top 10% share": lambda m: m["top10_share"],
-}
-
-
 def demo_table(results: dict[str, dict]) -> str:
     """One row per model; the largest possible entropies and the pointing game of a random map below."""
-    from modeling_tier.evaluation.tables import aligned
+    from modeling_tier.evaluation.measures import BY_NAME, DEMO, shown_in
+    from modeling_tier.evaluation.tables import aligned, number
 
-    rows = [["", *COLUMNS]]
-    rows += [[name, *(f"{value(metrics):.3f}" for value in COLUMNS.values())] for name, metrics in results.items()]
+    measures = shown_in(DEMO)
+    rows = [["", *(measure.label for measure in measures)]]
+    rows += [[name, *(number(measure.mean_of(metrics)) for measure in measures)] for name, metrics in results.items()]
     metrics = next(iter(results.values()))
-    chance = metrics["localisation"]["chance"]["mean"]
-    limits = ["", "", f"<= {metrics['max_token_entropy']:.3f}", f"<= {metrics['max_patch_entropy']:.3f}"]
-    return aligned([*rows, [*limits, f"chance {chance:.3f}", "", ""]])
+    limits = [""]
+    for measure in measures:
+        word = {"at most": "<="}.get(measure.reference_word, measure.reference_word)
+        reference = BY_NAME[measure.reference].mean_of(metrics) if measure.reference else None
+        limits.append("" if reference is None else f"{word} {reference:.3f}")
+    return aligned([*rows, limits])
 
 
 if __name__ == "__main__":

@@ -32,6 +32,21 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    add_data_options(parser)
+    add_measuring_options(parser)
+    arguments, options = parser.parse_known_args()
+    # Not at the top of the file: torch and transformers take seconds, which --help does not need.
+    from modeling_tier.evaluation.command import configuration
+    from modeling_tier.evaluation.run import run_evaluation
+
+    try:
+        run_evaluation(configuration(arguments, options))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """What is evaluated, on what, by which sentences."""
     add = parser.add_argument
     add(
         "--model",
@@ -42,7 +57,7 @@ def main() -> None:
     )
     add("--dataset", default="synthetic", help="data set, a key of modeling_tier.data.DATASETS (default: %(default)s)")
     add("--split", choices=SPLITS, default="test", help="(default: %(default)s)")
-    add("--data_dir", help="where the data set lies, for those that lie on a disk")
+    add("--data_dir", help="folder of the data set, for those that are on a disk")
     add("--num_images", type=int, default=1000, help="of a data set that is drawn (default: %(default)s)")
     add("--seed", type=int, help="of a data set that is drawn; default: that of the first model's training")
     add(
@@ -68,17 +83,22 @@ def main() -> None:
         "--validation_split",
         choices=SPLITS,
         help="split on which thresholds (for MCC, F1, sensitivity, specificity) and calibration are chosen; default: "
-        "none, and these numbers are left out",
+        "none, and these numbers are not measured",
     )
     add("--validation_dataset", help="its data set; default: that of --dataset, with the same options")
-    add("--validation_data_dir", help="where that one lies; its other options are --validation.options.NAME VALUE")
+    add("--validation_data_dir", help="folder of that one; its other options are --validation.options.NAME VALUE")
+
+
+def add_measuring_options(parser: argparse.ArgumentParser) -> None:
+    """How numbers are computed, and where they are written."""
+    add = parser.add_argument
     add(
         "--resamples",
         type=int,
         default=1000,
         help="of the bootstrap over subjects; 0: no intervals (default: %(default)s)",
     )
-    add("--batch_size", type=int, default=64, help="images a step, of each process (default: %(default)s)")
+    add("--batch_size", type=int, default=64, help="images per step and process (default: %(default)s)")
     add("--dtype", choices=DTYPES, default="float32", help="bfloat16 or float16: by autocast (default: %(default)s)")
     add(
         "--num_workers",
@@ -102,15 +122,6 @@ def main() -> None:
         help="findings whose maps are shown over a picture of the data set; 0: none (default: %(default)s)",
     )
     add("--output_dir", help="default: the folder 'evaluation' in the first model's folder")
-    arguments, options = parser.parse_known_args()
-    # Not at the top of the file: torch and transformers take seconds, which --help does not need.
-    from modeling_tier.evaluation.command import configuration
-    from modeling_tier.evaluation.run import run_evaluation
-
-    try:
-        run_evaluation(configuration(arguments, options))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from modeling_tier import TierConfig, TierModel, TierProcessor  # noqa: E402
 from modeling_tier.data import load_pairs  # noqa: E402
 from modeling_tier.evaluation import load_no_finding, load_prompts  # noqa: E402
-from modeling_tier.evaluation.scoring import join_parts, score  # noqa: E402
+from modeling_tier.evaluation.scored import join  # noqa: E402
+from modeling_tier.evaluation.scoring import score  # noqa: E402
 from modeling_tier.evaluation.tables import aligned  # noqa: E402
 from modeling_tier.training.building import train_tokenizer  # noqa: E402
 
@@ -83,8 +84,8 @@ def main() -> None:
         encoder.compile()
 
     def differences(model, pairs, **options) -> np.ndarray:
-        scored = join_parts(score(model, processor, pairs, prompts, **options))
-        return scored["positive"] - scored["negative"]
+        images = join(score(model, processor, pairs, prompts, **options)).images
+        return images.positive - images.negative
 
     baseline, batches = "an image at a time, twice", f"batches of {size}"
     ways = {  # what to do, and for how many images

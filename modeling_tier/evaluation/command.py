@@ -94,7 +94,7 @@ def _training_options(folder: Path, dataset: str) -> dict:
 
 
 def _placed(options: dict, data_dir: str | None) -> dict:
-    """At another place; what lay beside the old one is not there."""
+    """In another folder: paths of files beside the old one do not hold there."""
     if data_dir is None:
         return options
     return {name: value for name, value in options.items() if name not in PLACES} | {"data_dir": data_dir}

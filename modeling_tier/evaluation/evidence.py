@@ -8,8 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from datasets import Dataset
 
-from .localisation import MAPS, PLACES, RESOLUTIONS, variant_name
+from .localisation import MAPS, PLAIN, REGIONS, RESOLUTIONS, variant_name
+from .measures import DECISION, LOCALISATION, MAIN, RETRIEVAL, SPARSITY, TOKENS, group, map_measures, shown_in
+from .scored import MapScores, Scored
 from .statistics import (
+    DECISIONS,
     Classification,
     Confusion,
     Estimate,
@@ -20,30 +23,24 @@ from .statistics import (
     difference,
     differences,
     distribution,
-    f1,
     fit_calibration,
     group_means,
     holm,
     interval,
     intervals,
     macro_mean,
-    matthews,
     missing_class,
-    sensitivity,
-    specificity,
     weighted_mean,
 )
 from .zero_shot import finding_order, map_rows
 
 
 TEXTS = ("sentence", "token")
-_SPARSITY = ("token_entropy", "patch_entropy", "effective_patches", "gini", "negative_share", "peak")
-_GROUNDING = ("pointing_game", "cnr", "miou", "iou")
-_MOST_TOKENS = 30
+MAX_TOKENS = 30
 # With fewer subjects of a class there is no interval; with few it covers less than it says.
-_FEWEST_SUBJECTS, _FEW_SUBJECTS = 2, 10
-# Relative difference of the share that a place takes of the picture, up to which two models see the same.
-_SAME_CHANCE = 0.03
+MIN_SUBJECTS, FEW_SUBJECTS = 2, 10
+# Relative difference of the fraction of the picture that a region takes, up to which two models see the same picture.
+MAX_CHANCE_DIFFERENCE = 0.03
 
 
 class Unit(NamedTuple):
@@ -58,7 +55,7 @@ class Unit(NamedTuple):
     subjects: np.ndarray
     """(N,)"""
     first_row: np.ndarray
-    """(N,) place, among the rows that were read, of (the first image of) each."""
+    """(N,) index, among the rows that were read, of the image, or of the first image of the study."""
 
 
 @dataclass
@@ -67,8 +64,8 @@ class Evidence:
 
     metrics: dict
     details: dict
-    scored: dict[str, np.ndarray]
-    validation: dict[str, np.ndarray] | None
+    scored: Scored
+    validation: Scored | None
     resamples: int
     seed: int
     confidence: float
@@ -78,7 +75,7 @@ class Evidence:
     calibrated: dict[str, np.ndarray] = field(default_factory=dict)
     """By unit (N, F): probabilities after calibration on the validation set."""
     estimates: dict[tuple, Estimate] = field(default_factory=dict)
-    """By place in `metrics`."""
+    """By path in `metrics`."""
     undefined: dict[tuple, list[str | None]] = field(default_factory=dict)
     no_interval: dict[str, list[str | None]] = field(default_factory=dict)
     """By unit, for each finding."""
@@ -93,7 +90,7 @@ class Evidence:
 
 
 def gather_evidence(
-    parts: dict[str, tuple[dict, dict, dict]],
+    parts: dict[str, tuple[dict, dict, Scored]],
     sets: dict[str, Dataset],
     resamples: int = 1000,
     seed: int = 0,
@@ -133,18 +130,18 @@ def gather_evidence(
         if "reads" in sets["data"].column_names:
             evidence.metrics["readers"] = _readers(evidence, sets["data"])
     evidence.subjects = subjects
-    if "map/row" in scored:
+    if scored.maps is not None and scored.maps.measured:
         _localise(evidence)
-    for key, prefix in (("without_padding", "sparsity"), ("with_padding", "padded")):
-        if f"{prefix}/gini" in scored:
-            values = np.stack([scored[f"{prefix}/{name}"] for name in _SPARSITY], axis=1)
-            found = _means(evidence, subjects, values, ("sparsity", key), _SPARSITY)
-            evidence.metrics.setdefault("sparsity", {})[key] = found
+    if scored.pairs is not None:
+        for key, by_name in (("without_padding", scored.pairs.sparsity), ("with_padding", scored.pairs.padded)):
+            if by_name:
+                values = {m.name: by_name[m.name] for m in group(SPARSITY)}
+                means = _means(evidence, subjects, values, ("sparsity", key))
+                evidence.metrics.setdefault("sparsity", {})[key] = means
     for way, ranks in details.get("ranks", {}).items():
-        names = [f"r@{k}" for k in (1, 5, 10)]
-        values = np.stack([ranks < k for k in (1, 5, 10)], axis=1)
-        found = _means(evidence, subjects, values, ("retrieval", way), names)
-        evidence.metrics.setdefault("retrieval_intervals", {})[way] = found
+        values = {m.name: ranks < int(m.name.removeprefix("r@")) for m in group(RETRIEVAL)}
+        means = _means(evidence, subjects, values, ("retrieval", way))
+        evidence.metrics.setdefault("retrieval_intervals", {})[way] = means
     return evidence
 
 
@@ -190,41 +187,44 @@ def compare(model: Evidence, baseline: Evidence) -> dict:
         ]
         for finding, p, adjusted in zip(findings, tests, holm(tests)):
             result["classification"][unit][finding]["auroc"] |= {"p_delong": p, "p_holm": adjusted}
-    if "map/row" in model.scored and "map/row" in baseline.scored:
+    if "localisation_maps" in model.metrics and "localisation_maps" in baseline.metrics:
         result["localisation_maps"] = _compare_maps(model, baseline)
     return result
 
 
 def _same_tokens_and_patches(model: Evidence, baseline: Evidence) -> bool:
     """Entropies of other numbers of patches, or over other tokens, cannot be subtracted."""
-    counts = ("num_patches", "max_patch_entropy")
-    return all(np.array_equal(model.scored[name], baseline.scored[name]) for name in counts)
+    mine, theirs = model.scored, baseline.scored
+    return np.array_equal(mine.images.num_patches, theirs.images.num_patches) and np.array_equal(
+        mine.pairs.max_patch_entropy, theirs.pairs.max_patch_entropy
+    )
 
 
 def _compare_maps(model: Evidence, baseline: Evidence) -> list[dict]:
-    """Over the maps that both have: of two models that crop otherwise each may see places that the other does not."""
+    """Over the maps that both have: of two models that crop otherwise each may see regions that the other does not."""
     rows = []
-    for how in _ways(model.scored):
-        if how not in set(_ways(baseline.scored)):
+    shared = set(_map_kinds(baseline.scored.maps))
+    for kind in _map_kinds(model.scored.maps):
+        if kind not in shared:
             continue
-        mine, theirs = _maps(model, how), _maps(baseline, how)
+        mine, theirs = _maps(model, kind), _maps(baseline, kind)
         common = sorted(set(mine.keys) & set(theirs.keys))
         if not common:
             continue
         mine, theirs = mine.chosen(common), theirs.chosen(common)
-        names = [name for name in finding_order(model.scored, model.details["findings"]) if name in mine.findings]
+        names = [n for n in finding_order(model.scored.maps, model.details["findings"]) if n in mine.findings]
         own, other = _map_estimates(model, mine, names), _map_estimates(baseline, theirs, names)
-        row = dict(zip(("text", "place", "resolution", "map"), how)) | {"num_maps": len(common)}
+        row = dict(zip(("text", "place", "resolution", "map"), kind)) | {"num_maps": len(common)}
         by_name = {
-            name: differences(own[name], other[name], names, model.confidence)["mean"]
-            for name in (*_GROUNDING, "chance")
+            m.name: differences(own[m.name], other[m.name], names, model.confidence)["mean"]
+            for m in group(LOCALISATION)
         }
         row["chance"] = by_name.pop("chance")["value"]
         level = macro_mean(other["chance"].value)
-        if abs(row["chance"]) > _SAME_CHANCE * level:
+        if abs(row["chance"]) > MAX_CHANCE_DIFFERENCE * level:
             row["incomparable"] = (
-                f"The place takes {level + row['chance']:.3f} of what one model sees and {level:.3f} of what the "
-                "other sees: their maps are not of the same picture."
+                f"The ground-truth region takes {level + row['chance']:.3f} of what one model sees and {level:.3f} of "
+                "what the other sees: their maps are not of the same picture."
             )
             by_name = {name: {"value": values["value"]} for name, values in by_name.items()}
         rows.append(row | by_name)
@@ -240,7 +240,7 @@ def subject_names(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
             return f"subject {subject}"
         return f"row {row}" if study is None else f"study {study}"
 
-    return np.array([name(*each) for each in zip(rows, table["subject_id"], table["study_id"])])
+    return np.array([name(*ids) for ids in zip(rows, table["subject_id"], table["study_id"])])
 
 
 def judged_units(dataset: Dataset, details: dict) -> dict[str, Unit]:
@@ -259,10 +259,16 @@ def judged_units(dataset: Dataset, details: dict) -> dict[str, Unit]:
         order = np.argsort(codes, kind="stable")
         starts = np.searchsorted(codes[order], np.arange(len(first)))
         count = np.bincount(codes)[:, None]
-        mean = lambda values: np.add.reduceat(values[order], starts, axis=0) / count  # noqa: E731
-        most = lambda values: np.fmax.reduceat(values[order], starts, axis=0)  # noqa: E731
-        for name, of in (("study_mean", mean), ("study_max", most)):
-            units[name] = Unit(of(image.scores), of(image.probabilities), most(image.labels), subjects[first], first)
+
+        def mean(values):
+            return np.add.reduceat(values[order], starts, axis=0) / count
+
+        def largest(values):
+            return np.fmax.reduceat(values[order], starts, axis=0)
+
+        shown = largest(image.labels)
+        for name, reduce in (("study_mean", mean), ("study_max", largest)):
+            units[name] = Unit(reduce(image.scores), reduce(image.probabilities), shown, subjects[first], first)
     return units
 
 
@@ -287,12 +293,12 @@ def _classify(evidence: Evidence, name: str, validation: Unit | None) -> dict:
     evidence.no_interval[name] = []
     for i, finding in enumerate(findings):
         classes = {"positive": unit.labels[:, i] == 1, "negative": unit.labels[:, i] == 0}
-        subjects = {kind: len(np.unique(unit.subjects[of])) for kind, of in classes.items()}
+        subjects = {kind: len(np.unique(unit.subjects[rows])) for kind, rows in classes.items()}
         rare = min(subjects, key=subjects.get)
-        why = f"{subjects[rare]} {rare} subject" if subjects[rare] < _FEWEST_SUBJECTS else None
+        why = f"{subjects[rare]} {rare} subject" if subjects[rare] < MIN_SUBJECTS else None
         evidence.no_interval[name].append(why)
-        result[finding] |= {f"num_{kind}": int(of.sum()) for kind, of in classes.items()}
-        if subjects[rare] < _FEW_SUBJECTS:
+        result[finding] |= {f"num_{kind}": int(rows.sum()) for kind, rows in classes.items()}
+        if subjects[rare] < FEW_SUBJECTS:
             result[finding]["few_subjects"] = subjects[rare]
         result[finding] |= {key: values[i] for key, values in thresholds.items()}
     for measure, estimate in evidence.distribution(unit.subjects, statistic).items():
@@ -312,48 +318,29 @@ def _readers(evidence: Evidence, dataset: Dataset) -> dict:
     """Radiologists read studies: they are compared with the model's mean over a study's images."""
     name = "study_mean" if "study_mean" in evidence.units else "image"
     unit, findings = evidence.units[name], evidence.details["findings"]
-    reads = dataset.select_columns("reads").select(evidence.details["rows"][unit.first_row])["reads"]
-    decisions: dict[str, list] = {}
-    for row in reads:
-        for read in row:
-            answers = [read["labels"][finding] for finding in findings]
-            decisions.setdefault(read["reader"], []).append([v if v in (0.0, 1.0) else np.nan for v in answers])
-    measures = {"mcc": matthews, "f1": f1, "sensitivity": sensitivity, "specificity": specificity}
     undefined = [missing_class(column) for column in unit.labels.T]
-    reasons = evidence.no_interval[name]
+
+    def with_intervals(estimates: dict[str, Estimate]) -> dict:
+        reasons = undefined, evidence.no_interval[name]
+        return _by_finding({m: intervals(e, findings, evidence.confidence, *reasons) for m, e in estimates.items()})
+
     result: dict = {"unit": name, "by_reader": {}}
-    all_estimates = []
-    for reader, answers in decisions.items():
-        confusion = Confusion(unit.labels, np.array(answers, dtype=np.float64))
-
-        def statistic(weights, confusion=confusion):
-            counts = confusion(weights)
-            return {key: measure(counts) for key, measure in measures.items()}
-
-        estimates = evidence.distribution(unit.subjects, statistic)
-        all_estimates.append(estimates)
-        answered = (~np.isnan(np.array(answers, dtype=np.float64)) & ~np.isnan(unit.labels)).sum(axis=0)
-        result["by_reader"][reader] = _turned(
-            {
-                key: intervals(each, findings, evidence.confidence, undefined, reasons)
-                for key, each in estimates.items()
-            }
-        )
+    of_readers = []
+    for reader, answers in _reader_answers(dataset, evidence.details["rows"][unit.first_row], findings).items():
+        estimates = _reader_estimates(evidence, unit, answers)
+        of_readers.append(estimates)
+        by_finding = result["by_reader"][reader] = with_intervals(estimates)
         for i, finding in enumerate(findings):
-            result["by_reader"][reader][finding]["num_read"] = int(answered[i])
+            by_finding[finding]["num_read"] = int((~np.isnan(answers[:, i]) & ~np.isnan(unit.labels[:, i])).sum())
             point = float(estimates["sensitivity"].value[i]), float(estimates["specificity"].value[i])
             if not np.isnan(point).any():
                 evidence.reader_points.setdefault(finding, {})[reader] = point
     evidence.reader_unit = name
-    # Over those who have answered.
-    of_all = lambda key, part: macro_mean(np.stack([each[key][part] for each in all_estimates], axis=-1))  # noqa: E731
-    means = {key: Estimate(of_all(key, 0), of_all(key, 1)) for key in ("mcc", "f1")}
-    result["mean_of_readers"] = _turned(
-        {key: intervals(each, findings, evidence.confidence, undefined, reasons) for key, each in means.items()}
-    )
+    means = {m.name: _mean_estimate([estimates[m.name] for estimates in of_readers]) for m in shown_in(MAIN, DECISION)}
+    result["mean_of_readers"] = with_intervals(means)
     own = {key: evidence.estimates.get(("classification", name, key)) for key in means}
     if all(own.values()):
-        result["model_minus_readers"] = _turned(
+        result["model_minus_readers"] = _by_finding(
             {
                 key: differences(
                     own[key],
@@ -361,7 +348,7 @@ def _readers(evidence: Evidence, dataset: Dataset) -> dict:
                     findings,
                     evidence.confidence,
                     evidence.undefined["classification", name, key],
-                    reasons,
+                    evidence.no_interval[name],
                 )
                 for key in means
             }
@@ -369,115 +356,154 @@ def _readers(evidence: Evidence, dataset: Dataset) -> dict:
     return result
 
 
-def _turned(by_measure: dict[str, dict]) -> dict:
+def _reader_answers(dataset: Dataset, rows: np.ndarray, findings: list[str]) -> dict[str, np.ndarray]:
+    """By reader (N, F): 1, 0, or NaN where the answer is blank or uncertain."""
+    answers: dict[str, list] = {}
+    for annotations in dataset.select_columns("reads").select(rows)["reads"]:
+        for annotation in annotations:
+            values = [annotation["labels"][finding] for finding in findings]
+            known = [value if value in (0.0, 1.0) else np.nan for value in values]
+            answers.setdefault(annotation["reader"], []).append(known)
+    return {reader: np.array(values, dtype=np.float64) for reader, values in answers.items()}
+
+
+def _reader_estimates(evidence: Evidence, unit: Unit, answers: np.ndarray) -> dict[str, Estimate]:
+    confusion = Confusion(unit.labels, answers)
+
+    def statistic(weights):
+        counts = confusion(weights)
+        return {m.name: DECISIONS[m.name](counts) for m in group(DECISION)}
+
+    return evidence.distribution(unit.subjects, statistic)
+
+
+def _mean_estimate(estimates: list[Estimate]) -> Estimate:
+    """Over those who have answered."""
+    parts = ([one[part] for one in estimates] for part in (0, 1))
+    return Estimate(*(macro_mean(np.stack(values, axis=-1)) for values in parts))
+
+
+def _by_finding(by_measure: dict[str, dict]) -> dict:
     """From measure -> finding to finding -> measure."""
     findings = next(iter(by_measure.values()))
-    return {finding: {measure: of[finding] for measure, of in by_measure.items()} for finding in findings}
+    return {finding: {name: values[finding] for name, values in by_measure.items()} for finding in findings}
 
 
-class Maps(NamedTuple):
-    """One way of looking at the maps, a row each; of the tokens of a phrase the mean."""
+@dataclass
+class Maps:
+    """The maps of one kind, one row per phrase: of its tokens the mean."""
 
     keys: list[tuple[int, str, str]]
     """Row of the data set, finding and phrase."""
-    values: np.ndarray
-    """(M, 4) hit, cnr, miou and chance."""
-    ious: np.ndarray
-    """(M, 19) at each threshold."""
+    values: dict[str, np.ndarray]
+    """By name of a measure: (M,), or (M, K) at K thresholds."""
 
     @property
     def findings(self) -> np.ndarray:
         return np.array([finding for _, finding, _ in self.keys])
 
+    @property
+    def rows(self) -> list[int]:
+        return [row for row, _, _ in self.keys]
+
     def chosen(self, keys: list[tuple[int, str, str]]) -> "Maps":
-        place = {key: i for i, key in enumerate(self.keys)}
-        rows = [place[key] for key in keys]
-        return Maps(keys, self.values[rows], self.ious[rows])
+        number = {key: i for i, key in enumerate(self.keys)}
+        rows = [number[key] for key in keys]
+        return Maps(keys, {name: values[rows] for name, values in self.values.items()})
 
 
-def _ways(scored: dict[str, np.ndarray]) -> list[tuple[str, str, str, str]]:
-    """Text, place, resolution and kind of the maps that were measured."""
+def _map_kinds(maps: MapScores) -> list[tuple[str, str, str, str]]:
+    """Text, region, resolution and kind of the maps that were measured."""
     return [
-        (text, place, resolution, kind)
+        (text, region, resolution, kind)
         for text in TEXTS
-        for place in PLACES
+        for region in REGIONS
         for resolution in RESOLUTIONS
         for kind in MAPS
-        if f"map/{variant_name(place, resolution, kind)}:hit" in scored and map_rows(scored, text).any()
+        if variant_name(region, resolution, kind) in maps.measured and map_rows(maps, text).any()
     ]
 
 
-def _maps(evidence: Evidence, how: tuple[str, str, str, str]) -> Maps:
-    """Without those whose place is nowhere, or everywhere, in what the model sees."""
-    scored, (text, *variant) = evidence.scored, how
-    named = f"map/{variant_name(*variant)}"
-    known = np.flatnonzero(map_rows(scored, text) & ~np.isnan(scored[f"{named}:cnr"]))
-    keys = list(zip(*(scored[f"map/{name}"][known].tolist() for name in ("row", "finding", "phrase"))))
+def _maps(evidence: Evidence, kind: tuple[str, str, str, str]) -> Maps:
+    """Without those whose region is nowhere, or everywhere, in what the model sees."""
+    maps, (text, *variant) = evidence.scored.maps, kind
+    measured = maps.measured[variant_name(*variant)]
+    known = np.flatnonzero(map_rows(maps, text) & ~np.isnan(measured["chance"]))
+    keys = list(zip(*(column[known].tolist() for column in (maps.row, maps.finding, maps.phrase))))
     unique = list(dict.fromkeys(keys))
     number = {key: i for i, key in enumerate(unique)}
     codes = np.array([number[key] for key in keys], dtype=np.int64)
-    columns = [scored[f"{named}:{name}"][known] for name in ("hit", "cnr", "mious", "chance")]
-    stacked = np.column_stack([*columns, scored[f"{named}:ious"][known]]).astype(np.float64)
-    sums = np.stack([np.bincount(codes, column, len(unique)) for column in stacked.T], axis=1)
-    means = sums / np.bincount(codes, minlength=len(unique))[:, None]
-    return Maps(unique, means[:, :4], means[:, 4:])
+    count = np.bincount(codes, minlength=len(unique))
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        columns = values[known].astype(np.float64).reshape(len(known), -1)
+        sums = np.stack([np.bincount(codes, column, len(unique)) for column in columns.T], axis=1)
+        return (sums / count[:, None]).reshape(len(unique), *values.shape[1:])
+
+    return Maps(unique, {m.name: mean(measured[m.of_map]) for m in group(LOCALISATION)})
 
 
 def _map_estimates(evidence: Evidence, maps: Maps, names: list[str]) -> dict[str, Estimate]:
-    """Each finding's means, for the names. IoU at the threshold that is best for the finding, on these maps."""
-    findings, iou = maps.findings, np.empty(len(maps.keys))
-    for name in names:
-        rows = findings == name
-        iou[rows] = maps.ious[rows, maps.ious[rows].mean(axis=0).argmax()]
-    values = np.column_stack([maps.values[:, :3], iou, maps.values[:, 3]])
-    place = np.searchsorted(evidence.details["rows"], [row for row, _, _ in maps.keys])
+    """By measure each finding's means, for the names. Where there are thresholds, at the best for the finding."""
+    findings, columns = maps.findings, []
+    for values in maps.values.values():
+        if values.ndim == 2:
+            best = np.empty(len(values))
+            for name in names:
+                rows = findings == name
+                best[rows] = values[rows, values[rows].mean(axis=0).argmax()]
+            values = best
+        columns.append(values)
+    stacked = np.column_stack(columns)
+    place = np.searchsorted(evidence.details["rows"], maps.rows)
 
     def statistic(weights):  # of all images: the draws do not depend on which of them have maps
-        means = group_means(values, findings, names, np.take(weights, place, axis=1))  # (b, G, 5)
-        return {name: means[:, :, k] for k, name in enumerate((*_GROUNDING, "chance"))}
+        means = group_means(stacked, findings, names, np.take(weights, place, axis=1))  # (b, G, measures)
+        return dict(zip(maps.values, np.moveaxis(means, 2, 0)))
 
     return evidence.distribution(evidence.subjects, statistic)
 
 
 def _localise(evidence: Evidence) -> None:
-    evidence.metrics["localisation_maps"] = []
-    for how in _ways(evidence.scored):
-        maps = _maps(evidence, how)
+    scored, rows = evidence.scored.maps, []
+    for kind in _map_kinds(scored):
+        maps = _maps(evidence, kind)
         findings = maps.findings
-        names = [name for name in finding_order(evidence.scored, evidence.details["findings"]) if name in findings]
+        names = [name for name in finding_order(scored, evidence.details["findings"]) if name in findings]
         if not names:
             continue
         estimates = _map_estimates(evidence, maps, names)
-        rows = np.searchsorted(evidence.details["rows"], [row for row, _, _ in maps.keys])
-        subjects = [len(np.unique(evidence.subjects[rows[findings == name]])) for name in names]
-        alone = [f"{number} subject" if number < _FEWEST_SUBJECTS else None for number in subjects]
-        by_finding = {name: intervals(each, names, evidence.confidence, (), alone) for name, each in estimates.items()}
-        row = dict(zip(("text", "place", "resolution", "map"), how))
+        subjects = evidence.subjects[np.searchsorted(evidence.details["rows"], maps.rows)]
+        numbers = [len(np.unique(subjects[findings == name])) for name in names]
+        alone = [f"{number} subject" if number < MIN_SUBJECTS else None for number in numbers]
+        by_finding = {
+            name: intervals(estimate, names, evidence.confidence, (), alone) for name, estimate in estimates.items()
+        }
+        row = dict(zip(("text", "place", "resolution", "map"), kind))
         row |= {"num_maps": len(maps.keys), "chance": by_finding["chance"]["mean"]["value"]}
-        evidence.metrics["localisation_maps"].append(row | {name: by_finding[name]["mean"] for name in _GROUNDING})
-        if how == (TEXTS[0], PLACES[0], RESOLUTIONS[0], MAPS[0]):
-            evidence.metrics["localisation_intervals"] = {name: by_finding[name] for name in _GROUNDING}
-    evidence.metrics["localisation_tokens"] = _tokens(evidence.scored)
+        rows.append(row | {m.name: by_finding[m.name]["mean"] for m in map_measures()})
+        if kind == (TEXTS[0], REGIONS[0], RESOLUTIONS[0], MAPS[0]):
+            evidence.metrics["localisation_intervals"] = {m.name: by_finding[m.name] for m in map_measures()}
+    evidence.metrics["localisation_maps"] = rows
+    evidence.metrics["localisation_tokens"] = _tokens(scored)
 
 
-def _tokens(scored: dict[str, np.ndarray]) -> list[dict]:
-    """The tokens of most maps, alone: against boxes, plain, at the resolution of the pixels."""
-    variant = variant_name(PLACES[0], RESOLUTIONS[0], MAPS[0])
-    tokens = scored["map/token"]
-    names = {"pointing_game": "hit", "chance": "chance", "cnr": "cnr", "miou": "mious"}
+def _tokens(maps: MapScores) -> list[dict]:
+    """The most frequent tokens alone: against boxes, plain, at the resolution of the pixels."""
     rows = []
-    for token, number in Counter(tokens[tokens != ""].tolist()).most_common(_MOST_TOKENS):
-        chosen = tokens == token
-        means = {key: float(scored[f"map/{variant}:{name}"][chosen].mean()) for key, name in names.items()}
+    for token, number in Counter(maps.token[maps.token != ""].tolist()).most_common(MAX_TOKENS):
+        chosen = maps.token == token
+        means = {m.name: float(maps.of(PLAIN, m.of_map)[chosen].mean()) for m in shown_in(TOKENS)}
         rows.append({"token": token, "num_maps": number} | means)
     return rows
 
 
-def _means(evidence: Evidence, subjects: np.ndarray, values: np.ndarray, place: tuple, names) -> dict:
-    """Means of values (N, K) with their intervals, by name."""
-    estimate = evidence.distribution(subjects, lambda weights: {"mean": weighted_mean(values, weights)})["mean"]
+def _means(evidence: Evidence, subjects: np.ndarray, values: dict[str, np.ndarray], place: tuple[str, ...]) -> dict:
+    """By name: the mean of values (N,) with its interval."""
+    stacked = np.stack(list(values.values()), axis=1)
+    estimate = evidence.distribution(subjects, lambda weights: {"mean": weighted_mean(stacked, weights)})["mean"]
     result = {}
-    for k, name in enumerate(names):
-        evidence.estimates[*place, name] = Estimate(estimate.value[k], estimate.distribution[:, k])
-        result[name] = interval(float(estimate.value[k]), estimate.distribution[:, k], evidence.confidence)
+    for name, value, samples in zip(values, estimate.value, estimate.distribution.T):
+        evidence.estimates[*place, name] = Estimate(value, samples)
+        result[name] = interval(float(value), samples, evidence.confidence)
     return result

@@ -16,6 +16,7 @@ from ..entropy_tier import l2_normalize
 from ..modeling_tier import TierModel
 from ..processing_tier import TierProcessor
 from .localisation import box_mask, scale_maps, smooth_maps
+from .measures import BY_NAME, SEARCH_FIGURE, shown_in
 from .statistics import reliability
 
 
@@ -28,7 +29,8 @@ matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
 # Told apart by every kind of colour vision.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _MARKERS = "os^Dvp*"
-_MOST_COLUMNS = 5
+MAX_COLUMNS = 5
+DRAWN = "\n(drawings made by code, of no clinical meaning)"
 
 
 def plot_similarity_maps(
@@ -40,15 +42,15 @@ def plot_similarity_maps(
     smoothing: float = 0.0,
 ) -> None:
     """
-    One column a finding: the radiograph as the first model sees it with the true places outlined, and under it each
-    model's map of the phrase over what that model sees, from its own smallest (dark) to its own largest value
+    One column per finding: the radiograph as the first model sees it with the ground-truth region outlined, and under
+    it each model's map of the phrase over what that model sees, from its own smallest (dark) to its own largest value
     (bright), which are written below it; a cross marks the largest.
 
     Args:
         models: models with their processors, by the name that stands beside their row.
         dataset: rows with regions; the first one that shows a finding, and few others, is taken for it.
         path: PNG file to write; none, if no row shows any of the findings.
-        findings: what to show; a finding that no row shows is left out.
+        findings: what to show; a finding that no row shows is skipped.
         no_finding: sentences for the absence of any finding. A second row for each model then shows its map minus the
             map of their embeddings' normalised mean, as the heat maps of arXiv 2212.06710.
         smoothing: as for [`~localisation.smooth_maps`]; 0: maps are shown as they are.
@@ -70,9 +72,9 @@ def plot_similarity_maps(
         column[0].set_title(f"{finding}\n“{phrase}”", fontsize=7.5)
         for axis, (name, minus) in zip(column[1:], kinds):
             model, processor = models[name]
-            picture, place = _seen(row["image"], boxes, processor)
-            fine = _map(model, processor, row["image"], phrase, no_finding if minus else None, place.shape, smoothing)
-            _show(axis, picture, place)
+            picture, region = _seen(row["image"], boxes, processor)
+            fine = _map(model, processor, row["image"], phrase, no_finding if minus else None, region.shape, smoothing)
+            _show(axis, picture, region)
             axis.imshow(fine, cmap="viridis", alpha=0.6)
             axis.plot(*np.unravel_index(fine.argmax(), fine.shape)[::-1], "x", color="white", ms=7, mew=1.8)
             what = "difference" if minus else "cosine"
@@ -80,7 +82,7 @@ def plot_similarity_maps(
     rows = [name + (" minus\n“No finding”" if minus else "") for name, minus in kinds]
     for axis, name in zip(axes[:, 0], ["radiograph", *rows]):
         axis.set_ylabel(name, fontsize=9)
-    title = "Where the phrases point; red: the true place, cross: the map's maximum"
+    title = "Where the phrases point; red: the ground-truth region, cross: the map's maximum"
     figure.suptitle(_caption(dataset, title), fontsize=9)
     figure.savefig(path, dpi=130)
     plt.close(figure)
@@ -90,23 +92,23 @@ def plot_patch_similarity(details: dict[str, dict], dataset: Dataset, path: Path
     """
     Cosines of the patches to the text of their own image, sorted within each image: mean and standard deviation over
     the images by rank, one curve a model. A sparse map falls steeply. Models that cut a picture into different numbers
-    of patches share the axis as shares of the patches.
+    of patches share the axis, as fractions of the patches.
 
     Args:
         details: for each model's name, `rank_similarity`: (N, P), each row from the largest to the smallest.
         dataset: the data set; its description says whether its pictures are drawn.
         path: PNG file to write.
     """
-    shares = len({detail["rank_similarity"].shape[1] for detail in details.values()}) > 1
+    as_fraction = len({detail["rank_similarity"].shape[1] for detail in details.values()}) > 1
     figure, axis = plt.subplots(figsize=(5.5, 3.8), layout="constrained")
     for (name, detail), colour in zip(details.items(), cycle(_COLOURS)):
         ranked = detail["rank_similarity"]
         rank, mean, deviation = np.arange(1, ranked.shape[1] + 1), ranked.mean(axis=0), ranked.std(axis=0)
-        x, label = (rank / len(rank), f"{name} ({len(rank)} patches)") if shares else (rank, name)
+        x, label = (rank / len(rank), f"{name} ({len(rank)} patches)") if as_fraction else (rank, name)
         label = _label(label)
         axis.plot(x, mean, color=colour, label=label)
         axis.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.2, linewidth=0)
-    what = "share of the patches" if shares else "patch"
+    what = "fraction of the patches" if as_fraction else "patch"
     axis.set_xlabel(f"{what}, from the most to the least similar")
     axis.set_ylabel("cosine to the whole text (mean, sd)")
     axis.legend()
@@ -135,8 +137,8 @@ def plot_roc(
     panels = [i for i in range(len(findings)) if any(len(set(_known(part, i)[0])) == 2 for part in curves.values())]
     if not panels:
         return
-    columns = min(_MOST_COLUMNS, len(panels))
-    size = 2.4 if len(panels) <= 4 * _MOST_COLUMNS else 1.7
+    columns = min(MAX_COLUMNS, len(panels))
+    size = 2.4 if len(panels) <= 4 * MAX_COLUMNS else 1.7
     figure, axes = _panels(len(panels), columns, size, "1 - specificity", "sensitivity")
     names = dict.fromkeys(name for marks in (readers or {}).values() for name in marks)
     markers = dict(zip(names, cycle(_MARKERS)))
@@ -167,7 +169,7 @@ def plot_reliability(
     parts: dict[str, dict[str, np.ndarray | None]], findings: list[str], path: Path, caption: str
 ) -> None:
     """
-    Reliability diagrams, pooled over the findings: in ten bins of the probability, the share that is positive against
+    Reliability diagrams, pooled over the findings: in ten bins of the probability, the fraction of positives against
     the mean probability. One column a model; one row as given and, where a model has them, one of calibrated ones.
     Bars below: how many probabilities a bin holds, beside the fullest one. The calibration error is the mean
     distance of the points from the diagonal, weighted by these numbers.
@@ -182,7 +184,9 @@ def plot_reliability(
     kinds = ["probabilities"] + ["calibrated"] * any(part.get("calibrated") is not None for part in parts.values())
     if all(np.isnan(part["labels"]).all() for part in parts.values()):
         return
-    figure, axes = _panels(len(kinds) * len(parts), len(parts), 2.6, "mean probability in the bin", "share positive")
+    figure, axes = _panels(
+        len(kinds) * len(parts), len(parts), 2.6, "mean probability in the bin", "fraction positive"
+    )
     titles = {"probabilities": "as the model gives them", "calibrated": "calibrated on the validation set"}
     for axis_row, kind in zip(axes, kinds):
         for axis, (name, part), colour in zip(axis_row, parts.items(), cycle(_COLOURS)):
@@ -194,12 +198,12 @@ def plot_reliability(
             axis.set_title(f"{name}\n{titles[kind]}", fontsize=8)
             bins = reliability(part["labels"][known], probabilities[known])
             full = bins["count"] > 0
-            mean, positive, count = (bins[key][full] for key in ("mean_probability", "share_positive", "count"))
-            share = count / count.sum()
-            axis.bar(mean, 0.2 * share / share.max(), width=0.035, color=colour, alpha=0.3)
+            mean, positive, count = (bins[key][full] for key in ("mean_probability", "fraction_positive", "count"))
+            fraction = count / count.sum()
+            axis.bar(mean, 0.2 * fraction / fraction.max(), width=0.035, color=colour, alpha=0.3)
             axis.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
             axis.plot(mean, positive, "o-", color=colour, linewidth=1.2, markersize=4)
-            error = (share * abs(mean - positive)).sum()
+            error = (fraction * abs(mean - positive)).sum()
             axis.text(0.04, 0.96, f"calibration error {error:.3f}", va="top", fontsize=8, transform=axis.transAxes)
     number = f"{len(findings)} findings" if len(findings) > 1 else findings[0]
     figure.suptitle(f"{caption}\npooled over {number}; bars: how many probabilities a bin holds", fontsize=9)
@@ -218,8 +222,8 @@ def plot_search(trials: list[dict], path: Path, largest: float, best_metric: str
         largest: both axes end here.
         best_metric: name of the metric that the trials were compared by.
     """
-    names = [name for name in ("auroc", "pointing_game", "cnr") if any(name in trial["metrics"] for trial in trials)]
-    names = names or [best_metric]
+    shown = [measure.name for measure in shown_in(SEARCH_FIGURE)]
+    names = [name for name in shown if any(name in trial["metrics"] for trial in trials)] or [best_metric]
     figure, axes = plt.subplots(1, len(names), figsize=(4.4 * len(names), 3.9), squeeze=False, layout="constrained")
     best = max(trials, key=lambda trial: trial["value"])
     for axis, name in zip(axes[0], names):
@@ -228,14 +232,14 @@ def plot_search(trials: list[dict], path: Path, largest: float, best_metric: str
         scale = {"vmin": min(values), "vmax": max(values), "cmap": "viridis"}
         for pruned, marker in ((False, "o"), (True, "X")):
             part = [i for i, trial in enumerate(known) if trial["pruned"] == pruned]
-            places = ([known[i][axis_name] for i in part] for axis_name in ("lambda_token", "lambda_patch"))
+            points = ([known[i][axis_name] for i in part] for axis_name in ("lambda_token", "lambda_patch"))
             label = "ended early" if pruned else "all epochs"
-            dots = axis.scatter(*places, c=[values[i] for i in part], marker=marker, s=70, label=label, **scale)
+            dots = axis.scatter(*points, c=[values[i] for i in part], marker=marker, s=70, label=label, **scale)
         axis.scatter(best["lambda_token"], best["lambda_patch"], s=190, facecolors="none", edgecolors="#d55e00")
         axis.set_xlabel("lambda_token")
         axis.set(xlim=(-0.05 * largest, 1.05 * largest), ylim=(-0.05 * largest, 1.05 * largest))
         figure.colorbar(dots, ax=axis)
-        axis.set_title({"auroc": "AUROC", "pointing_game": "pointing game", "cnr": "CNR"}.get(name, name), fontsize=10)
+        axis.set_title(BY_NAME[name].title if name in shown else name, fontsize=10)
     axes[0, 0].set_ylabel("lambda_patch")
     if any(trial["pruned"] for trial in trials):
         handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -277,14 +281,14 @@ def _known(part: dict[str, np.ndarray], i: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def _seen(image, boxes: list[list[float]], processor: TierProcessor) -> tuple[np.ndarray, np.ndarray]:
-    """The picture as a model sees it, grey, and the mask of the places in it; both (H, W)."""
+    """The picture as a model sees it, grey, and the mask of the ground-truth regions in it; both (H, W)."""
     picture = processor(images=image)["pixel_values"][0].mean(dim=0).numpy()
     return picture, box_mask(boxes, image.size, processor.image_processor)
 
 
-def _show(axis, picture: np.ndarray, place: np.ndarray) -> None:
+def _show(axis, picture: np.ndarray, region: np.ndarray) -> None:
     axis.imshow(picture, cmap="gray")
-    axis.contour(place, levels=[0.5], colors="#ff3030", linewidths=1.2)
+    axis.contour(region, levels=[0.5], colors="#ff3030", linewidths=1.2)
     axis.set_xticks([])
     axis.set_yticks([])
 
@@ -332,5 +336,10 @@ def _choose(dataset: Dataset, findings: list[str]) -> list[tuple[str, dict, str]
     return chosen
 
 
+def is_drawn(dataset: Dataset) -> bool:
+    """Whether the pictures are drawings made by code."""
+    return "drawn" in dataset.info.description
+
+
 def _caption(dataset: Dataset, text: str) -> str:
-    return text + ("\n(drawings made by code, of no clinical meaning)" if "drawn" in dataset.info.description else "")
+    return text + (DRAWN if is_drawn(dataset) else "")

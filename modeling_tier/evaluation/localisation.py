@@ -1,8 +1,10 @@
 # Licensed under the Apache License, Version 2.0.
-"""Do the maps point at the right place? From places in a picture's pixels to masks, and from patches to numbers."""
+"""Do the maps point at the right region? From regions in a picture's pixels to masks, and from patches to numbers."""
 
+import dataclasses
 import itertools
 from collections import defaultdict
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -12,10 +14,11 @@ from scipy.ndimage import gaussian_filter
 
 from ..maps_tier import picture_geometry
 from .metrics.phrase_grounding.phrase_grounding import measure_maps
+from .scored import MapScores, join
 
 
 class Probe(NamedTuple):
-    """What is laid against the patches for one phrase: its sentence, then each of its tokens alone."""
+    """What is compared with the patches for one phrase: its sentence, then each of its tokens alone."""
 
     embeds: torch.Tensor
     """`(1 + T, D)`, of unit length."""
@@ -24,13 +27,17 @@ class Probe(NamedTuple):
 
 
 # How a map can be looked at, as `variant_name` joins them. The first of each is what training and the demo report.
-PLACES = ("box", "mask")
+REGIONS = ("box", "mask")
 RESOLUTIONS = ("pixel", "patch")
 MAPS = ("plain", "minus_no_finding")
 
 
-def variant_name(place: str, resolution: str, kind: str) -> str:
-    return f"{place}/{resolution}/{kind}"
+def variant_name(region: str, resolution: str, kind: str) -> str:
+    return f"{region}/{resolution}/{kind}"
+
+
+# The plain map of a whole sentence against boxes, over the pixels: what training and the demo report.
+PLAIN = variant_name(REGIONS[0], RESOLUTIONS[0], MAPS[0])
 
 
 def ground(
@@ -39,70 +46,78 @@ def ground(
     regions: list[dict],
     image_size: tuple[int, int],
     image_processor,
-    probe,
+    probe: Callable[[str], Probe],
     no_finding: torch.Tensor | None,
     thorough: bool,
     smoothing: float = 0.0,
-) -> tuple[dict[str, np.ndarray], int]:
+    row: int = 0,
+) -> MapScores:
     """
-    Measure the maps of all phrases that name a place in one image.
+    Measure the maps of all phrases that name a region in one image.
 
     Args:
         patch_embeds: (P, D), of unit length.
         grid: rows and columns of the patches.
-        regions: of the image; boxes (masks) with the same phrase are one place.
+        regions: of the image; boxes (masks) with the same phrase are one ground-truth region.
         image_size: width and height of the picture.
         image_processor: the one that made `pixel_values` of it.
         probe: from a phrase to its [`Probe`].
         no_finding: (D,), whose map is subtracted in the maps "minus_no_finding"; None: there are none.
-        thorough: every combination of place (box, and mask where there is one), resolution (of `pixel_values`, and of
+        thorough: every combination of region (box, and mask where there is one), resolution (of `pixel_values`, and of
             the patches) and map, for sentences and single tokens; else the sentence's plain map against the box, at
             the resolution of the pixels.
         smoothing: as for [`smooth_maps`]; 0: maps are measured as they are.
-
-    Returns:
-        arrays with one row a map: `finding`, `phrase`, `token` (empty for the sentence), and by variant
-        [`variant_name`] the numbers of `measure_maps` as `VARIANT:NAME`, NaN where the place is not there; and the
-        number of phrases whose place the crop leaves out.
+        row: of the image in its data set.
     """
     phrases = defaultdict(list)
     for region in regions:
         phrases[region["finding"], region["phrase"]].append(region)
-    rows, num_outside = defaultdict(list), 0
-    for (finding, phrase), places in phrases.items():
-        masks = {"box": box_mask([place["box"] for place in places], image_size, image_processor)}
+    parts, num_outside = [], 0
+    for (finding, phrase), same in phrases.items():
+        masks = {"box": box_mask([region["box"] for region in same], image_size, image_processor)}
         if not masks["box"].any() or masks["box"].all():
             num_outside += 1
             continue
-        if thorough and "mask" in places[0]:
-            masks["mask"] = picture_mask([place["mask"] for place in places], image_processor)
+        if thorough and "mask" in same[0]:
+            masks["mask"] = picture_mask([region["mask"] for region in same], image_processor)
         embeds, tokens = probe(phrase)
         if not thorough:
             embeds, tokens = embeds[:1], []
-        rows["finding"] += [finding] * len(embeds)
-        rows["phrase"] += [phrase] * len(embeds)
-        rows["token"] += ["", *tokens]
-        coarse = {"plain": embeds @ patch_embeds.T}  # (R, P)
+        maps = {"plain": embeds @ patch_embeds.T}  # (R, P)
         if thorough and no_finding is not None:
-            coarse["minus_no_finding"] = coarse["plain"] - patch_embeds @ no_finding
+            maps["minus_no_finding"] = maps["plain"] - patch_embeds @ no_finding
         if smoothing:
-            coarse = {kind: smooth_maps(maps, grid, smoothing) for kind, maps in coarse.items()}
-        resolutions = RESOLUTIONS if thorough else RESOLUTIONS[:1]
-        for (kind, maps), resolution in itertools.product(coarse.items(), resolutions):
-            size = masks["box"].shape if resolution == "pixel" else grid
-            scaled = scale_maps(maps, grid, size).flatten(1).cpu().numpy()
-            for place, mask in masks.items():
-                inside = (mask if resolution == "pixel" else patch_mask(mask, grid)).ravel()
-                name = variant_name(place, resolution, kind)
-                measured = _measure(scaled, inside)
-                for number, values in measured.items():
-                    rows[f"{name}:{number}"].append(values)
-    texts = ("finding", "phrase", "token")
-    return {k: np.array(v, dtype=str) if k in texts else np.concatenate(v) for k, v in rows.items()}, num_outside
+            maps = {kind: smooth_maps(values, grid, smoothing) for kind, values in maps.items()}
+        number = len(embeds)
+        parts.append(
+            MapScores(
+                row=np.full(number, row),
+                finding=np.array([finding] * number, dtype=str),
+                phrase=np.array([phrase] * number, dtype=str),
+                token=np.array(["", *tokens], dtype=str),
+                measured=_measured(maps, masks, grid, RESOLUTIONS if thorough else RESOLUTIONS[:1]),
+            )
+        )
+    scores = join(parts) if parts else MapScores(np.array([], dtype=np.int64), *[np.array([], dtype=str)] * 3, {})
+    return dataclasses.replace(scores, num_outside=num_outside)
+
+
+def _measured(
+    maps: dict[str, torch.Tensor], masks: dict[str, np.ndarray], grid: tuple[int, int], resolutions: tuple[str, ...]
+) -> dict[str, dict[str, np.ndarray]]:
+    """By [`variant_name`]: the maps (R, P) of each kind against each mask (H, W), at each resolution."""
+    measured = {}
+    for (kind, values), resolution in itertools.product(maps.items(), resolutions):
+        size = masks["box"].shape if resolution == "pixel" else grid
+        scaled = scale_maps(values, grid, size).flatten(1).cpu().numpy()
+        for region, mask in masks.items():
+            inside = (mask if resolution == "pixel" else patch_mask(mask, grid)).ravel()
+            measured[variant_name(region, resolution, kind)] = _measure(scaled, inside)
+    return measured
 
 
 def _measure(maps: np.ndarray, inside: np.ndarray) -> dict[str, np.ndarray]:
-    """As `measure_maps`, all maps against one place; NaN where the place is nowhere or everywhere."""
+    """As `measure_maps`, all maps against one region; NaN where the region is nowhere or everywhere."""
     if inside.any() and not inside.all():
         return measure_maps(maps, np.broadcast_to(inside, maps.shape))
     some = measure_maps(maps, np.broadcast_to(np.arange(len(inside)) == 0, maps.shape))
@@ -137,9 +152,9 @@ def patch_mask(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     one of which it covers most (or several, if it covers them alike).
     """
     tensor = torch.from_numpy(mask.astype(np.float32))[None, None]
-    share = torch.nn.functional.adaptive_avg_pool2d(tensor, grid)[0, 0].numpy()
-    covered = share >= 0.5
-    return covered if covered.any() else share == share.max()
+    fraction = torch.nn.functional.adaptive_avg_pool2d(tensor, grid)[0, 0].numpy()
+    covered = fraction >= 0.5
+    return covered if covered.any() else fraction == fraction.max()
 
 
 def picture_mask(masks: list[PIL.Image.Image], image_processor) -> np.ndarray:

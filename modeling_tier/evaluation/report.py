@@ -13,7 +13,7 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
@@ -21,9 +21,23 @@ from urllib.parse import quote
 from PIL import Image
 
 from .failure_modes import has_collapsed, has_fixed_peaks
+from .measures import (
+    CALIBRATION,
+    DECISION,
+    LOCALISATION,
+    MAIN,
+    RANKING,
+    RETRIEVAL,
+    SPARSITY,
+    TOKENS,
+    WHOLE_SET,
+    Measure,
+    group,
+    shown_in,
+)
 
 
-# What a cell holds: a text, or pieces that stay whole (a number, its interval), or a list with one text a line.
+# What a cell holds: a text, or pieces that stay whole (a number, its interval), or a list with one text per line.
 Cell = str | tuple[str, ...] | list[str]
 
 
@@ -82,28 +96,6 @@ UNITS = {
     "study_mean": "by study, mean over its images",
     "study_max": "by study, largest over its images",
 }
-MEASURES = {
-    "auroc": "AUROC",
-    "average_precision": "average precision",
-    "mcc": "MCC",
-    "f1": "F1",
-    "sensitivity": "sensitivity",
-    "specificity": "specificity",
-    "ece": "ECE",
-    "ece_calibrated": "ECE, calibrated",
-    "pointing_game": "pointing game",
-    "cnr": "CNR",
-    "chance": "(chance)",
-    "miou": "mIoU",
-    "iou": "IoU",
-    "token_entropy": "token entropy",
-    "patch_entropy": "patch entropy",
-    "effective_patches": "effective patches",
-    "gini": "Gini coefficient",
-    "negative_share": "share of negative cosines",
-    "peak": "peak",
-}
-
 _FEW = "†"
 
 # Pixels from which a figure is not made smaller than its texts can be read, but scrolls in its box.
@@ -169,8 +161,8 @@ def _summary(result: dict) -> list:
         caption += "; maps of whole sentences over the pixels"
     if _has_intervals(result):
         caption += f"; in brackets {result['settings']['confidence']:.0%} intervals"
-    titles = {name: f"mean {MEASURES[name]}" for name in ("auroc", "average_precision", "mcc", "f1")}
-    titles |= {name: MEASURES[name] for name in ("pointing_game", "cnr", "miou", "token_entropy")}
+    by_finding = shown_in(MAIN, RANKING, DECISION)
+    titles = {m.name: f"mean {m.title}" if m in by_finding else m.title for m in shown_in(MAIN)}
     return blocks + _beside(result, caption, titles, _main_numbers) + _warnings(models)
 
 
@@ -182,39 +174,52 @@ def _main_numbers(part: dict) -> dict:
 
 
 def _method(result: dict) -> list:
-    counts, settings, classified = result["counts"], result["settings"], bool(_at(result, "prompts", "findings"))
-    items = {}
-    if classified:
-        items["Score of a finding"] = f"{result['protocol']['score']} (protocol “{result['protocol']['name']}”)."
+    where = f"{result['dataset']}, split {result['split']}{_with_options(result.get('options'))}."
+    items = {"Data": where} | _method_of_scores(result) | _method_of_intervals(result)
+    blocks: list = [Definitions(items)]
+    blocks += [Paragraph(f"While the data were loaded: {note}", "note") for note in result.get("notes", [])]
+    notes = result.get("validation", {}).get("notes", [])
+    blocks += [Paragraph(f"While the validation data were loaded: {note}", "note") for note in notes]
+    return blocks + _counts(result)
+
+
+def _method_of_scores(result: dict) -> dict[str, str]:
+    if not _at(result, "prompts", "findings"):
+        return {}
+    items = {"Score of a finding": f"{result['protocol']['score']} (protocol “{result['protocol']['name']}”)."}
     if "study_mean" in result["metrics"].get("classification", {}):
         items["Studies"] = (
             "Scored by the mean, or by the largest, of their images' scores; a study shows what any of its images "
             "shows."
         )
-    if "validation" in result:
-        validation = result["validation"]
-        items["Validation set"] = (
-            f"{validation['num_images']:,} images, the {validation['split']} split of {validation['dataset']}"
-            f"{_with_options(validation.get('options'))}."
-        )
-        items["Thresholds"] = (
-            "Chosen for each finding on the validation set, one with the best MCC there and one with the best F1; a "
-            "score above it is positive. For studies they are chosen on its studies, or on its images where none has "
-            "several. MCC, sensitivity and specificity are taken at the first, F1 at the second. Intervals and p "
-            "values take the thresholds (and the calibration) as given: another validation set would have given "
-            "others."
-        )
-    elif classified:
-        items["Validation set"] = (
-            "None was named. So there are no MCC, F1, sensitivity and specificity: their thresholds must not be "
-            "chosen on the images that they are judged by."
-        )
+    if "validation" not in result:
+        return items | {
+            "Validation set": "None was named. So there are no MCC, F1, sensitivity and specificity: their thresholds "
+            "must not be chosen on the images that they are judged by."
+        }
+    validation = result["validation"]
+    items["Validation set"] = (
+        f"{validation['num_images']:,} images, the {validation['split']} split of {validation['dataset']}"
+        f"{_with_options(validation.get('options'))}."
+    )
+    items["Thresholds"] = (
+        "Chosen for each finding on the validation set, one with the best MCC there and one with the best F1; a "
+        "score above it is positive. For studies they are chosen on its studies, or on its images where none has "
+        "several. MCC, sensitivity and specificity are taken at the first, F1 at the second. Intervals and p "
+        "values take the thresholds (and the calibration) as given: another validation set would have given "
+        "others."
+    )
+    return items
+
+
+def _method_of_intervals(result: dict) -> dict[str, str]:
+    settings, items = result["settings"], {}
     if _has_intervals(result):
         items["Intervals"] = (
             f"{settings['confidence']:.0%}, written as value (low to high): percentiles of a bootstrap over subjects, "
             "not over images (without a subject a study, without a study an image stands for itself), "
             f"{settings['resamples']:,} resamples, seed {settings['seed']}. A resample that lacks a class of a "
-            "finding is left out for it, and its mean is over the other findings; metrics.json says how many. The "
+            "finding is skipped for it, and its mean is over the other findings; metrics.json says how many. The "
             "intervals speak of these models on other subjects, not of models from other training runs."
         )
     items["Means"] = "Unweighted, over the findings for which the number is defined."
@@ -226,25 +231,25 @@ def _method(result: dict) -> list:
             "subject has several images; p (Holm) is that after Holm's correction over the findings. No other p is "
             "corrected for the number of comparisons."
         )
-    where = f"{result['dataset']}, split {result['split']}{_with_options(result.get('options'))}."
-    blocks: list = [Definitions({"Data": where} | items)]
-    blocks += [Paragraph(f"While the data were loaded: {note}", "note") for note in result.get("notes", [])]
-    notes = result.get("validation", {}).get("notes", [])
-    blocks += [Paragraph(f"While the validation data were loaded: {note}", "note") for note in notes]
+    return items
 
+
+def _counts(result: dict) -> list:
+    counts = result["counts"]
     titles = {name: name for name in ("images", "studies", "subjects", "unreadable", "regions", "texts")}
-    titles |= {"unreadable": "images that could not be read, left out", "regions": "places (regions)"}
+    titles |= {"unreadable": "unreadable images, skipped", "regions": "ground-truth regions"}
     table = {title: f"{counts[name]:,}" for name, title in titles.items() if name in counts}
     table["views"] = ", ".join(f"{number:,} {view}" for view, number in counts.get("views", {}).items())
-    blocks += _table("What was evaluated", "", list(table), {"number": list(table.values())})
+    blocks = _table("What was evaluated", "", list(table), {"number": list(table.values())})
     reasons = result["metrics"].get("unreadable", [])
     numbers = [str(i + 1) for i in range(len(reasons))]
     blocks += _table("Images that could not be read", "", numbers, {"reason": reasons}, texts=True)
     labels = counts.get("labels", {})
     columns = {
-        kind: [f"{of[kind]:,}" for of in labels.values()] for kind in ("positive", "negative", "uncertain", "blank")
+        kind: [f"{numbers[kind]:,}" for numbers in labels.values()]
+        for kind in ("positive", "negative", "uncertain", "blank")
     }
-    meaning = {"ignore": "left out", "zeros": "counted as negative", "ones": "counted as positive"}
+    meaning = {"ignore": "ignored", "zeros": "counted as negative", "ones": "counted as positive"}
     policy = ", ".join(f"{kind} ones {meaning[result['labels'][kind]]}" for kind in ("uncertain", "blank"))
     return blocks + _table(f"Labels of the images; {policy}", "finding", list(labels), columns)
 
@@ -255,48 +260,60 @@ def _classification(result: dict, figures: dict[str, Path]) -> list:
     for unit, title in UNITS.items():
         parts = {name: _at(metrics, "classification", unit) for name, metrics in models.items()}
         parts = {name: part for name, part in parts.items() if part}
-        if not parts:
-            continue
-        blocks.append(Subheading(title.capitalize()))
-        means = _listed(f"{_flat(_estimate(_at(part, 'mean', 'auroc')))} for {name}" for name, part in parts.items())
-        alt = f"ROC curves {title} in one panel a finding. Mean area under the curve: {means}."
-        blocks += _figure(figures, f"roc_{unit}", alt, f"ROC curves {title}")
-        few = {finding for part in parts.values() for finding, values in part.items() if "few_subjects" in values}
-        if few and _has_intervals(result):
-            text = (
-                f"{_FEW} Fewer than 10 subjects with the finding, or without it: intervals and p values promise more "
-                "than they hold. With a single one there are none."
-            )
-            blocks.append(Paragraph(text, "note"))
-        named = lambda part, few=few: [f"{finding} {_FEW}" if finding in few else finding for finding in part]  # noqa: E731
-        for name, part in parts.items():
-            of = lambda key, part=part: [values.get(key) for values in part.values()]  # noqa: E731
-            columns = {MEASURES[key]: list(map(_estimate, of(key))) for key in ("auroc", "average_precision")}
-            columns |= {"n+": list(map(_count, of("num_positive"))), "n-": list(map(_count, of("num_negative")))}
-            blocks += _table(f"{name}: ranking, {title}", "finding", named(part), columns)
-            columns = {MEASURES[key]: list(map(_estimate, of(key))) for key in ("mcc", "sensitivity", "specificity")}
-            columns["threshold (MCC)"] = list(map(_threshold, of("threshold_mcc")))
-            columns["F1"] = list(map(_estimate, of("f1")))
-            columns["threshold (F1)"] = list(map(_threshold, of("threshold_f1")))
-            caption = f"{name}: decisions at the thresholds of the validation set, {title}"
-            blocks += _table(caption, "finding", named(part), columns)
-        for name, difference in _differences(result).items():
-            part = _at(difference, "classification", unit) or {}
-            of = lambda key, part=part: [values.get(key) for values in part.values()]  # noqa: E731
-            columns = {"AUROC": [_difference(values, p=False) for values in of("auroc")]}
-            columns |= {
-                f"p ({test})": [_p(values, f"p_{test.lower()}") for values in of("auroc")]
-                for test in ("bootstrap", "DeLong", "Holm")
-            }
-            blocks += _table(f"{name}: AUROC, {title}", "finding", named(part), columns)
-            for keys in (("average_precision", "mcc", "f1"), ("sensitivity", "specificity", "ece", "ece_calibrated")):
-                columns = {MEASURES[key]: list(map(_difference, of(key))) for key in keys}
-                blocks += _table(f"{name}, {title}; p by bootstrap", "finding", named(part), columns)
+        if parts:
+            blocks += _classification_of(result, figures, unit, title, parts)
     for name, metrics in models.items():
         members = metrics.get("members", {})
         columns = {"mean AUROC": [_estimate(_at(member, "auroc", "mean")) for member in members.values()]}
         blocks += _table(f"{name}: its members, each by itself, by image", "member", list(members), columns)
     return blocks
+
+
+def _classification_of(result: dict, figures: dict[str, Path], unit: str, title: str, parts: dict[str, dict]) -> list:
+    """Of one unit: figure, tables of each model and of the differences."""
+    blocks: list = [Subheading(title.capitalize())]
+    means = _listed(f"{_flat(_estimate(_at(part, 'mean', 'auroc')))} for {name}" for name, part in parts.items())
+    alt = f"ROC curves {title} in one panel a finding. Mean area under the curve: {means}."
+    blocks += _figure(figures, f"roc_{unit}", alt, f"ROC curves {title}")
+    few = {finding for part in parts.values() for finding, values in part.items() if "few_subjects" in values}
+    if few and _has_intervals(result):
+        text = (
+            f"{_FEW} Fewer than 10 subjects with the finding, or without it: intervals and p values promise more "
+            "than they hold. With a single one there are none."
+        )
+        blocks.append(Paragraph(text, "note"))
+    for name, part in parts.items():
+        findings = [f"{finding} {_FEW}" if finding in few else finding for finding in part]
+        columns = {m.title: _column(part, m.name, _estimate) for m in group(RANKING)}
+        columns |= {"n+": _column(part, "num_positive", _count), "n-": _column(part, "num_negative", _count)}
+        blocks += _table(f"{name}: ranking, {title}", "finding", findings, columns)
+        columns = {}
+        for threshold in dict.fromkeys(m.threshold for m in group(DECISION)):
+            taken = [m for m in group(DECISION) if m.threshold == threshold]
+            columns |= {m.title: _column(part, m.name, _estimate) for m in taken}
+            columns[f"threshold ({taken[0].title})"] = _column(part, threshold, _threshold)
+        caption = f"{name}: decisions at the thresholds of the validation set, {title}"
+        blocks += _table(caption, "finding", findings, columns)
+    for name, difference in _differences(result).items():
+        part = _at(difference, "classification", unit) or {}
+        findings = [f"{finding} {_FEW}" if finding in few else finding for finding in part]
+        auroc = [values.get("auroc") for values in part.values()]
+        columns = {"AUROC": [_difference(values, p=False) for values in auroc]}
+        columns |= {
+            f"p ({test})": [_p(values, f"p_{test.lower()}") for values in auroc]
+            for test in ("bootstrap", "DeLong", "Holm")
+        }
+        blocks += _table(f"{name}: AUROC, {title}", "finding", findings, columns)
+        others = [m for m in group(RANKING, DECISION, CALIBRATION) if m.name != "auroc"]
+        for measures in ([m for m in others if MAIN in m.shown], [m for m in others if MAIN not in m.shown]):
+            columns = {m.title: _column(part, m.name, _difference) for m in measures}
+            blocks += _table(f"{name}, {title}; p by bootstrap", "finding", findings, columns)
+    return blocks
+
+
+def _column(part: dict[str, dict], name: str, cell: Callable[..., Cell]) -> list[Cell]:
+    """The cells of one measure, by finding."""
+    return [cell(values.get(name)) for values in part.values()]
 
 
 def _readers(result: dict) -> list:
@@ -311,23 +328,25 @@ def _readers(result: dict) -> list:
     judged = _at(models, next(iter(models)), "classification", unit)
     for reader, part in first["by_reader"].items():
         known = {
-            finding: of["num_positive"] + of["num_negative"] for finding, of in judged.items() if finding != "mean"
+            finding: values["num_positive"] + values["num_negative"]
+            for finding, values in judged.items()
+            if finding != "mean"
         }
         gaps = [f"{n - part[f]['num_read']:,} of {n:,} for {f}" for f, n in known.items() if part[f]["num_read"] < n]
         if gaps:
             blocks.append(Paragraph(f"{reader} has no plain answer (blank, or uncertain): {_listed(gaps)}.", "note"))
-    for key in ("mcc", "f1", "sensitivity", "specificity"):
+    for measure in group(DECISION):
         columns = first["by_reader"] | {"mean of the readers": first["mean_of_readers"]}
         findings = list(dict.fromkeys(finding for part in columns.values() for finding in part))
-        cells = {name: [_estimate(_at(part, f, key)) for f in findings] for name, part in columns.items()}
-        blocks += _table(f"The readers: {MEASURES[key]}", "finding", findings, cells)
+        cells = {name: [_estimate(_at(part, f, measure.name)) for f in findings] for name, part in columns.items()}
+        blocks += _table(f"The readers: {measure.title}", "finding", findings, cells)
     for name, metrics in models.items():
         difference = metrics["readers"].get("model_minus_readers", {})
         columns = {}
-        for key in ("mcc", "f1"):
-            own = [_estimate(_at(metrics, "classification", unit, finding, key)) for finding in difference]
-            columns[f"{MEASURES[key]} of {name}"] = own
-            columns[f"{MEASURES[key]}, minus readers"] = [_difference(part.get(key)) for part in difference.values()]
+        for m in shown_in(MAIN, DECISION):
+            own = [_estimate(_at(metrics, "classification", unit, finding, m.name)) for finding in difference]
+            columns[f"{m.title} of {name}"] = own
+            columns[f"{m.title}, minus readers"] = [_difference(part.get(m.name)) for part in difference.values()]
         caption = f"{name} minus the mean of the readers; p by bootstrap"
         blocks += _table(caption, "finding", list(difference), columns)
     return blocks
@@ -340,17 +359,17 @@ def _calibration(result: dict, figures: dict[str, Path]) -> list:
         parts = {name: _at(metrics, "classification", unit) or {} for name, metrics in models.items()}
         findings = list(dict.fromkeys(finding for part in parts.values() for finding in part))
         columns = {
-            (f"{name}: " if len(parts) > 1 else "") + MEASURES[key]: [_estimate(_at(part, f, key)) for f in findings]
+            (f"{name}: " if len(parts) > 1 else "") + m.title: [_estimate(_at(part, f, m.name)) for f in findings]
             for name, part in parts.items()
-            for key in ("ece", "ece_calibrated")
+            for m in group(CALIBRATION)
         }
         blocks += _table(f"Expected calibration error (ECE), {title}", "finding", findings, columns)
-    alt = f"Share of positives against the mean probability in ten bins, for {_listed(models)}."
+    alt = f"Fraction of positives against the mean probability in ten bins, for {_listed(models)}."
     caption = "Reliability by image, all findings together: on the diagonal the probabilities are right"
     blocks = _figure(figures, "reliability", alt, caption) + blocks
     if blocks:
         text = (
-            "The distance between the probability that a model gives and the share of positives, in ten bins, "
+            "The distance between the probability that a model gives and the fraction of positives, in ten bins, "
             "weighted by how many probabilities a bin holds: 0 is best. Resampling adds to it, so it has no interval. "
             "A zero-shot model has seen no labels, so its probabilities need not be right as they come."
         )
@@ -363,23 +382,49 @@ def _calibration(result: dict, figures: dict[str, Path]) -> list:
 def _localisation(result: dict) -> list:
     models = _models(result)
     blocks: list = []
-    keys = ("pointing_game", "chance", "cnr", "miou", "iou")
+    titles = {m.name: m.title for m in group(LOCALISATION)}
     for name, metrics in models.items():
         part, intervals = metrics.get("localisation", {}), metrics.get("localisation_intervals", {})
         findings = list(part.get("pointing_game", {}))
         columns = {
-            MEASURES[key]: [_estimate(_at(intervals, key, f) or _at(part, key, f)) for f in findings] for key in keys
+            title: [_estimate(_at(intervals, key, f) or _at(part, key, f)) for f in findings]
+            for key, title in titles.items()
         }
         caption = f"{name}: maps of whole sentences over the pixels, by finding"
         if part.get("num_outside"):
-            caption += f"; {part['num_outside']:,} places lie outside what the model sees and are left out"
+            caption += (
+                f"; {part['num_outside']:,} ground-truth regions lie outside what the model sees and are skipped"
+            )
         blocks += _table(caption, "finding", findings, columns)
         if part.get("num_outside") and not findings:
             blocks.append(
-                Paragraph(f"{name}: all {part['num_outside']:,} places lie outside what it sees.", "warning")
+                Paragraph(
+                    f"{name}: all {part['num_outside']:,} ground-truth regions lie outside what it sees.", "warning"
+                )
             )
-    titles = {key: MEASURES[key] for key in keys}
-    everything = {name: (metrics, _estimate) for name, metrics in models.items()}
+    blocks += _map_kinds(result)
+    for name, metrics in models.items():
+        tokens = metrics.get("localisation_tokens", [])
+        columns = {"maps": [_count(token["num_maps"]) for token in tokens]}
+        columns |= {m.title: [_estimate(token.get(m.name)) for token in tokens] for m in shown_in(TOKENS)}
+        caption = f"{name}: maps of single tokens over the pixels, the most frequent ones"
+        blocks += _table(caption, "token", [token["token"] for token in tokens], columns)
+    if blocks:
+        items = _definitions(group(LOCALISATION)) | {
+            "Smoothing": _smoothing(result["settings"]),
+            "Single tokens": "each token of a phrase alone, small words included, punctuation not, against the region "
+            "of the whole phrase; the mean over a phrase's tokens counts as one map.",
+            "Maps by patch": "the patches as they are; those belong to a region of which it covers at least one half, "
+            "or, if there is none, the one of which it covers most.",
+        }
+        blocks.insert(0, Definitions(items))
+    return blocks
+
+
+def _map_kinds(result: dict) -> list:
+    """Every kind of map that was measured, of models and differences."""
+    titles, blocks = {m.name: m.title for m in group(LOCALISATION)}, []
+    everything = {name: (metrics, _estimate) for name, metrics in _models(result).items()}
     everything |= {name: (part, _difference) for name, part in _differences(result).items()}
     for name, (part, cell) in everything.items():
         maps = part.get("localisation_maps", [])
@@ -391,30 +436,11 @@ def _localisation(result: dict) -> list:
         blocks += _table(caption, "map of", [_map_name(entry) for entry in maps], columns)
         apart = [f"{_map_name(entry)}: {entry['incomparable']}" for entry in maps if "incomparable" in entry]
         blocks += [Paragraph(f"No interval and no p. {text}", "warning") for text in apart]
-    for name, metrics in models.items():
-        tokens = metrics.get("localisation_tokens", [])
-        columns = {"maps": [_count(token["num_maps"]) for token in tokens]}
-        columns |= {title: [_estimate(token.get(key)) for token in tokens] for key, title in titles.items()}
-        caption = f"{name}: maps of single tokens over the pixels, the most frequent ones"
-        blocks += _table(caption, "token", [token["token"] for token in tokens], columns)
-    if blocks:
-        items = {
-            "Pointing game": "share of the maps whose largest value lies inside the place; chance is the mean share "
-            "of the picture that lies inside, what a random map would reach.",
-            "CNR": "contrast-to-noise ratio, (mean inside - mean outside) / sqrt(variance inside + variance outside); "
-            "negative where a map points away.",
-            "mIoU": "intersection over union of the place and the pixels whose cosine (or difference of cosines) is "
-            "at least 0.1, 0.2, 0.3, 0.4 and 0.5, mean of the five, as BioViL's authors have it.",
-            "Smoothing": _smoothing(result["settings"]),
-            "IoU": "the same for the map scaled to [0, 1] by its own extremes, at the one threshold that is best for "
-            "all maps of the finding together. It is chosen on the maps that it is judged by, which flatters it.",
-            "Single tokens": "each token of a phrase alone, small words included, punctuation not, against the place "
-            "of the whole phrase; the mean over a phrase's tokens counts as one map.",
-            "Maps by patch": "the patches as they are; those belong to a place of which it covers at least one half, "
-            "or, if there is none, the one of which it covers most.",
-        }
-        blocks.insert(0, Definitions(items))
     return blocks
+
+
+def _definitions(measures: list[Measure]) -> dict[str, str]:
+    return {m.term + (f" ({m.unit})" if m.unit else ""): m.definition for m in measures}
 
 
 def _smoothing(settings: dict) -> str:
@@ -442,16 +468,7 @@ def _sparsity(result: dict, figures: dict[str, Path]) -> list:
     models = _models(result)
     blocks: list = []
     if any("sparsity" in metrics for metrics in models.values()):
-        items = {
-            "Token entropy": "of the softmax over the patches of a token's cosines, in nats. The softmax is of bare "
-            "cosines, so the value stays close to the largest possible one, log of the number of patches: look at "
-            "differences, and only between models with as many patches and the same tokens.",
-            "Patch entropy": "likewise, of the softmax over the tokens of a patch's cosines.",
-            "Effective patches": "exp(token entropy): a uniform distribution over so many patches has that entropy.",
-            "Gini coefficient": "of a token's cosines, shifted so that the smallest is 0: 0 if all patches are alike, "
-            "near 1 if one patch holds all.",
-            "Peak": "a token's largest cosine, mean over the tokens.",
-        }
+        items = _definitions(group(SPARSITY))
         blocks.append(Definitions(items))
     blocks += _warnings(models)
     alt = f"Cosines of the patches to the text of their image by rank, mean and standard deviation: {_listed(models)}."
@@ -459,36 +476,31 @@ def _sparsity(result: dict, figures: dict[str, Path]) -> list:
         "Cosines of the patches to the whole text of their own image, sorted within each image: a sparse map falls"
     )
     blocks += _figure(figures, "patch_similarity", alt, f"{caption} steeply")
-    keys = ("token_entropy", "patch_entropy", "effective_patches", "gini", "negative_share", "peak")
-    titles = {key: MEASURES[key] for key in keys}
-    for which, how in {"without_padding": "padding left out", "with_padding": "padding counted"}.items():
-        of = lambda part, which=which: _at(part, "sparsity", which) or {}  # noqa: E731
-        blocks += _beside(result, f"Sparsity of the maps, {how}", titles, of)
-    titles = {
-        "max_token_entropy": "token entropy, largest possible",
-        "max_patch_entropy": "patch entropy, largest possible",
-        "top10_share": "share of the similarity in the top 10% of the patches",
-        "peak_spread": "spread of the peak's place over the images (0 to 1)",
-        "loss": "loss",
-        "contrastive_loss": "contrastive loss",
-    }
+    titles = {m.name: m.title for m in group(SPARSITY)}
+    for key, padding in {"without_padding": "padding ignored", "with_padding": "padding counted"}.items():
+        caption = f"Sparsity of the maps, {padding}"
+        blocks += _beside(result, caption, titles, lambda part, key=key: _at(part, "sparsity", key) or {})
+    titles = {m.name: m.title for m in group(WHOLE_SET)}
     return blocks + _beside(result, "Limits, spread and losses", titles, lambda part: part)
 
 
 def _retrieval(result: dict) -> list:
     blocks = []
-    titles = {f"r@{k}": f"among the first {k}" for k in (1, 5, 10)}
+    titles = {m.name: m.title for m in group(RETRIEVAL)}
     for way, name in {"image_to_text": "Image to text", "text_to_image": "Text to image"}.items():
-        of = lambda part, way=way: _at(part, "retrieval_intervals", way) or _at(part, "retrieval", way) or {}  # noqa: E731
-        caption = f"{name}: share of the queries whose own partner is found; equal texts count as one"
-        blocks += _beside(result, caption, titles, of)
+        caption = f"{name}: fraction of the queries whose own partner is found; equal texts count as one"
+        blocks += _beside(
+            result,
+            caption,
+            titles,
+            lambda part, way=way: _at(part, "retrieval_intervals", way) or _at(part, "retrieval", way) or {},
+        )
     return blocks
 
 
 def _maps(result: dict, figures: dict[str, Path]) -> list:
-    alt = (
-        f"Radiographs with the true places outlined, and the similarity maps of {_listed(_models(result))} over them."
-    )
+    models = _listed(_models(result))
+    alt = f"Radiographs with the ground-truth regions outlined, and the similarity maps of {models} over them."
     caption = (
         "For each finding the first image that shows it and few others. Each map is scaled to its own extremes, which "
         "stand below it: compare these before you compare colours"
@@ -558,12 +570,14 @@ def _differences(result: dict) -> dict[str, dict]:
     return {f"{name} minus {result['name']}": other.get("difference", {}) for name, other in compared}
 
 
-def _beside(result: dict, caption: str, titles: dict[str, str], of) -> list[Table]:
-    """One row a quantity, one column a model and a difference; `of` finds the quantities in either."""
-    models = {name: of(metrics) for name, metrics in _models(result).items()}
+def _beside(result: dict, caption: str, titles: dict[str, str], select: Callable[[dict], dict]) -> list[Table]:
+    """One row per quantity, one column per model and difference; `select` finds the quantities in either."""
+    models = {name: select(metrics) for name, metrics in _models(result).items()}
     keys = [key for key in titles if any(part.get(key) is not None for part in models.values())]
     columns = {name: [_estimate(part.get(key)) for key in keys] for name, part in models.items()}
-    columns |= {name: [_difference(of(part).get(key)) for key in keys] for name, part in _differences(result).items()}
+    columns |= {
+        name: [_difference(select(part).get(key)) for key in keys] for name, part in _differences(result).items()
+    }
     return _table(caption, "", [titles[key] for key in keys], columns)
 
 

@@ -24,14 +24,15 @@ from datasets import Dataset
 
 from ..data import load_pairs
 from ..data.rejected import collect_rejected, write_rejected
+from ..files import locked_folder
 from ..loading import load_model
 from .evidence import Evidence, compare, gather_evidence, subject_names
-from .figures import plot_patch_similarity, plot_reliability, plot_roc, plot_similarity_maps
+from .figures import DRAWN, is_drawn, plot_patch_similarity, plot_reliability, plot_roc, plot_similarity_maps
 from .prompts import has_prompts, load_no_finding, load_prompts
 from .protocols import PROTOCOLS
 from .report import UNITS, write_report
+from .scored import Scored, cache_format
 from .scoring import (
-    PART_FORMAT,
     data_fingerprint,
     has_texts,
     model_fingerprint,
@@ -93,6 +94,25 @@ class Member(NamedTuple):
     """Of "data" and "validation"."""
 
 
+@dataclass
+class Inputs:
+    """All that models are evaluated on, loaded and checked."""
+
+    sets: dict[str, Dataset]
+    """Of "data" and, if there is one, "validation"."""
+    notes: dict[str, list[str]]
+    """What the loaders of the sets have warned of."""
+    prompts: dict[str, dict[str, list[str]]]
+    source: str | None
+    """Of the prompts: a data set's name or a file; None without prompts."""
+    models: dict[str, dict[str, str]]
+    """By name of a model, the folders of its members by theirs."""
+
+    @property
+    def findings(self) -> list[str]:
+        return list(self.prompts)
+
+
 def run_evaluation(config: EvaluationConfig) -> dict | None:
     """
     Evaluate, print the tables and write metrics.json, the report and the figures.
@@ -104,14 +124,43 @@ def run_evaluation(config: EvaluationConfig) -> dict | None:
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=2))
     device = _device(config, state)
     _check_output(config)
+    inputs = load_inputs(config, state)
+    tables = {name: table_fingerprint(dataset) for name, dataset in inputs.sets.items()}
+    scored = {
+        name: {member: _score(path, inputs, tables, config, device, state) for member, path in members.items()}
+        for name, members in inputs.models.items()
+    }
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return None
+    evidence = {name: _evidence(members, inputs, config) for name, members in scored.items()}
+    result = _result(config, inputs, scored, evidence, device, state)
+    check_finite(result)
+    with locked_folder(config.output_dir, timeout=600), _replacing(config.output_dir) as folder:
+        _draw(config, inputs, evidence, folder / "figures")
+        write_report(result, folder / "figures", folder)
+        (folder / METRICS_FILE).write_text(json.dumps(result, indent=2, allow_nan=False))
+    print(metrics_tables(result))
+    if "labels" in inputs.sets["data"].features and not inputs.prompts:
+        print("\nThere are no sentences for its labels, so no AUROC: give --prompts FILE.")
+    print(f"\nreport.html, report.md, metrics.json and figures/ are in {config.output_dir}")
+    return result
+
+
+def load_inputs(config: EvaluationConfig, state: PartialState) -> Inputs:
+    """
+    Load the data sets and the prompts; rows that were skipped are listed in the output folder.
+
+    Raises:
+        ValueError: for a model that is not there, and for data, prompts and models that do not go together.
+    """
     models = {name: member_folders(path) for name, path in zip(model_names(config.models), config.models)}
     choices = {"data": config.data} | ({"validation": config.validation} if config.validation else {})
-    sets, notes = {}, {}
     with collect_rejected() as rejected:
-        for name, choice in choices.items():
-            sets[name], notes[name] = _load(choice)
+        loaded = {name: _load(choice) for name, choice in choices.items()}
     if state.is_main_process:
         write_rejected(config.output_dir, rejected)
+    sets = {name: dataset for name, (dataset, _) in loaded.items()}
     prompts, source = _prompts(config, sets["data"])
     for name, dataset in sets.items():
         try:
@@ -127,32 +176,32 @@ def run_evaluation(config: EvaluationConfig) -> dict | None:
         )
     if config.validation and not prompts:
         raise ValueError(f"--validation_split: {config.data.dataset} has no sentences for scores: give --prompts.")
-    tables = {name: table_fingerprint(dataset) for name, dataset in sets.items()}
-    scored = {
-        name: {
-            member: _score(path, sets, tables, prompts, source, config, device, state)
-            for member, path in members.items()
-        }
-        for name, members in models.items()
-    }
-    state.wait_for_everyone()
-    if not state.is_main_process:
-        return None
+    return Inputs(sets, {name: notes for name, (_, notes) in loaded.items()}, prompts, source, models)
 
-    evidence = {name: _evidence(members, sets, prompts, config) for name, members in scored.items()}
-    first, *others = models
-    rows = evidence[first].details["rows"]
+
+def _result(
+    config: EvaluationConfig,
+    inputs: Inputs,
+    scored: dict[str, dict[str, Member]],
+    evidence: dict[str, Evidence],
+    device: torch.device,
+    state: PartialState,
+) -> dict:
+    """What metrics.json holds."""
+    first, *others = inputs.models
+    main, data = evidence[first], inputs.sets["data"]
+    unreadable = main.metrics.get("unreadable", [])
     result = {
         "model": config.models[0],
         "name": first,
         **config.data._asdict(),
         "labels": {"uncertain": config.uncertain, "blank": config.blank},
         "protocol": {"name": config.protocol, "score": PROTOCOLS[config.protocol].description},
-        "prompts": {"source": source or "", "findings": prompts},
-        "counts": how_many(sets["data"], rows, list(prompts), evidence[first].metrics.get("unreadable", [])),
-        "notes": notes["data"],
+        "prompts": {"source": inputs.source or "", "findings": inputs.prompts},
+        "counts": count_data(data, main.details["rows"], inputs.findings, unreadable),
+        "notes": inputs.notes["data"],
         "fingerprints": {
-            "data": data_fingerprint(sets["data"], evidence[first].scored),
+            "data": data_fingerprint(data, main.scored.images),
             "models": {
                 f"{name}/{member}" if len(members) > 1 else name: one.fingerprint
                 for name, members in scored.items()
@@ -166,39 +215,38 @@ def run_evaluation(config: EvaluationConfig) -> dict | None:
             "processes": state.num_processes,
             **{"resamples": config.resamples, "seed": SEED, "confidence": CONFIDENCE},
         },
-        "metrics": evidence[first].metrics,
+        "metrics": main.metrics,
         "compared": {
             name: {
                 "model": path,
                 "metrics": evidence[name].metrics,
-                "difference": compare(evidence[name], evidence[first]),
+                "difference": compare(evidence[name], main),
             }
             for name, path in zip(others, config.models[1:])
         },
     }
-    if config.validation:
-        validation = evidence[first].validation
-        shared = set(evidence[first].scored["digests"].tolist()) & set(validation["digests"].tolist())
-        if shared:
-            raise ValueError(
-                f"{len(shared)} pictures of {config.data.dataset}, {config.data.split}, are also in the validation "
-                f"set {config.validation.dataset}, {config.validation.split}: thresholds must be chosen on others."
-            )
-        result["validation"] = config.validation._asdict() | {
-            "num_images": len(validation["rows"]),
-            "fingerprint": data_fingerprint(sets["validation"], validation),
-            "notes": notes["validation"],
-        }
-    check_finite(result)
-    with _replacing(config.output_dir) as folder:
-        _draw(config, folder / "figures", sets["data"].select(rows), list(prompts), source, evidence, models)
-        write_report(result, folder / "figures", folder)
-        (folder / METRICS_FILE).write_text(json.dumps(result, indent=2, allow_nan=False))
-    print(metrics_tables(result))
-    if "labels" in sets["data"].features and not prompts:
-        print("\nThere are no sentences for its labels, so no AUROC: give --prompts FILE.")
-    print(f"\nreport.html, report.md, metrics.json and figures/ are in {config.output_dir}")
-    return result
+    return result | ({"validation": _validation_part(config, inputs, main)} if config.validation else {})
+
+
+def _validation_part(config: EvaluationConfig, inputs: Inputs, main: Evidence) -> dict:
+    """
+    What metrics.json holds of the validation set.
+
+    Raises:
+        ValueError: if a picture is in both sets.
+    """
+    images = main.validation.images
+    shared = set(main.scored.images.digests.tolist()) & set(images.digests.tolist())
+    if shared:
+        raise ValueError(
+            f"{len(shared)} pictures of {config.data.dataset}, {config.data.split}, are also in the validation "
+            f"set {config.validation.dataset}, {config.validation.split}: thresholds must be chosen on others."
+        )
+    return config.validation._asdict() | {
+        "num_images": len(images.rows),
+        "fingerprint": data_fingerprint(inputs.sets["validation"], images),
+        "notes": inputs.notes["validation"],
+    }
 
 
 def check_finite(result, place: str = "") -> None:
@@ -232,12 +280,12 @@ def _device(config: EvaluationConfig, state: PartialState) -> torch.device:
 def _check_output(config: EvaluationConfig) -> None:
     """Raise ValueError if the results would take the place of a training run's."""
     path = config.output_dir / METRICS_FILE
-    if path.is_file() and _told(path) == "":
+    if path.is_file() and _described(path) == "":
         raise ValueError(f"{path} is not of an evaluation, but perhaps of a training run: name another --output_dir.")
 
 
-def _told(path: Path) -> str | None:
-    """What the results of an evaluation are about; empty if the file is of something else, None if it is none."""
+def _described(path: Path) -> str | None:
+    """What the results of an evaluation are of; empty if the file is of something else, None if it cannot be read."""
     try:
         result = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):  # not there, or not written to its end
@@ -268,8 +316,8 @@ def _replacing(output_dir: Path) -> Iterator[Path]:
     try:
         (temporary / "figures").mkdir(parents=True)
         yield temporary
-        earlier = _told(output_dir / METRICS_FILE)
-        if earlier not in (None, _told(temporary / METRICS_FILE)):
+        earlier = _described(output_dir / METRICS_FILE)
+        if earlier not in (None, _described(temporary / METRICS_FILE)):
             aside = next(path for i in count(1) if not (path := output_dir / f"earlier-{i}").exists())
             _move(output_dir, aside)
             print(f"The earlier results in {output_dir}, of {earlier}, are now in {aside}.\n")
@@ -285,7 +333,7 @@ def _replacing(output_dir: Path) -> Iterator[Path]:
 def _move(old: Path, new: Path) -> None:
     """The results from one folder to another, and nothing else."""
     (new / "figures").mkdir(parents=True, exist_ok=True)
-    for name in (*(f"figures/{each}.png" for each in FIGURES), "report.html", "report.md", METRICS_FILE):
+    for name in (*(f"figures/{figure}.png" for figure in FIGURES), "report.html", "report.md", METRICS_FILE):
         if (old / name).is_file():
             (old / name).replace(new / name)
 
@@ -298,7 +346,7 @@ def _check_apart(config: EvaluationConfig, sets: dict[str, Dataset]) -> None:
     # Without an id column, own pairs are numbered by the loader: equal numbers are not the same picture.
     numbered = data.dataset == "pairs" and not data.options.get("id_column")
     for column in ("subject_id",) if numbered else ("subject_id", "image_id"):
-        known = [{each for each in dataset[column][:] if each is not None} for dataset in sets.values()]
+        known = [set(dataset[column][:]) - {None} for dataset in sets.values()]
         shared = known[0] & known[1]
         if shared:
             raise ValueError(
@@ -314,7 +362,7 @@ def model_names(paths: list[str]) -> list[str]:
     """Short names, no two alike: the last parts of the paths, as many as tell them apart."""
     parts = [[part for part in Path(path).parts if part not in ("/", "")] or [path] for path in paths]
     for number in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(each[-number:]) for each in parts]
+        names = ["/".join(path_parts[-number:]) for path_parts in parts]
         if len(set(names)) == len(set(map(tuple, parts))):
             break
     seen: Counter = Counter()
@@ -334,14 +382,13 @@ def _prompts(config: EvaluationConfig, dataset: Dataset) -> tuple[dict, str | No
 
 def _score(
     path: str,
-    sets: dict[str, Dataset],
+    inputs: Inputs,
     tables: dict[str, str],
-    prompts: dict,
-    source: str | None,
     config: EvaluationConfig,
     device: torch.device,
     state: PartialState,
 ) -> Member:
+    """Score this process's images of each set with one model; `tables`: fingerprints of the sets."""
     model, processor = load_model(path)
     try:
         temperature = temperature_of(model)  # before any image is scored
@@ -349,20 +396,11 @@ def _score(
         raise ValueError(f"{path}: {error}") from error
     model.to(device)
     fingerprint, caches = model_fingerprint(model, processor), {}
-    for name, dataset in sets.items():
-        no_finding = load_no_finding(source) if name == "data" else []
-        # Everything that the numbers of an image depend on.
-        key = {
-            "format": PART_FORMAT,
-            "model": fingerprint,
-            "data": tables[name],
-            "prompts": prompts,
-            "no_finding": no_finding,
-            **{"batch_size": config.batch_size, "dtype": config.dtype, "device": model.device.type},
-            **{package: version(package) for package in ("torch", "transformers", "pillow")},
-        }
-        if config.smooth_maps and name == "data":  # without it the key is what it was before there was the option
-            key["smooth_maps"] = config.smooth_maps
+    for name, dataset in inputs.sets.items():
+        is_test = name == "data"  # of the validation set nothing but scores is needed
+        no_finding = load_no_finding(inputs.source) if is_test else []
+        smoothing = config.smooth_maps if is_test else 0.0
+        key = _cache_key(config, fingerprint, tables[name], inputs.prompts, no_finding, smoothing, device)
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         caches[name] = config.output_dir / "cache" / digest[:20]
         if state.is_main_process:
@@ -372,12 +410,12 @@ def _score(
             model,
             processor,
             dataset,
-            prompts,
+            inputs.prompts,
             no_finding,
             batch_size=config.batch_size,
-            localisation=name == "data",
-            thorough=name == "data",
-            smoothing=config.smooth_maps if name == "data" else 0.0,
+            localisation=is_test,
+            thorough=is_test,
+            smoothing=smoothing,
             dtype=config.dtype,
             num_workers=config.num_workers,
             progress=state.is_main_process,
@@ -387,30 +425,48 @@ def _score(
     return Member(fingerprint, temperature, caches)
 
 
-def _evidence(
-    members: dict[str, Member], sets: dict[str, Dataset], prompts: dict, config: EvaluationConfig
-) -> Evidence:
-    results: dict[str, dict[str, tuple]] = {name: {} for name in sets}
-    for name, dataset in sets.items():
+def _cache_key(
+    config: EvaluationConfig,
+    model: str,
+    table: str,
+    prompts: dict,
+    no_finding: list[str],
+    smoothing: float,
+    device: torch.device,
+) -> dict:
+    """Everything that the numbers of an image depend on."""
+    return {
+        "format": cache_format(),
+        "model": model,
+        "data": table,
+        "prompts": prompts,
+        "no_finding": no_finding,
+        "smooth_maps": smoothing,
+        **{"batch_size": config.batch_size, "dtype": config.dtype, "device": device.type},
+        **{package: version(package) for package in ("torch", "transformers", "pillow")},
+    }
+
+
+def _evidence(members: dict[str, Member], inputs: Inputs, config: EvaluationConfig) -> Evidence:
+    """Of a model, or of an ensemble's mean scores."""
+    combined = {}
+    for name, dataset in inputs.sets.items():
+        results, images = {}, None
         for member, one in members.items():
             scored = read_parts(one.caches[name], dataset, config.batch_size)
             metrics, details = summarise(
-                scored, dataset, list(prompts), config.protocol, one.temperature, config.uncertain, config.blank
+                scored, dataset, inputs.findings, config.protocol, one.temperature, config.uncertain, config.blank
             )
-            results[name][member] = metrics, details, scored
-    combined = {}
-    for name, by_member in results.items():
-        if len(by_member) == 1:
-            combined[name] = next(iter(by_member.values()))
+            results[member] = metrics, details
+            images = images or scored.images
+        if len(members) == 1:
+            combined[name] = metrics, details, scored
         else:
-            pairs = {member: (metrics, details) for member, (metrics, details, _) in by_member.items()}
-            scored = next(iter(by_member.values()))[2]
-            shared = {key: scored[key] for key in ("rows", "digests")}
-            combined[name] = (*combine_members(pairs), shared)
-    return gather_evidence(combined, sets, config.resamples, SEED, CONFIDENCE)
+            combined[name] = (*combine_members(results), Scored(images))
+    return gather_evidence(combined, inputs.sets, config.resamples, SEED, CONFIDENCE)
 
 
-def how_many(dataset: Dataset, rows: np.ndarray, findings: list[str], unreadable: list[str]) -> dict:
+def count_data(dataset: Dataset, rows: np.ndarray, findings: list[str], unreadable: list[str]) -> dict:
     """How much there is of everything, among the rows that were read."""
     names = [name for name in dataset.column_names if name not in ("image", "regions", "reads")]
     table = dataset.select_columns(names).select(rows)[:]
@@ -430,49 +486,47 @@ def how_many(dataset: Dataset, rows: np.ndarray, findings: list[str], unreadable
         }
     if "regions" in dataset.features:
         regions = dataset.select_columns("regions").with_format("arrow").select(rows)[:]["regions"]
-        counts["regions"] = sum(len(each) for each in regions.to_pylist() if each)
+        counts["regions"] = sum(len(cell) for cell in regions.to_pylist() if cell)
     if has_texts(dataset):
         counts["texts"] = len(set(table["text"]))
     return counts
 
 
-def _draw(
-    config: EvaluationConfig,
-    folder: Path,
-    dataset: Dataset,
-    findings: list[str],
-    source: str | None,
-    evidence: dict[str, Evidence],
-    models: dict[str, dict[str, str]],
-) -> None:
-    """The figures that there is something for; `dataset`: the rows that were read."""
-    drawn = "\n(drawings made by code, of no clinical meaning)" if "drawn" in dataset.info.description else ""
-    if findings:
-        first = next(iter(evidence.values()))
-        for unit in first.units:
-            curves = {name: each.units[unit]._asdict() for name, each in evidence.items()}
-            readers = first.reader_points if unit == first.reader_unit else None
-            caption = f"Zero-shot classification {UNITS[unit]}{drawn}"
-            plot_roc(curves, findings, folder / f"roc_{unit}.png", caption, readers)
-        parts = {
-            name: {
-                "probabilities": each.units["image"].probabilities,
-                "calibrated": each.calibrated.get("image"),
-                "labels": each.units["image"].labels,
-            }
-            for name, each in evidence.items()
-        }
-        plot_reliability(parts, findings, folder / "reliability.png", f"Calibration by image{drawn}")
-    ranked = {name: each.details for name, each in evidence.items() if "rank_similarity" in each.details}
+def _draw(config: EvaluationConfig, inputs: Inputs, evidence: dict[str, Evidence], folder: Path) -> None:
+    """The figures that there is something for."""
+    first = next(iter(evidence.values()))
+    dataset = inputs.sets["data"].select(first.details["rows"])  # the images that were read
+    if inputs.findings:
+        _draw_classification(inputs.findings, evidence, folder, drawn=is_drawn(dataset))
+    ranked = {name: one.details for name, one in evidence.items() if "rank_similarity" in one.details}
     if ranked:
         plot_patch_similarity(ranked, dataset, folder / "patch_similarity.png")
     if "regions" in dataset.features and config.examples:
         # Of an ensemble the first member: only scores have a mean.
-        first = {name: next(iter(of.items())) for name, of in models.items()}
+        members = {name: next(iter(folders.items())) for name, folders in inputs.models.items()}
         shown = {
-            f"{name}/{member}" if len(models[name]) > 1 else name: load_model(path)
-            for name, (member, path) in first.items()
+            f"{name}/{member}" if len(inputs.models[name]) > 1 else name: load_model(path)
+            for name, (member, path) in members.items()
         }
-        chosen = (findings or list(dataset.features["labels"]))[: config.examples]
-        path = folder / "similarity_maps.png"
-        plot_similarity_maps(shown, dataset, path, chosen, load_no_finding(source), config.smooth_maps)
+        chosen = (inputs.findings or list(dataset.features["labels"]))[: config.examples]
+        path, no_finding = folder / "similarity_maps.png", load_no_finding(inputs.source)
+        plot_similarity_maps(shown, dataset, path, chosen, no_finding, config.smooth_maps)
+
+
+def _draw_classification(findings: list[str], evidence: dict[str, Evidence], folder: Path, drawn: bool) -> None:
+    note = DRAWN if drawn else ""
+    first = next(iter(evidence.values()))
+    for unit in first.units:
+        curves = {name: one.units[unit]._asdict() for name, one in evidence.items()}
+        readers = first.reader_points if unit == first.reader_unit else None
+        caption = f"Zero-shot classification {UNITS[unit]}{note}"
+        plot_roc(curves, findings, folder / f"roc_{unit}.png", caption, readers)
+    parts = {
+        name: {
+            "probabilities": one.units["image"].probabilities,
+            "calibrated": one.calibrated.get("image"),
+            "labels": one.units["image"].labels,
+        }
+        for name, one in evidence.items()
+    }
+    plot_reliability(parts, findings, folder / "reliability.png", f"Calibration by image{note}")

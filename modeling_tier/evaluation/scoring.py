@@ -7,13 +7,10 @@ several, at once or after an interruption, the numbers are the same.
 """
 
 import hashlib
-import io
 import json
 import math
 import os
-import zipfile
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,22 +21,21 @@ from tqdm.auto import tqdm
 
 from ..data.pictures import read_picture, undecoded
 from ..entropy_tier import l2_normalize
-from ..files import replaced_file
-from ..modeling_tier import TierModel
+from ..modeling_tier import TierModel, TierOutput
 from ..processing_tier import TierProcessor
 from .localisation import Probe, ground
+from .scored import ImageScores, PairScores, Scored, join
 from .sparsity import sparsity
 
 
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-PART_FORMAT = 1  # of the cache; another one when the numbers of a part, or how they come about, change
-_MOST_PARTS = 1024
-_MOST_UNREADABLE = 0.01
+MAX_PARTS = 1024
+MAX_UNREADABLE = 0.01
 
 
 class Probes:
-    """The texts that images are laid against, each embedded once."""
+    """The texts that images are compared with, embedded once."""
 
     def __init__(
         self,
@@ -75,7 +71,7 @@ class Probes:
                 tokens = self.model.text_projection(outputs.last_hidden_state)[0, : ids.shape[1]].float()
             # An unknown word is a word: not all_special_ids.
             special = [getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "cls", "sep", "pad")]
-            special = torch.tensor([each for each in special if each is not None], device=ids.device)
+            special = torch.tensor([token for token in special if token is not None], device=ids.device)
             counts = ~torch.isin(ids[0], special)
             names = tokenizer.convert_ids_to_tokens(ids[0].tolist())
             # Nor does a full stop describe anything.
@@ -118,18 +114,22 @@ class Batches(torch.utils.data.Dataset):
                 digests.append(_content_digest(cell))
             except ValueError as error:
                 unreadable[start + k] = str(error)
-        pick = lambda name: [rows[name][k] for k in pictures]  # noqa: E731
+
+        def readable(name: str) -> list:
+            return [rows[name][k] for k in pictures]
+
         batch = {
             "rows": [start + k for k in pictures],
             "digests": digests,
-            "image_ids": pick("image_id"),
+            "image_ids": readable("image_id"),
             "sizes": [picture.size for picture in pictures.values()],
-            "regions": pick("regions") if "regions" in rows else None,
+            "regions": readable("regions") if "regions" in rows else None,
             "unreadable": unreadable,
+            "with_text": self.with_text,
         }
         if pictures:
             # Where there are no texts, one empty text: the model asks for one.
-            text = pick("text") if self.with_text else [""]
+            text = readable("text") if self.with_text else [""]
             batch["inputs"] = dict(self.processor(images=list(pictures.values()), text=text))
         return batch
 
@@ -149,7 +149,7 @@ def score(
     progress: bool = True,
     cache: Path | None = None,
     process: tuple[int, int] = (0, 1),
-) -> list[dict[str, np.ndarray]]:
+) -> list[Scored]:
     """
     Score the parts of a data set that belong to this process.
 
@@ -171,20 +171,18 @@ def score(
         process: number of this process, and how many there are.
 
     Returns:
-        without a cache the parts, in order, for [`join_parts`]; with one nothing: [`read_parts`] reads it.
+        without a cache the parts, in order, for [`join`]; with one nothing: [`read_parts`] reads it.
 
     Raises:
         ValueError: if more than 1% of the images cannot be read, or the model gives NaN (with the image's id).
     """
-    with_text = has_texts(dataset)
-    batches = Batches(dataset, processor, batch_size, with_text)
+    batches = Batches(dataset, processor, batch_size, has_texts(dataset))
     parts = _parts(len(batches))
     mine = list(range(len(parts)))[process[0] :: process[1]]
     if cache is not None:
-        mine = [number for number in mine if not _is_whole(_part_file(cache, number))]
+        mine = [i for i in mine if not _is_complete(_part_file(cache, i), _rows_of(parts[i], batch_size, dataset))]
     if not mine:
         return []
-    todo = [i for number in mine for i in parts[number]]
     training, device = model.training, model.device
     model.eval()
     autocast = torch.autocast(device.type, dtype=DTYPES[dtype], enabled=DTYPES[dtype] is not None)
@@ -192,32 +190,38 @@ def score(
     try:
         with torch.inference_mode():
             probes = Probes(model, processor, prompts, list(no_finding), autocast)
-            loader = DataLoader(
-                torch.utils.data.Subset(batches, todo),
-                batch_size=None,
-                num_workers=num_workers,
-                generator=torch.Generator(),  # the workers' seeds must not take from the model's random numbers
-            )
-            loaded = iter(tqdm(loader, desc="evaluating", disable=not progress, leave=False))
+            loaded = _loaded(batches, [i for number in mine for i in parts[number]], num_workers, progress)
             for number in mine:
                 scored = []
                 for _ in parts[number]:
                     batch = next(loaded)
                     unreadable += len(batch["unreadable"])
                     _check_unreadable(list(batch["unreadable"].values()), unreadable, len(dataset))
-                    scored.append(
-                        score_batch(
-                            model, processor, batch, probes, with_text, localisation, thorough, device, smoothing
-                        )
-                    )
-                part = join_parts(scored)
+                    scored.append(score_batch(model, processor, batch, probes, localisation, thorough, smoothing))
+                part = join(scored)
                 if cache is None:
                     results.append(part)
                 else:
-                    _write_part(_part_file(cache, number), part)
+                    part.save(_part_file(cache, number))
     finally:
         model.train(training)
     return results
+
+
+def _loaded(batches: Batches, numbers: list[int], num_workers: int, progress: bool) -> Iterator[dict]:
+    """The batches of these numbers, in order."""
+    loader = DataLoader(
+        torch.utils.data.Subset(batches, numbers),
+        batch_size=None,
+        num_workers=num_workers,
+        generator=torch.Generator(),  # the workers' seeds must not take from the model's random numbers
+    )
+    return iter(tqdm(loader, desc="evaluating", disable=not progress, leave=False))
+
+
+def _rows_of(batch_numbers: range, batch_size: int, dataset: Dataset) -> range:
+    """The rows of consecutive batches."""
+    return range(batch_numbers.start * batch_size, min(batch_numbers.stop * batch_size, len(dataset)))
 
 
 def score_batch(
@@ -225,122 +229,111 @@ def score_batch(
     processor: TierProcessor,
     batch: dict,
     probes: Probes,
-    with_text: bool,
     localisation: bool,
     thorough: bool,
-    device: torch.device,
     smoothing: float = 0.0,
-) -> dict[str, np.ndarray]:
-    """
-    The numbers of one batch's images.
-
-    Returns:
-        arrays with one row an image: `rows` (its place in the data set), `digests` (of its file), `image_embeds` (D,),
-        `positive` and `negative` (F,) cosines, `peaks` (F,) patches that the positive sentences fit best; with texts
-        `text_embeds` (D,), `loss` and `contrastive_loss` of its batch, `rank_similarity` (P,) of the patches to its
-        own text from the largest to the smallest, what [`sparsity`] gives as `sparsity/NAME` and, where `thorough`,
-        `padded/NAME` with the positions of padding counted, up to the longest text of the batch, and
-        `max_patch_entropy`; with one row a map those of [`ground`] as `map/NAME`, with `map/row`; `unreadable`
-        (reasons), `unreadable_rows` and `num_outside`, which stand for themselves.
-    """
-    scored: dict[str, np.ndarray] = {
-        "unreadable": np.array(list(batch["unreadable"].values()), dtype=str),
-        "unreadable_rows": np.array(list(batch["unreadable"]), dtype=np.int64),
-    }
-    localisation = localisation and batch["regions"] is not None
-    if localisation:
-        scored["num_outside"] = np.zeros(1, dtype=np.int64)
+) -> Scored:
+    """The numbers of one batch's images."""
+    with_text = batch["with_text"]
+    scored = Scored(
+        unreadable=np.array(list(batch["unreadable"].values()), dtype=str),
+        unreadable_rows=np.array(list(batch["unreadable"]), dtype=np.int64),
+    )
     if not batch["rows"]:
         return scored
-    inputs = {name: tensor.to(device) for name, tensor in batch["inputs"].items()}
+    inputs = {name: tensor.to(model.device) for name, tensor in batch["inputs"].items()}
     with probes.autocast:
         out = model(**inputs, return_loss=with_text)
     image_embeds, patch_embeds = out.image_embeds.float(), out.patch_embeds.float()
-    bad = torch.isnan(image_embeds).any(dim=1) | torch.isnan(patch_embeds).flatten(1).any(dim=1)
-    if bad.any():
-        raise ValueError(f"The model gives NaN for the image {batch['image_ids'][int(bad.nonzero()[0])]}.")
-    found = {
-        "image_embeds": image_embeds,
-        "num_patches": torch.full((len(image_embeds),), patch_embeds.shape[1], device=device),
-    }
-    if probes.positive is not None:
-        found["positive"] = image_embeds @ probes.positive.T
-        found["peaks"] = (patch_embeds @ probes.positive.T).argmax(dim=1)
-        if probes.negative is not None:
-            found["negative"] = image_embeds @ probes.negative.T
+    _check_numbers("image", batch, image_embeds, patch_embeds)
+    scored.images = _image_scores(batch, image_embeds, patch_embeds, probes)
     if with_text:
-        text_embeds = out.text_embeds.float()
-        bad = torch.isnan(text_embeds).any(dim=1)
-        if bad.any():
-            raise ValueError(f"The model gives NaN for the text of {batch['image_ids'][int(bad.nonzero()[0])]}.")
-        number = len(image_embeds)
-        cosines = out.token_embeds.float() @ patch_embeds.transpose(1, 2)  # (N, T, P)
-        everything = torch.ones_like(inputs["input_ids"], dtype=torch.bool)
+        _check_numbers("text of", batch, out.text_embeds)
         mask = model.entropy_mask(inputs["input_ids"], inputs.get("attention_mask"))
-        mask = everything if mask is None else mask
-        own = (patch_embeds @ text_embeds.unsqueeze(2)).squeeze(2)  # (N, P)
-        found |= {
-            "text_embeds": text_embeds,
-            "loss": out.loss.expand(number),
-            "contrastive_loss": out.contrastive_loss.expand(number),
-            "rank_similarity": own.sort(dim=1, descending=True).values,
-            "max_patch_entropy": mask.sum(dim=1).clamp(min=1).log(),
-        }
-        masks = {"sparsity": mask} | ({"padded": everything} if thorough else {})
-        for prefix, counted in masks.items():
-            # Of bare cosines, as the paper's, whatever temperature a model was trained with: one measure for all.
-            found |= {f"{prefix}/{k}": v for k, v in sparsity(cosines, counted).items()}
-    scored |= {name: tensor.float().cpu().numpy() for name, tensor in found.items()}
-    scored |= {"rows": np.array(batch["rows"]), "digests": np.array(batch["digests"])}
-    if localisation:
-        grid, maps = _grid(inputs["pixel_values"], patch_embeds), defaultdict(list)
-        for row, regions, size, patches in zip(batch["rows"], batch["regions"], batch["sizes"], patch_embeds):
-            measured, num_outside = ground(
-                patches,
-                grid,
-                regions,
-                size,
-                processor.image_processor,
-                probes.phrase,
-                probes.no_finding,
-                thorough,
-                smoothing,
-            )
-            scored["num_outside"] += num_outside
-            for name, values in measured.items():
-                maps[f"map/{name}"].append(values)
-            if measured:
-                maps["map/row"].append(np.full(len(measured["phrase"]), row))
-        scored |= {name: np.concatenate(values) for name, values in maps.items()}
+        scored.pairs = _pair_scores(out, mask, thorough)
+    if localisation and batch["regions"] is not None:
+        grid = _grid(inputs["pixel_values"], patch_embeds)
+        images = zip(batch["rows"], batch["regions"], batch["sizes"], patch_embeds)
+        scored.maps = join(
+            [
+                ground(
+                    patches,
+                    grid,
+                    regions,
+                    size,
+                    processor.image_processor,
+                    probes.phrase,
+                    probes.no_finding,
+                    thorough,
+                    smoothing,
+                    row,
+                )
+                for row, regions, size, patches in images
+            ]
+        )
     return scored
 
 
-def join_parts(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Rows of all the parts, one below the other; `num_outside` added up."""
-    joined = defaultdict(list)
-    for part in parts:
-        for name, values in part.items():
-            joined[name].append(values)
-    result = {name: np.concatenate(values) for name, values in joined.items()}
-    if "num_outside" in result:
-        result["num_outside"] = result["num_outside"].sum(keepdims=True)
-    return result
+def _check_numbers(what: str, batch: dict, *embeds: torch.Tensor) -> None:
+    bad = torch.stack([torch.isnan(part.float()).flatten(1).any(dim=1) for part in embeds]).any(dim=0)
+    if bad.any():
+        image_id = batch["image_ids"][int(bad.nonzero()[0])]
+        raise ValueError(f"The model gives NaN for the {what} {image_id}.")
 
 
-def read_parts(cache: Path, dataset: Dataset, batch_size: int) -> dict[str, np.ndarray]:
+def _image_scores(batch: dict, image_embeds: torch.Tensor, patch_embeds: torch.Tensor, probes: Probes) -> ImageScores:
+    numbers = {"num_patches": torch.full((len(image_embeds),), patch_embeds.shape[1], device=image_embeds.device)}
+    if probes.positive is not None:
+        numbers["positive"] = image_embeds @ probes.positive.T
+        numbers["peaks"] = (patch_embeds @ probes.positive.T).argmax(dim=1)
+        if probes.negative is not None:
+            numbers["negative"] = image_embeds @ probes.negative.T
+    numbers["embeds"] = image_embeds
+    return ImageScores(rows=np.array(batch["rows"]), digests=np.array(batch["digests"]), **_on_cpu(numbers))
+
+
+def _pair_scores(out: TierOutput, mask: torch.Tensor | None, thorough: bool) -> PairScores:
+    """
+    Args:
+        out: of a batch with its loss.
+        mask: (N, T) the tokens that count in the entropies; None: all.
+        thorough: whether to measure them with the positions of padding counted, too.
+    """
+    text_embeds, patch_embeds = out.text_embeds.float(), out.patch_embeds.float()
+    cosines = out.token_embeds.float() @ patch_embeds.transpose(1, 2)  # (N, T, P)
+    everything = torch.ones(cosines.shape[:2], dtype=torch.bool, device=cosines.device)
+    mask = everything if mask is None else mask
+    own = (patch_embeds @ text_embeds.unsqueeze(2)).squeeze(2)  # (N, P)
+    numbers = {
+        "embeds": text_embeds,
+        "loss": out.loss.expand(len(own)),
+        "contrastive_loss": out.contrastive_loss.expand(len(own)),
+        "rank_similarity": own.sort(dim=1, descending=True).values,
+        "max_patch_entropy": mask.sum(dim=1).clamp(min=1).log(),
+    }
+    # Of bare cosines, as the paper's, whatever temperature a model was trained with: one measure for all.
+    return PairScores(
+        **_on_cpu(numbers),
+        sparsity=_on_cpu(sparsity(cosines, mask)),
+        padded=_on_cpu(sparsity(cosines, everything)) if thorough else {},
+    )
+
+
+def _on_cpu(numbers: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return {name: tensor.float().cpu().numpy() for name, tensor in numbers.items()}
+
+
+def read_parts(cache: Path, dataset: Dataset, batch_size: int) -> Scored:
     """All that [`score`] has put into a cache, whoever wrote it."""
-    parts = []
-    for i in range(len(_parts(math.ceil(len(dataset) / batch_size)))):
-        with np.load(_part_file(cache, i), allow_pickle=False) as part:
-            parts.append({name: part[name] for name in part.files})
-    joined = join_parts(parts)
-    _check_unreadable(joined["unreadable"].tolist(), len(joined["unreadable"]), len(dataset))
+    parts = _parts(math.ceil(len(dataset) / batch_size))
+    joined = join([Scored.load(_part_file(cache, number)) for number in range(len(parts))])
+    _check_unreadable(joined.unreadable.tolist(), len(joined.unreadable), len(dataset))
     return joined
 
 
 def _parts(num_batches: int) -> list[range]:
-    """The batches of each part: one, so that the work is shared evenly and little is lost; more in a large set."""
-    size = math.ceil(num_batches / _MOST_PARTS)
+    """The batches of each part: one, so that the work is spread evenly and little is lost; more in a large set."""
+    size = math.ceil(num_batches / MAX_PARTS)
     return [range(i, min(i + size, num_batches)) for i in range(0, num_batches, size)]
 
 
@@ -371,7 +364,7 @@ def model_fingerprint(model: TierModel, processor: TierProcessor) -> str:
 
 
 def _own_settings(settings):
-    """Without what a library's release, the way of loading or a folder's place puts into a configuration."""
+    """Without what a library's release, the way of loading or a folder's path puts into a configuration."""
     foreign = ("_name_or_path", "transformers_version", "auto_map", "architectures", "dtype", "custom_pipelines")
     if not isinstance(settings, dict):
         return settings
@@ -379,7 +372,7 @@ def _own_settings(settings):
 
 
 def table_fingerprint(dataset: Dataset) -> str:
-    """Of the rows of a data set before a picture is opened: their texts, labels and places, and the files' state."""
+    """Of the rows of a data set before a picture is opened: their texts, labels and paths, and the files' state."""
     digest = hashlib.sha256()
     stored = undecoded(dataset)
     for row in stored.select_columns([name for name in stored.column_names if name != "regions"]):
@@ -389,15 +382,15 @@ def table_fingerprint(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def data_fingerprint(dataset: Dataset, scored: dict[str, np.ndarray]) -> str:
+def data_fingerprint(dataset: Dataset, images: ImageScores) -> str:
     """Of what was evaluated: the contents of the pictures' files and their rows, wherever they lie."""
     digest = hashlib.sha256()
     columns = [name for name in dataset.column_names if name not in ("image", "regions")]
-    rows = dataset.select_columns(columns).select(scored["rows"])
-    for row, content in zip(rows, scored["digests"].tolist()):
+    rows = dataset.select_columns(columns).select(images.rows)
+    for row, content in zip(rows, images.digests.tolist()):
         digest.update(json.dumps(row | {"image": content}, sort_keys=True, default=str).encode())
     if "regions" in dataset.column_names:
-        digest.update(json.dumps(_plain_regions(dataset.select(scored["rows"])), sort_keys=True).encode())
+        digest.update(json.dumps(_plain_regions(dataset.select(images.rows)), sort_keys=True).encode())
     return digest.hexdigest()
 
 
@@ -431,7 +424,7 @@ def _content_digest(cell: dict) -> str:
 
 
 def _check_unreadable(reasons: list[str], number: int, total: int) -> None:
-    if reasons and number > _MOST_UNREADABLE * total:
+    if reasons and number > MAX_UNREADABLE * total:
         raise ValueError(f"{reasons[0]} ({number} of the {total} images could not be read: more than 1%.)")
 
 
@@ -439,19 +432,13 @@ def _part_file(cache: Path, number: int) -> Path:
     return cache / f"part-{number:05d}.npz"
 
 
-def _is_whole(path: Path) -> bool:
+def _is_complete(path: Path, rows: Iterable[int]) -> bool:
+    """Whether a part is there, undamaged, and of these rows of the data set."""
     try:
-        return zipfile.ZipFile(path).testzip() is None
-    except (OSError, zipfile.BadZipFile):
+        part = Scored.load(path)
+    except ValueError:
         return False
-
-
-def _write_part(path: Path, part: dict[str, np.ndarray]) -> None:
-    """A part that is there is complete."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **part)
-    with replaced_file(path, shared=True) as file:
-        file.write(buffer.getvalue())
+    return sorted([*part.rows.tolist(), *part.unreadable_rows.tolist()]) == list(rows)
 
 
 def _grid(pixel_values: torch.Tensor, patch_embeds: torch.Tensor) -> tuple[int, int]:

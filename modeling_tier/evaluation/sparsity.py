@@ -31,7 +31,7 @@ def sparsity(cosines: torch.Tensor, mask: torch.Tensor, temperature: float = 1.0
             `gini`: Gini coefficient (Hurley & Rickard, 2009, "Comparing measures of sparsity") of a token's cosines,
             shifted so that the smallest is 0: 0 if all are equal, 1 - 1 / P if one patch holds all. Scale does not
             matter to it: differences that are no more than rounding count like others;
-            `negative_share`: share of the cosines below 0;
+            `negative_share`: fraction of the cosines below 0;
             `peak`: a token's largest cosine.
 
     Raises:
@@ -69,10 +69,10 @@ def sparsity(cosines: torch.Tensor, mask: torch.Tensor, temperature: float = 1.0
     return means
 
 
-def top_share(rank_similarity: np.ndarray, share: float = 0.1) -> float:
-    """Share of a map's similarity, shifted so that its smallest is 0, in its largest patches; rows are sorted."""
+def top_share(rank_similarity: np.ndarray, fraction: float = 0.1) -> float:
+    """Fraction of a map's similarity, shifted so that its smallest is 0, in its largest patches; rows are sorted."""
     shifted = rank_similarity - rank_similarity[:, -1:]
-    top = math.ceil(share * shifted.shape[1])
+    top = math.ceil(fraction * shifted.shape[1])
     return float((shifted[:, :top].sum(axis=1) / np.maximum(shifted.sum(axis=1), 1e-12)).mean())
 
 
@@ -82,7 +82,7 @@ def peak_spread(peaks: np.ndarray, num_patches: int) -> float:
         return 0.0
     entropies = []
     for column in peaks.T:
-        share = np.bincount(column, minlength=num_patches) / len(column)
-        share = share[share > 0]
-        entropies.append(-(share * np.log(share)).sum() / math.log(num_patches))
+        fractions = np.bincount(column, minlength=num_patches) / len(column)
+        fractions = fractions[fractions > 0]
+        entropies.append(-(fractions * np.log(fractions)).sum() / math.log(num_patches))
     return float(np.mean(entropies))

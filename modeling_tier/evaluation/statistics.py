@@ -49,12 +49,12 @@ def interval(
 
     Args:
         value: on all rows; None or NaN if it cannot be computed.
-        distribution: (B,) on the resamples; NaN ones are left out. Empty: no interval.
+        distribution: (B,) on the resamples; NaN ones are skipped. Empty: no interval.
         confidence: between 0 and 1.
         undefined: why the value cannot be computed, if it cannot.
 
     Returns:
-        `value`, `low`, `high`, and `undefined_resamples`, how many were left out, if any; low and high are None if
+        `value`, `low`, `high`, and `undefined_resamples`, how many were skipped, if any; low and high are None if
         all were. Without a value: `value` None and `undefined`.
     """
     if value is None or math.isnan(value):
@@ -116,7 +116,10 @@ def intervals(
         by name; the mean has `findings_left_out`, if any: how many findings, on average, a resample's mean lacks
         because they are not defined in it.
     """
-    entry = lambda value, samples, why: interval(value, samples, confidence, why)  # noqa: E731
+
+    def entry(value, samples, why):
+        return interval(value, samples, confidence, why)
+
     return _by_name(estimate, names, undefined, no_interval, entry)
 
 
@@ -132,8 +135,11 @@ def differences(
     zero = np.zeros(len(a.distribution))
     # A finding that only one of the two has is in neither mean.
     both = Estimate(a.value - b.value, a.distribution - b.distribution)
-    compare = lambda value, samples, why: difference(value, samples, zero, confidence, why)  # noqa: E731
-    return _by_name(both, names, undefined, no_interval, compare)
+
+    def entry(value, samples, why):
+        return difference(value, samples, zero, confidence, why)
+
+    return _by_name(both, names, undefined, no_interval, entry)
 
 
 def _by_name(
@@ -183,7 +189,7 @@ class Confusion:
 
     Args:
         labels: (N, F) 1, 0 or NaN.
-        decisions: (N, F) 1, 0 or NaN; where either is NaN, the row is left out for that finding.
+        decisions: (N, F) 1, 0 or NaN; where either is NaN, the row is skipped for that finding.
     """
 
     def __init__(self, labels: np.ndarray, decisions: np.ndarray):
@@ -199,8 +205,9 @@ class Confusion:
 
     def __call__(self, weights: np.ndarray) -> ConfusionCounts:
         """Counts (b, F) each, for weights (b, N)."""
-        count = lambda rows: np.take(weights, rows, axis=1).sum(axis=1)  # noqa: E731
-        return ConfusionCounts(*(np.stack([count(rows) for rows in cell], axis=1) for cell in self.rows))
+        return ConfusionCounts(
+            *(np.stack([np.take(weights, rows, axis=1).sum(axis=1) for rows in cell], axis=1) for cell in self.rows)
+        )
 
 
 def matthews(counts: ConfusionCounts) -> np.ndarray:
@@ -232,12 +239,16 @@ def specificity(counts: ConfusionCounts) -> np.ndarray:
     return _ratio(counts.tn, counts.tn + counts.fp)
 
 
+# Measures of decisions, by their names in `measures.py`.
+DECISIONS = {"mcc": matthews, "f1": f1, "sensitivity": sensitivity, "specificity": specificity}
+
+
 class Reliability:
     """
     Probabilities of one finding in bins of equal width, (low, high] and the first one with its 0.
 
     Args:
-        labels: (N,) 1, 0 or NaN for rows that are left out.
+        labels: (N,) 1, 0 or NaN for rows that are skipped.
         probabilities: (N,) in [0, 1].
         bins: number of bins.
     """
@@ -247,16 +258,16 @@ class Reliability:
         if ((probabilities < 0) | (probabilities > 1)).any():
             row = int(np.flatnonzero((probabilities < 0) | (probabilities > 1))[0])
             raise ValueError(f"probabilities[{row}] is {probabilities[row]}: it must be in [0, 1].")
-        place = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], probabilities, side="left")
-        order = np.argsort(place, kind="stable")
+        bin_numbers = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], probabilities, side="left")
+        order = np.argsort(bin_numbers, kind="stable")
         self.rows = order[~np.isnan(labels[order])]
         self.labels, self.probabilities = labels[self.rows], probabilities[self.rows]
-        self.bins, self.starts = np.unique(place[self.rows], return_index=True)  # those that are not empty
+        self.bins, self.starts = np.unique(bin_numbers[self.rows], return_index=True)  # those that are not empty
 
     def __call__(self, weights: np.ndarray) -> np.ndarray:
         """
         Expected calibration error (b,) for weights (b, N): over the bins, the mean distance, weighted by the rows in
-        it, of the mean probability from the share of positives (Guo et al. 2017, arXiv 1706.04599, eq. 3).
+        it, of the mean probability from the fraction of positives (Guo et al. 2017, arXiv 1706.04599, eq. 3).
         """
         known = np.take(weights, self.rows, axis=1)
         if len(self.rows) == 0:
@@ -270,14 +281,14 @@ def reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int = 10) -
     The points of a reliability diagram, over bins as [`Reliability`] makes them.
 
     Returns:
-        `mean_probability` and `share_positive`, (bins,), NaN in an empty bin, and `count` (bins,).
+        `mean_probability` and `fraction_positive`, (bins,), NaN in an empty bin, and `count` (bins,).
     """
     binned = Reliability(labels, probabilities, bins)
-    place = np.repeat(binned.bins, np.diff([*binned.starts, len(binned.rows)]))
-    count = np.bincount(place, minlength=bins)
+    bin_numbers = np.repeat(binned.bins, np.diff([*binned.starts, len(binned.rows)]))
+    count = np.bincount(bin_numbers, minlength=bins)
     return {
-        "mean_probability": _ratio(np.bincount(place, binned.probabilities, bins), count),
-        "share_positive": _ratio(np.bincount(place, binned.labels, bins), count),
+        "mean_probability": _ratio(np.bincount(bin_numbers, binned.probabilities, bins), count),
+        "fraction_positive": _ratio(np.bincount(bin_numbers, binned.labels, bins), count),
         "count": count,
     }
 
@@ -287,7 +298,7 @@ class Classification:
     The measures of several findings as one statistic for [`distribution`].
 
     Args:
-        labels: (N, F) 1, 0, or NaN for rows that are left out of that finding alone.
+        labels: (N, F) 1, 0, or NaN for rows that are skipped for that finding alone.
         scores: (N, F).
         threshold_mcc, threshold_f1: for each finding the threshold for MCC, sensitivity and specificity, and that for
             F1, from other images; None where there is none. Positive means score > threshold.
@@ -307,15 +318,15 @@ class Classification:
         for names, thresholds in ((("mcc", "sensitivity", "specificity"), threshold_mcc), (("f1",), threshold_f1)):
             if thresholds is not None:
                 thresholds = np.array(thresholds, dtype=np.float64)  # None becomes NaN
-                why = [each or ("no threshold" if np.isnan(t) else None) for each, t in zip(missing, thresholds)]
+                why = [gone or ("no threshold" if np.isnan(t) else None) for gone, t in zip(missing, thresholds)]
                 self.undefined |= dict.fromkeys(names, why)
-                decided = np.where([each is None for each in why], scores > thresholds, np.nan)
+                decided = np.where([reason is None for reason in why], scores > thresholds, np.nan)
                 self.decisions[names] = Confusion(labels, decided)
         for name, values in (("ece", probabilities), ("ece_calibrated", calibrated)):
             if values is not None:
                 values = np.asarray(values, dtype=np.float64)
                 absent = np.isnan(values).all(axis=0)
-                self.undefined[name] = ["no probabilities" if each else None for each in absent]
+                self.undefined[name] = ["no probabilities" if gone else None for gone in absent]
                 self.binned[name] = [
                     Reliability(np.where(gone, np.nan, label), np.where(gone, 0.0, value))
                     for gone, label, value in zip(absent, labels.T, values.T)
@@ -328,15 +339,14 @@ class Classification:
         which the rows have one class only, or which has no threshold.
         """
         ranked = [ranking(weights) for ranking in self.rankings]
-        result = {name: np.stack(each, axis=1) for name, each in zip(("auroc", "average_precision"), zip(*ranked))}
-        measures = {"mcc": matthews, "sensitivity": sensitivity, "specificity": specificity, "f1": f1}
+        result = {name: np.stack(values, axis=1) for name, values in zip(("auroc", "average_precision"), zip(*ranked))}
         for names, confusion in self.decisions.items():
             counts = confusion(weights)
             for name in names:
                 known = [why is None for why in self.undefined[name]]
-                result[name] = np.where(known, measures[name](counts), np.nan)
+                result[name] = np.where(known, DECISIONS[name](counts), np.nan)
         for name, binned in self.binned.items():
-            result[name] = np.stack([each(weights) for each in binned], axis=1)
+            result[name] = np.stack([one(weights) for one in binned], axis=1)
         return result
 
 
@@ -345,7 +355,7 @@ def weighted_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     Means of values a row, of a map's measures for instance, under weights (b, N).
 
     Args:
-        values: (N,) or (N, K); those that are NaN are left out.
+        values: (N,) or (N, K); those that are NaN are skipped.
         weights: (b, N).
 
     Returns:
@@ -397,7 +407,7 @@ def delong(
     the variance for clustered data of Obuchowski (Biometrics 1997); it is DeLong's if every subject has one row.
 
     Args:
-        labels: (N,) 1, 0 or NaN for rows that are left out.
+        labels: (N,) 1, 0 or NaN for rows that are skipped.
         scores_a, scores_b: (N,).
         subjects: (N,) the id of each row's subject; by default every row is a subject of its own.
         confidence: of the interval, between 0 and 1.
@@ -422,13 +432,13 @@ def delong(
     codes = np.arange(len(labels)) if subjects is None else Resamples(subjects, 0).codes
     if len(codes) != len(labels):
         raise ValueError(f"There are {len(codes)} subjects for {len(labels)} labels: one each is needed.")
-    present = [len(np.unique(codes[each])) for each in rows]
+    present = [len(np.unique(codes[of_class])) for of_class in rows]
     if min(present) < 2:
         return result
-    # Of each subject: its sum of deviations, over its positive and over its negative rows, as shares of the whole.
+    # Of each subject: its sum of deviations, over its positive and over its negative rows, as fractions of the whole.
     sums = [
-        np.bincount(codes[each], a - b - gap, codes.max() + 1) / len(each)
-        for each, a, b in zip(rows, parts_a, parts_b)
+        np.bincount(codes[of_class], a - b - gap, codes.max() + 1) / len(of_class)
+        for of_class, a, b in zip(rows, parts_a, parts_b)
     ]
     everyone = len(np.unique(codes[np.concatenate(rows)]))
     correction = [number / (number - 1) for number in (*present, everyone)]
@@ -446,7 +456,7 @@ def delong(
 
 
 def _structural_components(positive: np.ndarray, negative: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each positive the share of negatives below it, for each negative that of positives above it; ties half."""
+    """For each positive the fraction of negatives below it, for each negative of positives above it; ties half."""
     below = sum(np.searchsorted(np.sort(negative), positive, side) for side in ("left", "right"))
     above = 2 * len(positive) - sum(np.searchsorted(np.sort(positive), negative, side) for side in ("left", "right"))
     return below / (2 * len(negative)), above / (2 * len(positive))
@@ -471,7 +481,7 @@ def choose_threshold(labels: np.ndarray, scores: np.ndarray, criterion: str) -> 
     number below the smallest (everything is). Among equals it is the highest, which calls the fewest rows positive.
 
     Args:
-        labels: (N,) 1, 0 or NaN for rows that are left out.
+        labels: (N,) 1, 0 or NaN for rows that are skipped.
         scores: (N,).
         criterion: "mcc" or "f1".
 
@@ -518,7 +528,7 @@ def fit_calibration(labels: np.ndarray, scores: np.ndarray) -> Calibration | Non
     below 0 means that higher scores speak against the finding.
 
     Args:
-        labels: (N,) 1, 0 or NaN for rows that are left out.
+        labels: (N,) 1, 0 or NaN for rows that are skipped.
         scores: (N,).
 
     Returns:
@@ -532,7 +542,7 @@ def fit_calibration(labels: np.ndarray, scores: np.ndarray) -> Calibration | Non
     targets = np.where(positive, (positive.sum() + 1) / (positive.sum() + 2), 1 / (number - positive.sum() + 2))
     centre, scale = scores.mean(), scores.std() or 1.0
     standard = ((scores - centre) / scale)[:, None]  # cosines are small and close together: hard for the solver
-    # Each row stands twice, as a positive and as a negative, with its target's share.
+    # Each row stands twice, as a positive and as a negative, with its target's weight.
     model = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(
         np.concatenate([standard, standard]),
         np.repeat([1, 0], number),

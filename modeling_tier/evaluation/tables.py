@@ -1,6 +1,8 @@
 # Licensed under the Apache License, Version 2.0.
 """The results of an evaluation as tables of plain text, for the screen; report.html has all of them."""
 
+from .measures import BY_NAME, LOCALISATION, MAIN, RETRIEVAL, SCREEN, SUMMARY, group, shown_in
+
 
 def metrics_tables(result: dict) -> str:
     """
@@ -8,32 +10,21 @@ def metrics_tables(result: dict) -> str:
     What was not measured is not there.
     """
     blocks = []
-    models = {result["name"]: result["metrics"]} | {n: each["metrics"] for n, each in result["compared"].items()}
+    models = {result["name"]: result["metrics"]}
+    models |= {name: other["metrics"] for name, other in result["compared"].items()}
     for name, metrics in models.items():
         blocks += ([f"--- {name}"] if len(models) > 1 else []) + _of_model(metrics)
-    for name, each in result["compared"].items():
-        blocks += [f"--- {name} - {result['name']}", *_of_difference(each["difference"])]
+    for name, other in result["compared"].items():
+        blocks += [f"--- {name} - {result['name']}", *_of_difference(other["difference"])]
     return "\n\n".join(blocks)
 
 
 def _of_model(metrics: dict) -> list[str]:
-    places = metrics.get("localisation", {})
-    titles = {"pointing_game": "pointing", "chance": "(chance)", "cnr": "CNR", "miou": "mIoU", "iou": "IoU"}
-    columns = {title: places[name] for name, title in titles.items() if name in places}
-    columns = {title: {k: number(v) for k, v in column.items()} for title, column in columns.items()}
-    if "classification" in metrics:
-        by_image = metrics["classification"]["image"]
-        names = {"auroc": "AUROC", "average_precision": "AP", "mcc": "MCC", "f1": "F1"}
-        columns = {
-            title: {finding: estimate(values.get(name)) for finding, values in by_image.items()}
-            for name, title in names.items()
-            if any(name in values for values in by_image.values())
-        } | columns
     blocks = []
-    if columns:
-        named = dict.fromkeys(finding for column in columns.values() for finding in column if finding != "mean")
+    if columns := _finding_columns(metrics):
+        names = dict.fromkeys(name for column in columns.values() for name in column if name != "mean")
         rows = [["finding", *columns]]
-        rows += [[finding, *(column.get(finding, "-") for column in columns.values())] for finding in (*named, "mean")]
+        rows += [[name, *(column.get(name, "-") for column in columns.values())] for name in (*names, "mean")]
         blocks.append(aligned(rows))
     if "undefined" in metrics:
         blocks.append("\n".join(f"{name}: AUROC undefined ({why})" for name, why in metrics["undefined"].items()))
@@ -41,25 +32,40 @@ def _of_model(metrics: dict) -> list[str]:
         means = [["member", "AUROC"]]
         means += [[name, number(member["auroc"]["mean"])] for name, member in metrics["members"].items()]
         blocks.append(aligned(means))
-    single = []
     if "retrieval" in metrics:
-        recall = [["recall", "R@1", "R@5", "R@10"]]
+        recall = [["recall", *(m.name.upper() for m in group(RETRIEVAL))]]
         for way, values in metrics["retrieval"].items():
-            recall.append([way.replace("_", " "), *(number(values[f"r@{k}"]) for k in (1, 5, 10))])
+            recall.append([way.replace("_", " "), *(number(values[m.name]) for m in group(RETRIEVAL))])
         blocks.append(aligned(recall))
-        single += [
-            ["token entropy (at most)", f"{metrics['token_entropy']:.3f} ({metrics['max_token_entropy']:.3f})"],
-            ["patch entropy (at most)", f"{metrics['patch_entropy']:.3f} ({metrics['max_patch_entropy']:.3f})"],
-            ["share of similarity in the top 10% of patches", number(metrics["top10_share"])],
-            ["share of negative token-patch cosines", number(metrics["negative_share"])],
-            ["mean of a token's largest cosine", number(metrics["peak"])],
-        ]
-    if "peak_spread" in metrics:
-        single.append(["spread of the peaks over images (0 to 1)", number(metrics["peak_spread"])])
-    single.append(["images", str(metrics["num_images"])])
+    return [*blocks, aligned(_whole_set(metrics))]
+
+
+def _finding_columns(metrics: dict) -> dict[str, dict[str, str]]:
+    """By title: cells by finding."""
+    by_image = metrics.get("classification", {}).get("image", {})
+    localisation = metrics.get("localisation", {})
+    columns = {}
+    for measure in shown_in(SCREEN):
+        if measure.name in localisation:
+            columns[measure.label] = {name: number(value) for name, value in localisation[measure.name].items()}
+        elif any(measure.name in values for values in by_image.values()):
+            columns[measure.label] = {name: estimate(values.get(measure.name)) for name, values in by_image.items()}
+    return columns
+
+
+def _whole_set(metrics: dict) -> list[list[str]]:
+    rows = []
+    for measure in shown_in(SUMMARY):
+        if measure.name in metrics:
+            title, value = measure.full or measure.title, number(metrics[measure.name])
+            if measure.reference:
+                title = f"{title} ({measure.reference_word})"
+                value = f"{value} ({number(metrics[measure.reference])})"
+            rows.append([title, value])
+    rows.append(["images", str(metrics["num_images"])])
     if "unreadable" in metrics:
-        single.append(["images that could not be read", str(len(metrics["unreadable"]))])
-    return [*blocks, aligned(single)]
+        rows.append(["images that could not be read", str(len(metrics["unreadable"]))])
+    return rows
 
 
 def _of_difference(difference: dict) -> list[str]:
@@ -72,17 +78,18 @@ def _of_difference(difference: dict) -> list[str]:
             rows.append([finding, estimate(auroc, sign="+"), *map(number, p_values)])
         blocks.append(aligned(rows))
     if "localisation_maps" in difference:
-        rows = [["maps, over the pixels", "pointing", "CNR", "mIoU"]]
-        for each in difference["localisation_maps"]:
-            if (each["place"], each["resolution"]) != ("box", "pixel"):
+        measures = shown_in(MAIN, LOCALISATION)
+        rows = [["maps, over the pixels", *(m.label for m in measures)]]
+        for entry in difference["localisation_maps"]:
+            if (entry["place"], entry["resolution"]) != ("box", "pixel"):
                 continue
-            name = f"{each['text']}, {each['map'].replace('_', ' ')}"
-            rows.append([name, *(estimate(each[key], sign="+") for key in ("pointing_game", "cnr", "miou"))])
+            name = f"{entry['text']}, {entry['map'].replace('_', ' ')}"
+            rows.append([name, *(estimate(entry[m.name], sign="+") for m in measures)])
         blocks.append(aligned(rows))
     if "sparsity" in difference:
         rows = [["sparsity", "difference"]]
-        for name, each in difference["sparsity"]["without_padding"].items():
-            rows.append([name.replace("_", " "), estimate(each, sign="+")])
+        for name, values in difference["sparsity"]["without_padding"].items():
+            rows.append([BY_NAME[name].title, estimate(values, sign="+")])
         blocks.append(aligned(rows))
     return blocks
 

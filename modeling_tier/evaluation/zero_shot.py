@@ -14,9 +14,11 @@ from datasets import Dataset
 from ..loading import check_model_name
 from ..modeling_tier import TierModel
 from ..processing_tier import TierProcessor
-from .localisation import MAPS, PLACES, RESOLUTIONS, variant_name
+from .localisation import PLAIN
+from .measures import LOCALISATION, group
 from .protocols import PROTOCOLS
-from .scoring import join_parts, score
+from .scored import MapScores, PairScores, Scored, join
+from .scoring import score
 from .sparsity import peak_spread, top_share
 
 
@@ -80,11 +82,11 @@ def evaluate_zero_shot(
     Args:
         model: the model; its training mode is restored afterwards.
         processor: its processor.
-        dataset: rows as [`~data.load_pairs`] gives them. Without texts, what needs a text is left out.
+        dataset: rows as [`~data.load_pairs`] gives them. Without texts, what needs a text is not measured.
         prompts: sentences by finding, as [`load_prompts`] gives them for the protocol; each finding must be among the
             labels. Empty: no classification.
         batch_size: pairs a step.
-        localisation: whether to compare maps with the places in `regions`, where the data set has them.
+        localisation: whether to compare maps with the ground-truth `regions`, where the data set has them.
         progress: whether to show a bar.
         uncertain: what a label of -1 counts as: "ignore" (as the authors of arXiv 2212.06710 do), "zeros" or "ones".
         blank: likewise for a finding that is not mentioned.
@@ -100,9 +102,7 @@ def evaluate_zero_shot(
     check_evaluation(dataset, prompts, uncertain, blank)
     temperature = temperature_of(model)
     parts = score(model, processor, dataset, prompts, (), batch_size, localisation, progress=progress)
-    return summarise(
-        join_parts(parts), dataset, list(prompts), protocol, temperature, uncertain=uncertain, blank=blank
-    )
+    return summarise(join(parts), dataset, list(prompts), protocol, temperature, uncertain=uncertain, blank=blank)
 
 
 def check_evaluation(dataset: Dataset, prompts: dict, uncertain: str = "ignore", blank: str = "ignore") -> None:
@@ -134,7 +134,7 @@ def temperature_of(model: TierModel) -> float:
 
 
 def summarise(
-    scored: dict[str, np.ndarray],
+    scored: Scored,
     dataset: Dataset,
     findings: list[str],
     protocol: str = "tier",
@@ -146,7 +146,7 @@ def summarise(
     From the numbers of each image to the metrics of the data set.
 
     Args:
-        scored: what [`~evaluation.scoring.score`] gives, joined.
+        scored: the numbers of all images, joined.
         dataset: what was scored.
         findings: names of the prompts, in their order.
         protocol: a key of `PROTOCOLS`.
@@ -154,63 +154,64 @@ def summarise(
         uncertain, blank: as in [`evaluate_zero_shot`].
 
     Returns:
-        `metrics`, ready for JSON, all means unweighted over findings:
-            `num_images`, and `unreadable`: the reasons why images could not be read and were left out, if any were;
-            `auroc` by finding and `mean` (None where a class is missing, with the reason in `undefined`); `loss` and
-            `contrastive_loss` in batches of `batch_size`; `token_entropy` and `patch_entropy` of the matched pairs in
-            nats, of bare cosines whatever the model's `entropy_temperature`, and their largest possible values
-            `max_token_entropy` and `max_patch_entropy`; `negative_share`: share of the cosines of counted tokens and
-            patches below 0, and `peak`: a token's largest cosine, both averaged over a pair's tokens, then over the
-            pairs; `top10_share`: share held by the 10% largest (rounded up) of a pair's text-to-patch similarities,
-            shifted so that the smallest is 0; `peak_spread`: for each finding the entropy of the place of the peak
-            over all images, divided by log P, averaged: 0 if every image points at one fixed place; `retrieval`:
-            recall at 1, 5, 10 both ways; `localisation`: `pointing_game`, `chance`, `cnr`, `iou` and `miou` by
-            finding and `mean` (definitions in `metrics/phrase_grounding`; plain maps of the phrases against boxes, at
-            the resolution of the input), and `num_outside`, places that the crop leaves out.
+        `metrics`, ready for JSON, named and defined as in `measures.MEASURES`, all means unweighted over findings:
+            `num_images`, and `unreadable`: the reasons why images could not be read, if any could not; `auroc` by
+            finding and `mean` (None where a class is missing, with the reason in `undefined`), and `peak_spread`; with
+            texts the losses, the entropies of the matched pairs (of bare cosines, whatever the model's
+            `entropy_temperature`) and their largest possible values, `negative_share`, `peak`, `top10_share`, and
+            `retrieval` both ways; with regions `localisation`: by measure, then finding and `mean`, of the plain maps
+            of the phrases against boxes at the resolution of the input, and `num_outside`, regions that the crop cuts
+            off.
         `details`, numpy arrays: `rows` (N,), the rows that were read, `scores`, `probabilities` and `labels` (N, F),
             `findings`; with texts `rank_similarity` (N, P), each pair's text-to-patch similarities from the largest
             to the smallest, and `ranks`: for each query of both ways of retrieval, how many wrong candidates come
             before the first right one.
     """
-    rows = scored["rows"]
-    metrics: dict = {"num_images": len(rows)}
-    if len(scored["unreadable"]):
-        metrics["unreadable"] = scored["unreadable"].tolist()
-    details = {"findings": findings, "rows": rows}
+    images = scored.images
+    metrics: dict = {"num_images": len(images.rows)}
+    if len(scored.unreadable):
+        metrics["unreadable"] = scored.unreadable.tolist()
+    details = {"findings": findings, "rows": images.rows}
     if findings:
-        negative = scored["negative"].astype(np.float64) if "negative" in scored else None
-        cosines = scored["positive"].astype(np.float64), negative, temperature
+        negative = images.negative.astype(np.float64) if images.negative is not None else None
+        cosines = images.positive.astype(np.float64), negative, temperature
         scores = PROTOCOLS[protocol].score(*cosines)
-        labels = known_labels(dataset, rows, findings, uncertain, blank)
+        labels = known_labels(dataset, images.rows, findings, uncertain, blank)
         metrics |= _auroc(findings, scores, labels)
-        metrics["peak_spread"] = peak_spread(scored["peaks"].astype(np.int64), int(scored["num_patches"][0]))
+        metrics["peak_spread"] = peak_spread(images.peaks.astype(np.int64), int(images.num_patches[0]))
         details |= {
             "scores": scores,
             "probabilities": PROTOCOLS[protocol].probability(*cosines),
             "labels": labels,
         }
-    if "text_embeds" in scored:
-        texts = dataset.select_columns("text").select(rows)["text"][:]
+    if scored.pairs is not None:
+        texts = dataset.select_columns("text").select(images.rows)["text"][:]
         groups = np.unique(texts, return_inverse=True)[1]
-        images, of_texts = scored["image_embeds"], scored["text_embeds"]
         details["ranks"] = {
-            "image_to_text": wrong_before(images, of_texts, groups),
-            "text_to_image": wrong_before(of_texts, images, groups),
+            "image_to_text": wrong_before(images.embeds, scored.pairs.embeds, groups),
+            "text_to_image": wrong_before(scored.pairs.embeds, images.embeds, groups),
         }
-        means = {name: float(scored[name].mean(dtype=np.float64)) for name in ("loss", "contrastive_loss")}
-        for name in ("token_entropy", "patch_entropy"):
-            means[name] = _mean_of(scored[f"sparsity/{name}"])
-        metrics |= means | {
-            "max_token_entropy": math.log(scored["rank_similarity"].shape[1]),
-            "max_patch_entropy": float(scored["max_patch_entropy"].mean(dtype=np.float64)),
-            **{name: _mean_of(scored[f"sparsity/{name}"]) for name in ("negative_share", "peak")},
-            "top10_share": top_share(scored["rank_similarity"]),
-            "retrieval": {way: recall(ranks) for way, ranks in details["ranks"].items()},
-        }
-        details["rank_similarity"] = scored["rank_similarity"]
-    if "num_outside" in scored:
-        metrics["localisation"] = _localisation(scored, findings)
+        details["rank_similarity"] = scored.pairs.rank_similarity
+        metrics |= _of_pairs(scored.pairs)
+        metrics["retrieval"] = {way: recall(ranks) for way, ranks in details["ranks"].items()}
+    if scored.maps is not None:
+        metrics["localisation"] = _localisation(scored.maps, findings)
     return metrics, details
+
+
+def _of_pairs(pairs: PairScores) -> dict:
+    """Means over the pairs; of the sparsity over those with a counted token."""
+    means = {name: float(getattr(pairs, name).mean(dtype=np.float64)) for name in ("loss", "contrastive_loss")}
+    sparse = {name: float(np.nanmean(values, dtype=np.float64)) for name, values in pairs.sparsity.items()}
+    return means | {
+        "token_entropy": sparse["token_entropy"],
+        "patch_entropy": sparse["patch_entropy"],
+        "max_token_entropy": math.log(pairs.rank_similarity.shape[1]),
+        "max_patch_entropy": float(pairs.max_patch_entropy.mean(dtype=np.float64)),
+        "negative_share": sparse["negative_share"],
+        "peak": sparse["peak"],
+        "top10_share": top_share(pairs.rank_similarity),
+    }
 
 
 def known_labels(dataset: Dataset, rows: np.ndarray, findings: list[str], uncertain: str, blank: str) -> np.ndarray:
@@ -235,7 +236,7 @@ def combine_members(results: dict[str, tuple[dict, dict]]) -> tuple[dict, dict]:
     if "scores" not in details:
         raise ValueError("An ensemble needs sentences for the labels of the data set: it is the mean of their scores.")
     means = {
-        name: np.mean([each[name] for _, each in results.values()], axis=0)
+        name: np.mean([member[name] for _, member in results.values()], axis=0)
         for name in ("scores", "probabilities")
         if name in details
     }
@@ -244,31 +245,27 @@ def combine_members(results: dict[str, tuple[dict, dict]]) -> tuple[dict, dict]:
     return metrics, {name: details[name] for name in ("rows", "findings", "labels")} | means
 
 
-def map_rows(scored: dict[str, np.ndarray], text: str = "sentence") -> np.ndarray:
+def map_rows(maps: MapScores, text: str = "sentence") -> np.ndarray:
     """The maps of whole sentences, or of single tokens, among all maps: bool."""
-    return (scored["map/token"] == "") == (text == "sentence")
+    return (maps.token == "") == (text == "sentence")
 
 
-def finding_order(scored: dict[str, np.ndarray], findings: list[str]) -> list[str]:
+def finding_order(maps: MapScores, findings: list[str]) -> list[str]:
     """The findings of the maps: those of the prompts first, the others in alphabetical order."""
-    there = set(scored.get("map/finding", np.array([])).tolist())
-    return [finding for finding in dict.fromkeys((*findings, *sorted(there))) if finding in there]
+    present = set(maps.finding.tolist())
+    return [finding for finding in dict.fromkeys((*findings, *sorted(present))) if finding in present]
 
 
-def _localisation(scored: dict[str, np.ndarray], findings: list[str]) -> dict:
-    variant = variant_name(PLACES[0], RESOLUTIONS[0], MAPS[0])
-    result: dict = {"pointing_game": {}, "chance": {}, "cnr": {}, "iou": {}, "miou": {}}
-    for finding in finding_order(scored, findings):
-        chosen = (scored["map/finding"] == finding) & map_rows(scored)
-        number = {name: scored[f"map/{variant}:{name}"][chosen] for name in ("hit", "chance", "cnr", "ious", "mious")}
-        result["pointing_game"][finding] = float(number["hit"].mean())
-        result["chance"][finding] = float(number["chance"].mean())
-        result["cnr"][finding] = float(number["cnr"].mean())
-        result["iou"][finding] = float(number["ious"].mean(axis=0).max())
-        result["miou"][finding] = float(number["mious"].mean())
+def _localisation(maps: MapScores, findings: list[str]) -> dict:
+    """Of the plain maps of sentences, by measure and finding; at the best threshold where there are several."""
+    result: dict = {measure.name: {} for measure in group(LOCALISATION)}
+    for finding in finding_order(maps, findings):
+        chosen = (maps.finding == finding) & map_rows(maps)
+        for measure in group(LOCALISATION):
+            result[measure.name][finding] = float(maps.of(PLAIN, measure.of_map)[chosen].mean(axis=0).max())
     for values in result.values():
         values["mean"] = _mean(values.values())
-    return result | {"num_outside": int(scored["num_outside"][0])}
+    return result | {"num_outside": maps.num_outside}
 
 
 def _auroc(findings: list[str], scores: np.ndarray, labels: np.ndarray) -> dict:
@@ -310,11 +307,6 @@ def recall(ranks: np.ndarray) -> dict[str, float]:
 def _load_metric(name: str) -> evaluate.Metric:
     # In memory: several evaluations at a time must not share a cache file.
     return evaluate.load(str(_METRICS / name), keep_in_memory=True)
-
-
-def _mean_of(values: np.ndarray) -> float:
-    """Over the pairs that have a counted token."""
-    return float(np.nanmean(values, dtype=np.float64))
 
 
 def _mean(values) -> float | None:

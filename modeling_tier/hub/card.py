@@ -18,6 +18,19 @@ from ..evaluation.failure_modes import (
     has_collapsed,
     has_fixed_peaks,
 )
+from ..evaluation.measures import (
+    BY_NAME,
+    CALIBRATION,
+    CARD,
+    DECISION,
+    LOCALISATION,
+    RANKING,
+    RETRIEVAL,
+    SPARSITY,
+    WHOLE_SET,
+    Measure,
+    shown_in,
+)
 
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
@@ -259,38 +272,48 @@ def measured(metrics: dict) -> list[Group]:
     """Every number that a card shows, of an evaluation's metrics or of a run's."""
     classes = (metrics.get("classification") or {}).get("image") or {}
     auroc = {name: values.get("auroc") for name, values in classes.items()} or metrics.get("auroc") or {}
-    ranking = [_row("AUROC, mean over the findings", auroc.get("mean"), "roc_auc")]
-    ranking += [_row(f"AUROC, {_cell(name)}", value) for name, value in auroc.items() if name != "mean"]
-    mean = classes.get("mean") or {}
-    titles = {"average_precision": "average precision", "mcc": "MCC", "f1": "F1", "ece": "expected calibration error"}
-    titles |= {name: name for name in ("sensitivity", "specificity")}
-    ranking += [_row(f"{title}, mean", mean.get(name), name) for name, title in titles.items()]
+    ranking = []
+    for measure in shown_in(CARD, RANKING, DECISION, CALIBRATION):
+        title = measure.full or measure.title
+        if measure.name == "auroc":
+            ranking.append(_row(f"{title}, mean over the findings", auroc.get("mean"), measure.hub_name))
+            ranking += [_row(f"{title}, {_cell(name)}", value) for name, value in auroc.items() if name != "mean"]
+        else:
+            value = (classes.get("mean") or {}).get(measure.name)
+            ranking.append(_row(f"{title}, mean", value, measure.hub_name))
 
-    places = metrics.get("localisation_intervals") or {}
-    plain = metrics.get("localisation") or {}
-    at = lambda name: (places.get(name) or plain.get(name) or {}).get("mean")  # noqa: E731
-    chance = _number((plain.get("chance") or {}).get("mean"))
-    beside = "" if chance is None else f" (chance {chance:.3f})"
-    where = [_row("pointing game, mean", at("pointing_game"), "pointing_game", beside)]
-    where += [_row(f"{title}, mean", at(name), name) for name, title in (("cnr", "CNR"), ("miou", "mIoU"))]
+    plain, with_intervals = metrics.get("localisation") or {}, metrics.get("localisation_intervals") or {}
+    localisation = []
+    for measure in shown_in(CARD, LOCALISATION):
+        value = (with_intervals.get(measure.name) or plain.get(measure.name) or {}).get("mean")
+        localisation.append(_row(f"{measure.title}, mean", value, measure.hub_name, _reference(measure, metrics)))
 
     sparsity = (metrics.get("sparsity") or {}).get("without_padding") or {}
-    sparse = []
-    for name, title in (("token_entropy", "token entropy"), ("patch_entropy", "patch entropy")):
-        largest = _number(metrics.get(f"max_{name}"))
-        beside = "" if largest is None else f" (at most {largest:.3f})"
-        sparse.append(_row(title, sparsity.get(name, metrics.get(name)), name, beside))
-    sparse.append(_row("share of the similarity in the top 10% of the patches", metrics.get("top10_share")))
+    sparse = [
+        _row(m.title, sparsity.get(m.name, metrics.get(m.name)), m.hub_name or None, _reference(m, metrics))
+        for m in shown_in(CARD, SPARSITY, WHOLE_SET)
+    ]
 
-    found = metrics.get("retrieval_intervals") or metrics.get("retrieval") or {}
+    recall = metrics.get("retrieval_intervals") or metrics.get("retrieval") or {}
     ways = {"image_to_text": "text of an image", "text_to_image": "image of a text"}
     retrieval = [
-        _row(f"{title}, recall at {k}", (found.get(way) or {}).get(f"r@{k}"), f"recall_at_{k}_{way}")
+        _row(f"{title}, {m.full}", (recall.get(way) or {}).get(m.name), f"{m.hub_name}_{way}")
         for way, title in ways.items()
-        for k in (1, 5, 10)
+        for m in shown_in(CARD, RETRIEVAL)
     ]
-    groups = {"Classification": ranking, "Localisation": where, "Sparsity of the maps": sparse, "Retrieval": retrieval}
+    groups = {
+        "Classification": ranking,
+        "Localisation": localisation,
+        "Sparsity of the maps": sparse,
+        "Retrieval": retrieval,
+    }
     return [Group(title, [row for row in rows if row is not None]) for title, rows in groups.items()]
+
+
+def _reference(measure: Measure, metrics: dict) -> str:
+    """What a number is to be read beside, such as the chance level."""
+    value = BY_NAME[measure.reference].mean_of(metrics) if measure.reference else None
+    return "" if _number(value) is None else f" ({measure.reference_word} {value:.3f})"
 
 
 def _row(title: str, measured: dict | float | None, metric: str | None = None, note: str = "") -> Row | None:

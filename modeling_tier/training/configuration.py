@@ -20,6 +20,7 @@ from ..configuration_tier import TierConfig
 from ..data import PLACES, SPLITS, check_options
 from ..data.transforms import AUGMENTATIONS
 from ..evaluation import LABEL_POLICIES, has_prompts, load_prompts
+from ..evaluation.measures import MEASURES
 from ..files import replace_text
 from .option_values import parse_value, read_options
 
@@ -28,7 +29,7 @@ TRACKERS = ("tensorboard", "trackio", "wandb")
 OPTIMIZERS = ("adamw", "adam")
 SCHEDULES = ("cosine", "constant")
 # The metrics by which a checkpoint can be the best, and whether more is better.
-BEST_METRICS = {"auroc": True, "loss": False, "contrastive_loss": False, "pointing_game": True, "cnr": True}
+BEST_METRICS = {measure.name: measure.larger_is_better for measure in MEASURES if measure.chooses_best}
 
 
 # Options of earlier versions, and what holds instead.

@@ -16,6 +16,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from ..evaluation.figures import plot_search
+from ..evaluation.measures import SEARCH, shown_in
 from ..evaluation.tables import aligned
 from ..files import LOCK_FILE, locked_folder, replace_json, replace_text
 from .checkpoints import candidates, checkpoint_evaluations
@@ -31,7 +32,7 @@ LAMBDAS = ("lambda_token", "lambda_patch")
 # Options that change no trial: they may be others when a search goes on.
 _FREE = [f"config.training.{name}" for name in ("log_every", "progress", "save_every_steps", "trackers")]
 # What the table shows of each trial: columns of the best epoch's validation metrics.
-SHOWN = ("auroc", "pointing_game", "cnr", "contrastive_loss", "peak_spread", "negative_share")
+SHOWN = [measure.name for measure in shown_in(SEARCH)]
 
 
 def search_lambdas(config: TrainConfig, method: str, trials: int, largest: float) -> list[dict]:
@@ -217,12 +218,8 @@ def _ranked(trials: list[dict]) -> list[dict]:
 def _shown(validation: dict, dataset: str | None) -> dict[str, float]:
     """The metrics of a trial that its table and picture show, as far as they were measured."""
     zero_shot = validation[dataset] if dataset else validation
-    measured = {name: zero_shot[name] for name in ("auroc", "peak_spread") if name in zero_shot}
-    measured |= {name: validation[name] for name in ("contrastive_loss", "negative_share") if name in validation}
-    measured |= zero_shot.get("localisation", {})
-    shown = {name: measured[name] for name in SHOWN if name in measured}
-    shown = {name: value["mean"] if isinstance(value, dict) else value for name, value in shown.items()}
-    return {name: value for name, value in shown.items() if value is not None}
+    values = {m.name: m.mean_of(validation if m.of_pairs else zero_shot) for m in shown_in(SEARCH)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def search_table(trials: list[dict]) -> str:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..data import load_pairs
+from ..evaluation.measures import BY_NAME, LOCALISATION
 from ..modeling_tier import TierModel
 from ..processing_tier import TierProcessor
 from .batches import Batches, share_of_subjects
@@ -217,7 +218,7 @@ def _save_new_processor(config: TrainConfig, data: RunData, output_dir: Path) ->
 def _check_evaluation(config: TrainConfig, data: RunData) -> None:
     data.prompts = config_prompts(config, data.zero_shot.features.get("labels", {}))
     best_metric = config.evaluation.best_metric
-    if best_metric in ("pointing_game", "cnr") and "regions" not in data.zero_shot.features:
+    if BY_NAME[best_metric].group == LOCALISATION and "regions" not in data.zero_shot.features:
         raise ValueError(f"evaluation.best_metric: {best_metric} needs a data set with regions; use auroc or loss.")
 
 

@@ -7,9 +7,10 @@ from functools import partial
 from datasets import Dataset
 
 from ..evaluation import evaluate_zero_shot
+from ..evaluation.measures import BY_NAME
 from ..modeling_tier import TierModel
 from ..processing_tier import TierProcessor
-from .configuration import BEST_METRICS, TrainConfig
+from .configuration import TrainConfig
 
 
 def validation_metrics(
@@ -52,13 +53,11 @@ def validation_metrics(
 
 def metric_value(metrics: dict, name: str, dataset: str | None = None) -> float:
     """The number that `evaluation.best_metric` means, larger being better; `dataset` is `evaluation.dataset`."""
-    if dataset and name not in ("loss", "contrastive_loss"):
-        metrics = metrics[dataset]
-    value = metrics[name] if name in metrics else metrics["localisation"][name]
-    value = value["mean"] if isinstance(value, dict) else value
-    if value is None or math.isnan(value):
+    measure = BY_NAME[name]
+    value = measure.mean_of(metrics[dataset] if dataset and not measure.of_pairs else metrics)
+    if value is None:
         return -math.inf
-    return value if BEST_METRICS[name] else -value
+    return value if measure.larger_is_better else -value
 
 
 def summary(epoch: int, metrics: dict, dataset: str | None) -> str:

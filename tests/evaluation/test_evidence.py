@@ -2,6 +2,7 @@
 """Intervals and comparisons against scikit-learn, pandas and bootstraps written out."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,8 @@ from sklearn.metrics import (
 
 from modeling_tier.data.columns import make_pairs, pair_features
 from modeling_tier.evaluation.evidence import compare, gather_evidence, judged_units
+from modeling_tier.evaluation.measures import LOCALISATION, group
+from modeling_tier.evaluation.scored import ImageScores, MapScores, PairScores, Scored
 from modeling_tier.evaluation.statistics import Resamples, choose_threshold, delong
 
 
@@ -63,7 +66,12 @@ def part(pairs, labels, seed=1, rows=None):
         "probabilities": 1 / (1 + np.exp(-scores[rows])),
         "labels": labels[rows],
     }
-    return {"num_images": len(rows)}, details, {"rows": rows}
+    return {"num_images": len(rows)}, details, scores_of(rows)
+
+
+def scores_of(rows, num_patches=49.0):
+    number = len(rows)
+    return Scored(ImageScores(rows, np.full(number, ""), np.zeros((number, 2)), np.full(number, num_patches)))
 
 
 def frame(pairs, details):
@@ -117,7 +125,7 @@ def test_studies_are_the_mean_and_the_largest_of_their_images():
         for study, scores, known in zip(studies, unit.scores, unit.labels):
             assert scores == pytest.approx([expected[study]["s0"], expected[study]["s1"]])
             np.testing.assert_array_equal(known, by_study.max().xs(study, level="study_id")[["y0", "y1"]].iloc[0])
-    found = gather_evidence({"data": (None or {}, details, {})}, {"data": pairs}, 5).metrics["classification"]
+    found = gather_evidence({"data": ({}, details, Scored())}, {"data": pairs}, 5).metrics["classification"]
     assert set(found) == {"image", "study_mean", "study_max"}
     of = by_study.mean().join(by_study.max()[["y0"]].rename(columns={"y0": "shown"})).dropna(subset="shown")
     assert found["study_mean"]["Edema"]["auroc"]["value"] == pytest.approx(roc_auc_score(of["shown"], of["s0"]))
@@ -251,23 +259,37 @@ def grounded(pairs, seed=0):
     """Two maps a row, the second of a token; the best threshold of a finding is that of its own maps."""
     rng = np.random.default_rng(seed)
     rows = np.repeat(np.arange(len(pairs)), 2)
-    scored = {
-        "rows": np.arange(len(pairs)),
-        "num_outside": np.array([0]),
-        "map/row": rows,
-        "map/finding": np.where(rows % 3 == 0, "Nodule", "Edema"),
-        "map/phrase": np.full(len(rows), "a phrase"),
-        "map/token": np.tile(["", "phrase"], len(pairs)),
-    }
+    measured = {}
     for variant in ("box/pixel/plain", "mask/patch/minus_no_finding"):
-        scored[f"map/{variant}:hit"] = (rng.random(len(rows)) < 0.4).astype(float)
-        scored[f"map/{variant}:chance"] = rng.random(len(rows)) / 5
-        scored[f"map/{variant}:cnr"] = rng.normal(size=len(rows))
-        scored[f"map/{variant}:mious"] = rng.random(len(rows))
-        scored[f"map/{variant}:ious"] = rng.random((len(rows), 19))
-    for name in ("hit", "chance", "cnr", "mious", "ious"):  # the place is nowhere
-        scored[f"map/mask/patch/minus_no_finding:{name}"][:6] = np.nan
+        measured[variant] = {
+            "hit": (rng.random(len(rows)) < 0.4).astype(float),
+            "chance": rng.random(len(rows)) / 5,
+            "cnr": rng.normal(size=len(rows)),
+            "mious": rng.random(len(rows)),
+            "ious": rng.random((len(rows), 19)),
+        }
+        others = {measure.of_map for measure in group(LOCALISATION)} - set(measured[variant])
+        measured[variant] |= {name: rng.random(len(rows)) for name in others}
+    for values in measured["mask/patch/minus_no_finding"].values():  # the region is nowhere
+        values[:6] = np.nan
+    scored = scores_of(np.arange(len(pairs)))
+    scored.maps = MapScores(
+        row=rows,
+        finding=np.where(rows % 3 == 0, "Nodule", "Edema"),
+        phrase=np.full(len(rows), "a phrase"),
+        token=np.tile(["", "phrase"], len(pairs)),
+        measured=measured,
+    )
     return scored
+
+
+def with_measured(scored, change):
+    """Other numbers of the maps: `change` of variant, name and values."""
+    measured = {
+        variant: {name: change(variant, name, values) for name, values in by_name.items()}
+        for variant, by_name in scored.maps.measured.items()
+    }
+    return replace(scored, maps=replace(scored.maps, measured=measured))
 
 
 def test_localisation_is_a_mean_over_findings_with_intervals_over_subjects():
@@ -284,14 +306,14 @@ def test_localisation_is_a_mean_over_findings_with_intervals_over_subjects():
     ]
     weights = np.concatenate(list(Resamples([f"subject {s}" for s in pairs["subject_id"]], RESAMPLES, 2).blocks()))
     for row in rows:
-        chosen = scored["map/token"] == ("" if row["text"] == "sentence" else "phrase")
-        variant = f"map/{row['place']}/{row['resolution']}/{row['map']}"
+        chosen = scored.maps.token == ("" if row["text"] == "sentence" else "phrase")
+        measured = scored.maps.measured[f"{row['place']}/{row['resolution']}/{row['map']}"]
         data = pd.DataFrame(
             {
-                "finding": scored["map/finding"][chosen],
-                "row": scored["map/row"][chosen],
-                "cnr": scored[f"{variant}:cnr"][chosen],
-                "hit": scored[f"{variant}:hit"][chosen].astype(float),
+                "finding": scored.maps.finding[chosen],
+                "row": scored.maps.row[chosen],
+                "cnr": measured["cnr"][chosen],
+                "hit": measured["hit"][chosen].astype(float),
             }
         )
         means = data.groupby("finding")[["cnr", "hit"]].mean().mean()
@@ -303,7 +325,7 @@ def test_localisation_is_a_mean_over_findings_with_intervals_over_subjects():
             draws.append(again.groupby("finding")["cnr"].mean().mean())
         assert [row["cnr"][end] for end in ("low", "high")] == pytest.approx(np.percentile(draws, [2.5, 97.5]))
         best = [
-            scored[f"{variant}:ious"][chosen][(data["finding"] == f).to_numpy() & data["cnr"].notna().to_numpy()]
+            measured["ious"][chosen][(data["finding"] == f).to_numpy() & data["cnr"].notna().to_numpy()]
             .mean(axis=0)
             .max()
             for f in ("Edema", "Nodule")
@@ -311,8 +333,9 @@ def test_localisation_is_a_mean_over_findings_with_intervals_over_subjects():
         assert row["iou"]["value"] == pytest.approx(np.mean(best))
     tokens = evidence.metrics["localisation_tokens"]
     assert [(token["token"], token["num_maps"]) for token in tokens] == [("phrase", N)]
-    others = {name: v for name, v in grounded(pairs, 4).items() if not name.endswith("chance")}
-    other = gather_evidence({"data": ({}, details, scored | others)}, {"data": pairs}, RESAMPLES, seed=2)
+    drawn = grounded(pairs, 4).maps.measured
+    others = with_measured(scored, lambda variant, name, values: values if name == "chance" else drawn[variant][name])
+    other = gather_evidence({"data": ({}, details, others)}, {"data": pairs}, RESAMPLES, seed=2)
     difference = compare(other, evidence)["localisation_maps"]
     assert len(difference) == 4
     for now, before, gap in zip(other.metrics["localisation_maps"], rows, difference):
@@ -322,8 +345,10 @@ def test_localisation_is_a_mean_over_findings_with_intervals_over_subjects():
 
 def without(scored, rows):
     """The maps of all but some rows."""
-    kept = ~np.isin(scored["map/row"], rows)
-    return {name: values[kept] if name.startswith("map/") else values for name, values in scored.items()}
+    kept = ~np.isin(scored.maps.row, rows)
+    fewer = with_measured(scored, lambda variant, name, values: values[kept])
+    columns = {name: getattr(scored.maps, name)[kept] for name in ("row", "finding", "phrase", "token")}
+    return replace(fewer, maps=replace(fewer.maps, **columns))
 
 
 def test_two_models_are_compared_on_the_maps_that_both_have():
@@ -340,7 +365,7 @@ def test_two_models_are_compared_on_the_maps_that_both_have():
                 assert {key: pytest.approx(v) for key, v in zero.items()} == {key: row[name][key] for key in zero}, (
                     "the same maps on the same draws"
                 )
-    nodules = np.unique(scored["map/row"][scored["map/finding"] == "Nodule"])
+    nodules = np.unique(scored.maps.row[scored.maps.finding == "Nodule"])
     edema = gather_evidence({"data": ({}, details, without(scored, nodules))}, {"data": pairs}, RESAMPLES)
     assert all(row["cnr"]["value"] == pytest.approx(0) for row in compare(edema, whole)["localisation_maps"])
     nothing = gather_evidence({"data": ({}, details, without(scored, range(N)))}, {"data": pairs}, RESAMPLES)
@@ -350,7 +375,7 @@ def test_two_models_are_compared_on_the_maps_that_both_have():
 def test_maps_over_other_parts_of_the_pictures_are_not_compared():
     pairs, labels = table()
     details, scored = part(pairs, labels)[1], grounded(pairs)
-    wide = {name: 2 * values if name.endswith("chance") else values for name, values in scored.items()}
+    wide = with_measured(scored, lambda variant, name, values: 2 * values if name == "chance" else values)
     a, b = (gather_evidence({"data": ({}, details, each)}, {"data": pairs}, 20) for each in (scored, wide))
     for row in compare(b, a)["localisation_maps"]:
         assert "not of the same picture" in row["incomparable"] and row["chance"] > 0
@@ -416,14 +441,29 @@ def test_studies_without_subjects_are_kept_together():
     assert len(units["study_mean"].labels) == 4 and len(set(units["image"].subjects)) == 4
 
 
+def paired(pairs, num_patches=49.0, max_patch_entropy=2.0, seed=0):
+    """With texts, and all measures of sparsity at random."""
+    rng, number = np.random.default_rng(seed), len(pairs)
+    scored = scores_of(np.arange(number), num_patches)
+    empty = np.zeros(number)
+    scored.pairs = PairScores(
+        embeds=np.zeros((number, 2)),
+        loss=empty,
+        contrastive_loss=empty,
+        rank_similarity=np.zeros((number, 4)),
+        max_patch_entropy=np.full(number, max_patch_entropy),
+        sparsity={name: rng.random(number) for name in NAMES},
+        padded={name: rng.random(number) for name in NAMES},
+    )
+    return scored
+
+
 def test_entropies_over_other_patches_are_not_subtracted():
     pairs, labels = table()
-    _, details, scored = part(pairs, labels)
-    scored |= {f"sparsity/{name}": np.random.default_rng(0).random(N) for name in NAMES}
-    scored |= {"num_patches": np.full(N, 49.0), "max_patch_entropy": np.full(N, 2.0)}
+    details = part(pairs, labels)[1]
     a, b, c, d = (
-        gather_evidence({"data": ({}, details, scored | change)}, {"data": pairs}, 10)
-        for change in ({}, {}, {"num_patches": np.full(N, 196.0)}, {"max_patch_entropy": np.full(N, 2.5)})
+        gather_evidence({"data": ({}, details, paired(pairs, *change))}, {"data": pairs}, 10)
+        for change in ((), (), (196.0,), (49.0, 2.5))
     )
     assert compare(b, a)["sparsity"]["without_padding"]["gini"]["value"] == 0
     assert "sparsity" not in compare(c, a) and "sparsity" not in compare(d, a)
@@ -435,14 +475,13 @@ NAMES = ("token_entropy", "patch_entropy", "effective_patches", "gini", "negativ
 def test_sparsity_and_retrieval_have_intervals_over_subjects():
     pairs, labels = table()
     rng = np.random.default_rng(0)
-    _, details, scored = part(pairs, labels)
-    scored |= {f"{prefix}/{name}": rng.random(N) for prefix in ("sparsity", "padded") for name in NAMES}
-    scored["sparsity/gini"][0] = np.nan  # a text without a counted token
+    details, scored = part(pairs, labels)[1], paired(pairs)
+    scored.pairs.sparsity["gini"][0] = np.nan  # a text without a counted token
     details["ranks"] = {"image_to_text": rng.integers(0, 20, N), "text_to_image": rng.integers(0, 20, N)}
     metrics = gather_evidence({"data": ({}, details, scored)}, {"data": pairs}, 40).metrics
     gini = metrics["sparsity"]["without_padding"]["gini"]
-    assert gini["value"] == pytest.approx(np.nanmean(scored["sparsity/gini"])) and gini["low"] < gini["high"]
-    assert metrics["sparsity"]["with_padding"]["peak"]["value"] == pytest.approx(scored["padded/peak"].mean())
+    assert gini["value"] == pytest.approx(np.nanmean(scored.pairs.sparsity["gini"])) and gini["low"] < gini["high"]
+    assert metrics["sparsity"]["with_padding"]["peak"]["value"] == pytest.approx(scored.pairs.padded["peak"].mean())
     recall = metrics["retrieval_intervals"]["text_to_image"]["r@5"]
     assert recall["value"] == pytest.approx((details["ranks"]["text_to_image"] < 5).mean())
     assert recall["low"] < recall["value"] < recall["high"]

@@ -226,20 +226,20 @@ def test_phrase_grounding_of_a_perfect_and_of_a_wrong_map():
 
 
 @pytest.mark.parametrize(
-    ("maps", "places", "message"),
+    ("maps", "masks", "message"),
     [
         ([[1, 0], [1, math.nan]], [[1, 0], [1, 0]], "Map 1: the map holds NaN"),
-        ([[1, 0], [1, 0]], [[1, 0], [0, 0]], "Map 1: every place needs pixels inside and outside"),
-        ([[1, 0], [1, 0]], [[1, 0], [1, 1]], "Map 1: every place needs pixels inside and outside"),
-        ([[1, 0], [1, 0]], [[1, 0], [2, 0]], "Map 1: the place holds other values than 0 and 1"),
+        ([[1, 0], [1, 0]], [[1, 0], [0, 0]], "Map 1: every mask needs pixels inside and outside"),
+        ([[1, 0], [1, 0]], [[1, 0], [1, 1]], "Map 1: every mask needs pixels inside and outside"),
+        ([[1, 0], [1, 0]], [[1, 0], [2, 0]], "Map 1: the mask holds other values than 0 and 1"),
         ([[1, 0], [1, 0, 2]], [[1, 0], [1, 0, 0]], r"predictions\[1\] has 3 pixels .* the first map has 2"),
         ([[1, 0], [1, 0]], [[1, 0], [1, 0, 0]], r"references\[1\] 3"),
-        ([], [], "Maps and places"),
+        ([], [], "as many maps as masks"),
     ],
 )
-def test_maps_that_cannot_be_measured_are_named(maps, places, message):
+def test_maps_that_cannot_be_measured_are_named(maps, masks, message):
     with pytest.raises(ValueError, match=message):
-        load("phrase_grounding").compute(predictions=maps, references=places)
+        load("phrase_grounding").compute(predictions=maps, references=masks)
 
 
 @pytest.mark.parametrize(

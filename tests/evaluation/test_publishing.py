@@ -110,3 +110,13 @@ def test_a_card_names_everything_that_its_metric_takes_and_gives(name):
     for line in re.findall(r"^    (\S.*?)(?: for each k)?: |^    (r@k) for", outputs, re.MULTILINE):
         for result in "".join(line).split(", "):
             assert f"`{result}`" in card or (result.endswith("_interval") and "`*_interval`" in card), result
+
+
+def test_what_two_metrics_share_is_the_same_in_both():
+    """Each is one file without a package, so that the bootstrap of means stands in both."""
+    sources = []
+    for name in ("phrase_grounding", "retrieval_recall"):
+        module = (METRICS / name / f"{name}.py").read_text("utf-8")
+        functions = {node.name: node for node in ast.parse(module).body if isinstance(node, ast.FunctionDef)}
+        sources.append(ast.get_source_segment(module, functions["_intervals"]))
+    assert sources[0] == sources[1]

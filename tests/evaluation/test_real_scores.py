@@ -12,6 +12,7 @@ from sklearn.metrics import matthews_corrcoef
 
 from modeling_tier.data.columns import make_pairs, pair_features
 from modeling_tier.evaluation.evidence import compare, gather_evidence
+from modeling_tier.evaluation.scored import ImageScores, Scored
 
 
 FOLDER = Path(__file__).parents[3] / "shared" / "chexpert_test_scores"
@@ -64,7 +65,7 @@ def evidence(scores, models):
         values, rows = columns_of(scores, model), np.arange(len(scores))
         details = {"findings": FINDINGS, "rows": rows, "labels": truth, "scores": values}
         details["probabilities"] = stats.rankdata(values, axis=0) / len(values)
-        parts = {"data": ({"num_images": len(rows)}, details, {"rows": rows})}
+        parts = {"data": ({"num_images": len(rows)}, details, Scored(ImageScores(rows, rows, values, rows)))}
         return gather_evidence(parts, {"data": pairs}, RESAMPLES, SEED)
 
     return {model: gather(model) for model in models}

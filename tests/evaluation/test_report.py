@@ -470,7 +470,7 @@ def test_how_labels_and_images_were_counted_is_said(written):
     result = sample()
     result["metrics"]["unreadable"] = ["/data/x<1>.png: truncated"]
     page, markdown = written(result)
-    assert "uncertain ones left out, blank ones counted as negative" in page.text
+    assert "uncertain ones ignored, blank ones counted as negative" in page.text
     assert ["Edema", "80", "560", "8", "20"] in table_rows(markdown)
     assert ["views", "500 FRONTAL, 168 LATERAL"] in table_rows(markdown)
     assert "/data/x<1>.png: truncated" in page.text
@@ -591,7 +591,7 @@ def test_models_with_different_patches_share_an_axis(tmp_path, drawn):
     rng = np.random.default_rng(0)
     details = {f"{p} patches": {"rank_similarity": -np.sort(rng.normal(size=(9, p)), axis=1)} for p in (16, 49)}
     pairs = load_pairs("synthetic", "test", num_images=2, image_size=32)
-    figures.plot_patch_similarity(details, pairs, tmp_path / "shares.png")
+    figures.plot_patch_similarity(details, pairs, tmp_path / "fractions.png")
     figures.plot_patch_similarity({"a": details["16 patches"]}, pairs, tmp_path / "ranks.png")
     assert [line.get_xdata()[-1] for line in drawn[0].axes[0].lines] == [1, 1]
     assert [line.get_xdata()[-1] for line in drawn[1].axes[0].lines] == [16]

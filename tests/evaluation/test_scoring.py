@@ -1,6 +1,7 @@
 # Licensed under the Apache License, Version 2.0.
 """The pass of a model over a data set: the same numbers however it is cut up, stopped and gone on with."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -20,11 +21,11 @@ from modeling_tier import TierModel, text_image_entropy
 from modeling_tier.data import load_pairs
 from modeling_tier.evaluation import load_no_finding, load_prompts
 from modeling_tier.evaluation.localisation import patch_mask, picture_mask
+from modeling_tier.evaluation.scored import ImageScores, join
 from modeling_tier.evaluation.scoring import (
     Probes,
     _parts,
     data_fingerprint,
-    join_parts,
     model_fingerprint,
     read_parts,
     score,
@@ -49,20 +50,31 @@ def scored(model, processor, pairs):
         prompts, no_finding = load_prompts("synthetic"), load_no_finding("synthetic")
         options = {"batch_size": BATCH, "thorough": True, "progress": False} | options
         parts = score(model, processor, pairs, prompts, no_finding, cache=cache, process=process, **options)
-        return join_parts(parts) if cache is None else None
+        return join(parts) if cache is None else None
 
     return run
 
 
+def arrays(part, prefix=""):
+    """Every array below a dataclass or dict, by its path."""
+    if isinstance(part, np.ndarray | int):
+        return {prefix: np.asarray(part)}
+    content = part if isinstance(part, dict) else vars(part)
+    return {
+        k: v for n, value in content.items() if value is not None for k, v in arrays(value, f"{prefix}.{n}").items()
+    }
+
+
 def assert_same(a, b):
-    assert a.keys() == b.keys()
+    a, b = arrays(a), arrays(b)
+    assert a.keys() == b.keys() and len(a) > 10
     for name in a:
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
 def test_a_cache_and_any_number_of_processes_give_the_same_bits(scored, pairs, tmp_path):
     whole = scored()
-    assert whole["rows"].tolist() == list(range(130)) and len(whole["map/row"]) > 130
+    assert whole.images.rows.tolist() == list(range(130)) and len(whole.maps.row) > 130
     scored(tmp_path / "one")
     assert_same(read_parts(tmp_path / "one", pairs, BATCH), whole)
     for process in (2, 0, 1):
@@ -92,9 +104,15 @@ def test_what_is_in_the_cache_is_not_computed_again_and_a_torn_part_is(scored, m
     scored(tmp_path)
     assert len(calls) == before
     part = tmp_path / "part-00001.npz"
-    part.write_bytes(part.read_bytes()[:-200])
-    scored(tmp_path)
-    assert len(calls) == before + 1
+    whole = part.read_bytes()
+    another = (tmp_path / "part-00002.npz").read_bytes()
+    np.savez(tmp_path / "other.npz", rows=np.arange(6))  # with the fields of an earlier version, for instance
+    other = (tmp_path / "other.npz").read_bytes()
+    (tmp_path / "other.npz").unlink()
+    for number, content in enumerate((whole[:-200], b"", b"PK", another, other), 1):
+        part.write_bytes(content)
+        scored(tmp_path)
+        assert len(calls) == before + number and len(part.read_bytes()) == len(whole)
     assert_same(read_parts(tmp_path, pairs, BATCH), scored())
 
 
@@ -116,8 +134,9 @@ def test_an_evaluation_that_was_killed_goes_on(model, processor, tmp_path):
     assert len(parts()) == 120 and {path: os.stat(path).st_mtime_ns for path in written} == written
     pairs, prompts = load_pairs("synthetic", "test", num_images=240), load_prompts("synthetic")
     options = {"batch_size": 2, "thorough": True, "progress": False}
-    whole = join_parts(score(model, processor, pairs, prompts, load_no_finding("synthetic"), **options))
+    whole = join(score(model, processor, pairs, prompts, load_no_finding("synthetic"), **options))
     gone_on = read_parts(parts()[0].parent, pairs, 2)
+    whole, gone_on = arrays(whole), arrays(gone_on)
     for name in whole:  # another process may have another number of threads
         compare = np.testing.assert_array_equal if whole[name].dtype.kind in "iU" else np.testing.assert_allclose
         compare(gone_on[name], whole[name], **({} if whole[name].dtype.kind in "iU" else {"atol": 1e-4, "rtol": 1e-3}))
@@ -142,15 +161,16 @@ def test_cosines_peaks_and_entropies_with_padding(scored, model, processor, pair
             out = model(**inputs)
             here = slice(start, start + BATCH)
             for key, embeds in sides.items():
-                np.testing.assert_allclose(whole[key][here], out.image_embeds @ embeds.T, atol=1e-5)
+                np.testing.assert_allclose(getattr(whole.images, key)[here], out.image_embeds @ embeds.T, atol=1e-5)
             best = (out.patch_embeds @ sides["positive"].T).argmax(dim=1)
-            np.testing.assert_array_equal(whole["peaks"][here], best)
+            np.testing.assert_array_equal(whole.images.peaks[here], best)
             for i in range(BATCH):
                 pair = out.token_embeds[i : i + 1], out.patch_embeds[i : i + 1]
-                for prefix, mask in (("padded", None), ("sparsity", inputs["attention_mask"][i : i + 1])):
+                counted = inputs["attention_mask"][i : i + 1]
+                for values, mask in ((whole.pairs.padded, None), (whole.pairs.sparsity, counted)):
                     token, patch = text_image_entropy(*pair, mask)
-                    assert whole[f"{prefix}/token_entropy"][start + i] == pytest.approx(token.item(), abs=1e-5)
-                    assert whole[f"{prefix}/patch_entropy"][start + i] == pytest.approx(patch.item(), abs=1e-5)
+                    assert values["token_entropy"][start + i] == pytest.approx(token.item(), abs=1e-5)
+                    assert values["patch_entropy"][start + i] == pytest.approx(patch.item(), abs=1e-5)
 
 
 def cnr(values, inside):
@@ -168,10 +188,10 @@ def test_every_way_of_looking_at_a_map(scored, model, processor, pairs):
         ]
         no_finding = unit(torch.stack(rows).mean(dim=0))
     checked, tokens = 0, 0
-    for place in range(0, len(whole["map/row"])):
-        if whole["map/token"][place] != "" or checked == 12:
+    for place in range(0, len(whole.maps.row)):
+        if whole.maps.token[place] != "" or checked == 12:
             continue
-        row, phrase = pairs[int(whole["map/row"][place])], str(whole["map/phrase"][place])
+        row, phrase = pairs[int(whole.maps.row[place])], str(whole.maps.phrase[place])
         regions = [region for region in row["regions"] if region["phrase"] == phrase]
         inputs = processor(images=row["image"], text=phrase)
         maps = {}
@@ -193,18 +213,18 @@ def test_every_way_of_looking_at_a_map(scored, model, processor, pairs):
             box[y0:y1, x0:x1] = True
         assert mask.shape == (32, 32) and (mask[np.ix_(*[np.arange(32)] * 2)] <= 1).all()
         number = len(maps["pixel", "plain"])
-        assert whole["map/phrase"][place : place + number].tolist() == [phrase] * number
-        assert whole["map/token"][place + 1 : place + number].tolist() == processor.tokenizer.tokenize(phrase)[:-1]
+        assert whole.maps.phrase[place : place + number].tolist() == [phrase] * number
+        assert whole.maps.token[place + 1 : place + number].tolist() == processor.tokenizer.tokenize(phrase)[:-1]
         for resolution, kind in itertools.product(("pixel", "patch"), ("plain", "minus_no_finding")):
             inside = mask if resolution == "pixel" else patch_mask(mask, grid)
             for i, values in enumerate(maps[resolution, kind].numpy()):
-                name = f"map/mask/{resolution}/{kind}"
+                name = f"mask/{resolution}/{kind}"
                 if inside.any() and not inside.all():
-                    assert whole[f"{name}:cnr"][place + i] == pytest.approx(cnr(values, inside), abs=1e-3)
+                    assert whole.maps.measured[name]["cnr"][place + i] == pytest.approx(cnr(values, inside), abs=1e-3)
                     peak = np.unravel_index(values.argmax(), values.shape)
-                    assert whole[f"{name}:hit"][place + i] == inside[peak]
+                    assert whole.maps.measured[name]["hit"][place + i] == inside[peak]
                 else:
-                    assert np.isnan(whole[f"{name}:cnr"][place + i])
+                    assert np.isnan(whole.maps.measured[name]["cnr"][place + i])
         checked, tokens = checked + 1, tokens + number - 1
     assert checked == 12 and tokens > 24
 
@@ -214,13 +234,13 @@ def test_smoothed_maps_are_those_of_scipys_filter(scored, model, processor, pair
     """Against the model's own maps of each phrase, filtered by itself, then scaled up and measured by definition."""
     plain, smooth = scored(smoothing=0.0), scored(smoothing=0.7)
     assert_same(plain, scored())
-    changed = {
-        name for name in plain if not np.array_equal(plain[name], smooth[name], equal_nan=plain[name].dtype == float)
-    }
-    assert changed and all(name.startswith("map/") and not name.endswith(":chance") for name in changed)
-    sentences = np.flatnonzero(plain["map/token"] == "")[:12]
+    before, after = arrays(plain), arrays(smooth)
+    same = {name for name in before if before[name].tobytes() == after[name].tobytes()}
+    assert len(same) < len(before) == len(after)
+    assert all(".measured." in name and not name.endswith(".chance") for name in before.keys() - same)
+    sentences = np.flatnonzero(plain.maps.token == "")[:12]
     for i in sentences:
-        row, phrase = pairs[int(smooth["map/row"][i])], str(smooth["map/phrase"][i])
+        row, phrase = pairs[int(smooth.maps.row[i])], str(smooth.maps.phrase[i])
         with torch.no_grad():
             own = model.get_similarity_map(**processor(images=row["image"], text=phrase)).text_to_patch[0]
         filtered = torch.from_numpy(gaussian_filter(own.numpy(), 0.7, mode="reflect", truncate=4.0))
@@ -233,7 +253,7 @@ def test_smoothed_maps_are_those_of_scipys_filter(scored, model, processor, pair
             mask = patch_mask(mask, tuple(own.shape))
         if mask.any() and not mask.all():
             expected = cnr(filtered.numpy(), mask)
-            assert smooth[f"map/mask/{resolution}/plain:cnr"][i] == pytest.approx(expected, abs=1e-3)
+            assert smooth.maps.measured[f"mask/{resolution}/plain"]["cnr"][i] == pytest.approx(expected, abs=1e-3)
 
 
 def test_patches_of_a_place():
@@ -250,9 +270,9 @@ def test_patches_of_a_place():
 
 def test_half_precision_is_close(scored):
     whole, half = scored(), scored(dtype="bfloat16")
-    for name in ("positive", "negative", "sparsity/token_entropy"):
-        assert np.abs(whole[name] - half[name]).max() < 0.03
-        assert not np.array_equal(whole[name], half[name])
+    for name in (".images.positive", ".images.negative", ".pairs.sparsity.token_entropy"):
+        a, b = arrays(whole)[name], arrays(half)[name]
+        assert np.abs(a - b).max() < 0.03 and not np.array_equal(a, b)
 
 
 def test_pictures_without_texts_cost_no_text_encoding(model, processor, pairs, monkeypatch):
@@ -266,12 +286,12 @@ def test_pictures_without_texts_cost_no_text_encoding(model, processor, pairs, m
     rest = (
         pairs.select(range(12)).remove_columns("text").add_column("text", [None] * 12, feature=pairs.features["text"])
     )
-    without = join_parts(score(model, processor, rest, load_prompts("synthetic"), batch_size=BATCH, progress=False))
-    assert lengths == [1, 1] and "text_embeds" not in without
-    texts = join_parts(
+    without = join(score(model, processor, rest, load_prompts("synthetic"), batch_size=BATCH, progress=False))
+    assert lengths == [1, 1] and without.pairs is None
+    texts = join(
         score(model, processor, pairs.select(range(12)), load_prompts("synthetic"), batch_size=BATCH, progress=False)
     )
-    np.testing.assert_allclose(without["positive"], texts["positive"], atol=1e-6)
+    np.testing.assert_allclose(without.images.positive, texts.images.positive, atol=1e-6)
 
 
 def test_a_phrase_is_embedded_once_and_its_words_are_its_tokens(model, processor, monkeypatch):
@@ -310,10 +330,10 @@ def test_a_large_set_has_few_parts_and_a_small_one_a_batch_each():
 
 def test_fingerprints_know_what_changed_and_not_where_it_lies(model, processor, pairs, tmp_path):
     some = pairs.select(range(8))
-    rows = {"rows": np.arange(8), "digests": np.array([f"{i}" for i in range(8)])}
+    rows = ImageScores(np.arange(8), np.array([f"{i}" for i in range(8)]), np.empty((8, 2)), np.full(8, 4))
     base = data_fingerprint(some, rows)
     assert base == data_fingerprint(pairs.select(range(8)), rows)
-    assert base != data_fingerprint(some, rows | {"digests": np.array([*"0123456x"])})
+    assert base != data_fingerprint(some, dataclasses.replace(rows, digests=np.array([*"0123456x"])))
     changed = Dataset.from_list(
         [row | ({"text": "No."} if i == 3 else {}) for i, row in enumerate(some)], pairs.features
     )
@@ -332,15 +352,17 @@ def test_fingerprints_know_what_changed_and_not_where_it_lies(model, processor, 
         return Dataset.from_list(cells, type(pairs.features)(features))
 
     before = table_fingerprint(at(tmp_path / "a"))
-    scored = [join_parts(score(model, processor, at(tmp_path / "a"), {}, batch_size=4, progress=False))]
+    scored = [join(score(model, processor, at(tmp_path / "a"), {}, batch_size=4, progress=False))]
     (tmp_path / "a" / "3.png").touch()
     assert table_fingerprint(at(tmp_path / "a")) != before, "a file that was written again may have changed"
     (tmp_path / "a").rename(tmp_path / "b")
-    scored.append(join_parts(score(model, processor, at(tmp_path / "b"), {}, batch_size=4, progress=False)))
-    assert data_fingerprint(at(tmp_path / "b"), scored[1]) == data_fingerprint(at(tmp_path / "b"), scored[0])
+    scored.append(join(score(model, processor, at(tmp_path / "b"), {}, batch_size=4, progress=False)))
+    assert data_fingerprint(at(tmp_path / "b"), scored[1].images) == data_fingerprint(
+        at(tmp_path / "b"), scored[0].images
+    )
     (tmp_path / "b" / "3.png").write_bytes((tmp_path / "b" / "4.png").read_bytes())
-    other = join_parts(score(model, processor, at(tmp_path / "b"), {}, batch_size=4, progress=False))
-    assert data_fingerprint(at(tmp_path / "b"), other) != data_fingerprint(at(tmp_path / "b"), scored[0])
+    other = join(score(model, processor, at(tmp_path / "b"), {}, batch_size=4, progress=False))
+    assert data_fingerprint(at(tmp_path / "b"), other.images) != data_fingerprint(at(tmp_path / "b"), scored[0].images)
 
     model.save_pretrained(tmp_path / "model")
     loaded = TierModel.from_pretrained(tmp_path / "model")

@@ -245,8 +245,8 @@ def test_a_reliability_diagram_is_scikit_learns():
     share, mean = calibration_curve(labels, probabilities, n_bins=10)
     assert result["count"].sum() == 100 and (result["count"][6:] == 0).all()
     np.testing.assert_allclose(result["mean_probability"][:6], mean, atol=1e-12)
-    np.testing.assert_allclose(result["share_positive"][:6], share, atol=1e-12)
-    assert np.isnan(result["share_positive"][6:]).all()
+    np.testing.assert_allclose(result["fraction_positive"][:6], share, atol=1e-12)
+    assert np.isnan(result["fraction_positive"][6:]).all()
     error = (result["count"][:6] * np.abs(share - mean)).sum() / 100
     assert calibration_error(labels, probabilities, np.ones((1, 100)))[0] == pytest.approx(error)
     with pytest.raises(ValueError, match=r"probabilities\[1\]"):

@@ -237,7 +237,7 @@ def test_templates_are_filled_for_the_labels_that_have_no_sentences_of_their_own
     with pytest.raises(ValueError, match="it has none"):
         load_prompts(str(path), [])
     path.write_text("templates: {positive: [Something.], negative: ['No {finding}.']}")
-    with pytest.raises(ValueError, match=r"must have the place \{finding\}"):
+    with pytest.raises(ValueError, match=r"must contain \{finding\}"):
         load_prompts(str(path), ["Edema"])
 
 

@@ -128,7 +128,8 @@ def _read(name_or_path: str) -> tuple[Path, dict]:
         raise ValueError(f"{path} is no YAML file: {str(error) or type(error).__name__}") from error
     if not isinstance(content, dict) or not (content.get("findings") or content.get("templates")):
         raise ValueError(f"{path}: needs a key 'findings' with at least one finding under it, or 'templates'.")
-    known = ["findings", "no_finding", "templates", *(name for name, each in PROTOCOLS.items() if each.templates)]
+    with_templates = [name for name, protocol in PROTOCOLS.items() if protocol.templates]
+    known = ["findings", "no_finding", "templates", *with_templates]
     unknown = [key for key in content if key not in known]
     if unknown:
         raise ValueError(f"{path}: unknown key {unknown[0]!r}; known are {known}.")
@@ -141,12 +142,12 @@ def _check_templates(path: Path, key: str, templates, wanted: tuple[str, ...]) -
     for name, sentences in templates.items():
         _check_sentences(path, f"{key}: {name}", sentences)
         if not all("{finding}" in sentence for sentence in sentences):
-            raise ValueError(f"{path}: every sentence of {key!r} must have the place {{finding}}.")
+            raise ValueError(f"{path}: every sentence of {key!r} must contain {{finding}}.")
 
 
 def _filled(templates: dict[str, list[str]], finding: str) -> dict[str, list[str]]:
     name = finding.replace("_", " ")
-    return {key: [each.replace("{finding}", name) for each in sentences] for key, sentences in templates.items()}
+    return {key: [text.replace("{finding}", name) for text in sentences] for key, sentences in templates.items()}
 
 
 def _check_sentences(path: Path, key: str, sentences) -> None:

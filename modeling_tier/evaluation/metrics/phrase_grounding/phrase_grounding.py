@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0.
-"""Do the maps of phrases point at the right place? A module for `evaluate`."""
+"""Do the maps of phrases point at the right region? A module for `evaluate`."""
 
 import datasets
 import evaluate
@@ -7,8 +7,8 @@ import numpy as np
 
 
 _DESCRIPTION = """
-Pointing game, contrast-to-noise ratio and intersection over union of similarity maps against the places that the
-phrases name.
+Pointing game, contrast-to-noise ratio and intersection over union of similarity maps against the
+ground-truth regions that phrases name.
 """
 
 _INPUTS = """
@@ -16,18 +16,18 @@ Args:
     predictions: maps, all of one size, of shape (height, width) or flat, row by row; higher where the phrase points.
     references: for each map a mask of the same size, 1 inside the ground-truth region and 0 outside.
     subjects: the id of each map's patient; by default every map is a patient of its own.
-    resamples: how many times patients are drawn, with replacement, as many as there are; 0 leaves the intervals out.
+    resamples: how many times patients are drawn, with replacement, as many as there are; 0: no intervals.
     seed: seed of the draws.
     confidence: of the intervals, between 0 and 1.
 Returns:
-    pointing_game: share of maps whose maximum lies inside; of equal maxima each counts its part.
-    chance: mean share of the picture that lies inside, the pointing game of a random map.
+    pointing_game: fraction of maps whose maximum lies inside; of equal maxima each counts its part.
+    chance: mean fraction of the picture that lies inside, the pointing game of a random map.
     cnr: mean over maps of (mean inside - mean outside) / sqrt(variance inside + variance outside); negative where the
         map points away.
     cnr_absolute: the same with |mean inside - mean outside|, as BioViL's authors publish it.
     miou: mean over maps, and over the thresholds 0.1, 0.2, 0.3, 0.4 and 0.5, of the intersection over union of the
-        place and the pixels whose similarity itself is >= the threshold, as BioViL's authors do.
-    iou: mean intersection over union of the place and the map, scaled to [0, 1] by its own extremes and cut (>=) at
+        region and the pixels whose similarity itself is >= the threshold, as BioViL's authors do.
+    iou: mean intersection over union of the region and the map, scaled to [0, 1] by its own extremes and cut (>=) at
         one threshold, the best of 0.05, 0.10, ..., 0.95 for all maps together.
     iou_threshold: that threshold.
     num_maps: count.
@@ -79,10 +79,10 @@ class PhraseGrounding(evaluate.Metric):
         super().add_batch(predictions=predictions, references=references, **kwargs)
 
     def _compute(self, predictions, references, subjects=None, resamples=1000, seed=0, confidence=0.95):
-        for i, (values, place) in enumerate(zip(predictions, references)):
-            if not len(values) == len(place) == len(predictions[0]):
+        for i, (values, mask) in enumerate(zip(predictions, references)):
+            if not len(values) == len(mask) == len(predictions[0]):
                 raise ValueError(
-                    f"predictions[{i}] has {len(values)} pixels and references[{i}] {len(place)}; the first map has "
+                    f"predictions[{i}] has {len(values)} pixels and references[{i}] {len(mask)}; the first map has "
                     f"{len(predictions[0])}. predictions and references must hold as many flat maps of one size."
                 )
         measured = measure_maps(predictions, references)
@@ -120,48 +120,48 @@ def _flat(name, values):
 
 def measure_maps(maps: np.ndarray, inside: np.ndarray) -> dict[str, np.ndarray]:
     """
-    Measure each map against its place.
+    Measure each map against its ground-truth region.
 
     Args:
         maps: (M, P), or (M, H, W): similarities, higher where the phrase points; float32 or float64.
-        inside: bool or 0/1 of the same shape: True inside the place.
+        inside: bool or 0/1 of the same shape: True inside the region.
 
     Returns:
         arrays in the order of the maps, float64:
-            `hit` (M,): 1 where the maximum lies inside; of equal maxima (to 1e-6 of the map's range) the share that
-            does;
-            `chance` (M,): share of the pixels that lie inside;
+            `hit` (M,): 1 where the maximum lies inside; of equal maxima (to 1e-6 of the map's range) the fraction
+            that does;
+            `chance` (M,): fraction of the pixels that lie inside;
             `cnr` (M,): (mean inside - mean outside) / sqrt(variance inside + variance outside), of which the sum of
             the variances is at least 1e-12, so that it is finite; `cnr_absolute` (M,): its absolute value, the one of
             Boecking et al. (2022, arXiv 2204.09817);
-            `ious` (M, 19): intersection over union of the place and of the map, scaled to [0, 1] by its own extremes,
+            `ious` (M, 19): intersection over union of the region and of the map, scaled to [0, 1] by its own extremes,
             where it is >= 0.05, 0.10, ..., 0.95;
             `mious` (M,): the mean of that over 0.1, 0.2, 0.3, 0.4, 0.5 without scaling (Boecking et al.).
         Of a constant map every pixel is the maximum, `hit` is `chance`, and `cnr` and `ious` are 0.
 
     Raises:
-        ValueError: if the shapes differ, there is no map, a map is not finite (with its row), or a place is not 0/1,
+        ValueError: if the shapes differ, there is no map, a map is not finite (with its row), or a region is not 0/1,
             empty or the whole picture (with its row).
     """
     maps, inside = np.asarray(maps), np.asarray(inside)
     if maps.ndim < 2 or maps.shape != inside.shape or maps.size == 0:
-        raise ValueError(f"Maps and places must be as many and of one size; got {maps.shape} and {inside.shape}.")
+        raise ValueError(f"There must be as many maps as masks, all of one size; got {maps.shape} and {inside.shape}.")
     maps, inside = maps.reshape(len(maps), -1), inside.reshape(len(maps), -1)
     step = max(1, _CHUNK // maps.shape[1])
     parts = [_measure(maps[i : i + step], inside[i : i + step], i) for i in range(0, len(maps), step)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _measure(maps, places, first):
-    values, inside = maps.astype(np.float64), places.astype(bool)
+def _measure(maps, masks, first):
+    values, inside = maps.astype(np.float64), masks.astype(bool)
     count = np.count_nonzero(inside, axis=1)
     low, high = values.min(axis=1, keepdims=True), values.max(axis=1, keepdims=True)
     _name_row(~np.isfinite(low + high).ravel(), first, "the map holds NaN or infinity")
-    _name_row((places != inside).any(axis=1), first, "the place holds other values than 0 and 1")
+    _name_row((masks != inside).any(axis=1), first, "the mask holds other values than 0 and 1")
     _name_row(
         (count == 0) | (count == values.shape[1]),
         first,
-        "every place needs pixels inside and outside; leave the others out",
+        "every mask needs pixels inside and outside; skip the others",
     )
     # A peak in a border patch becomes a plateau when the map is scaled up: with the first of its pixels alone, left
     # and right would not be alike.
@@ -205,7 +205,7 @@ def _num_reached(values, steps):
 
 
 def _ious(histogram):
-    """Intersection over union of place and pixels that reach k, (M, K), from the number with k outside and inside."""
+    """Intersection over union of region and pixels that reach k, (M, K), from the number with k outside and inside."""
     reached = histogram[:, ::-1].cumsum(axis=1)[:, ::-1]
     return reached[..., 1] / (reached[..., 0] + reached[:, :1, 1])
 

@@ -7,7 +7,7 @@ import numpy as np
 
 
 _DESCRIPTION = """
-Share of queries for which a relevant candidate is among the k most similar ones. Query i and candidate i belong
+Fraction of queries for which a relevant candidate is among the k most similar ones. Query i and candidate i belong
 together, and so do all with the same group: where a text stands in the set twice, either copy is a hit.
 """
 
@@ -17,7 +17,7 @@ Args:
     references: group of the i-th pair, an integer.
     ks: list of k, by default 1, 5, 10.
     subjects: the id of each query's patient; by default every query is a patient of its own.
-    resamples: how many times patients are drawn, with replacement, as many as there are; 0 leaves the intervals out.
+    resamples: how many times patients are drawn, with replacement, as many as there are; 0: no intervals.
     seed: seed of the draws.
     confidence: of the intervals, between 0 and 1.
 Returns:

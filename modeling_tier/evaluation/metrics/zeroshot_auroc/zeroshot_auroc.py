@@ -17,7 +17,7 @@ Args:
     predictions: a score for each image, higher for the finding.
     references: 1 where the finding is present, 0 where it is absent.
     subjects: the id of each image's patient; by default every image is a patient of its own.
-    resamples: how many times patients are drawn, with replacement, as many as there are; 0 leaves the intervals out.
+    resamples: how many times patients are drawn, with replacement, as many as there are; 0: no intervals.
     seed: seed of the draws. The same patients are drawn alike whatever their images and scores are.
     confidence: of the intervals, between 0 and 1.
 Returns:
@@ -77,7 +77,7 @@ class Ranking:
     One finding's rows in the order of their scores, sorted once for many weightings.
 
     Args:
-        labels: (N,) 1, 0, or NaN for rows that are left out.
+        labels: (N,) 1, 0, or NaN for rows that are skipped.
         scores: (N,) higher for the finding.
     """
 
