@@ -1,6 +1,7 @@
 # Licensed under the Apache License, Version 2.0.
 """Load a model of a folder or of the Hub completely, or say what is wrong with it."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ def check_model_name(name_or_path: str) -> None:
     path = Path(name_or_path)
     try:
         if path.is_dir():
+            _check_weight_index(path)
             return
         if path.exists():
             raise ValueError(f"{name_or_path} is a file; a model is a folder or a repository on the Hub.")
@@ -106,6 +108,18 @@ def naming_damage(name_or_path: str, part: str) -> Iterator[None]:
     except Exception as error:  # SafetensorError, RuntimeError, OverflowError, KeyError: any, of any library
         reason = " ".join(str(error).split())
         raise ValueError(f"{name_or_path}: {part} cannot be read: {type(error).__name__}: {reason[:500]}") from error
+
+
+def _check_weight_index(folder: Path) -> None:
+    """Raise ValueError if an index of the folder's weights is damaged, or names files outside of the folder."""
+    for index in folder.glob("*.index.json"):
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{index} is no index of weights: {type(error).__name__}: {str(error)[:200]}") from error
+        for name in names:
+            if not isinstance(name, str) or Path(name).name != name:
+                raise ValueError(f"{index} names {name!r}, which is no file of this folder.")
 
 
 def _listed(names) -> str:

@@ -84,6 +84,18 @@ def test_missing_and_surplus_weights_are_listed(run, folder):
         run()
 
 
+def test_an_index_of_weights_stays_in_the_folder(run, folder):
+    weights = folder / "model.safetensors"
+    weights.rename(folder.parent / "elsewhere.safetensors")
+    index = folder / "model.safetensors.index.json"
+    for content in ('{"weight_map": {"logit_scale": "../elsewhere.safetensors"}}', '{"weight_map": []}', "{", "3"):
+        index.write_text(content)
+        with pytest.raises(
+            SystemExit, match=r"index\.json (names '\.\./elsewhere\.safetensors'|is no index of weights)"
+        ):
+            run()
+
+
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
