@@ -30,7 +30,7 @@ from transformers import BertConfig, CLIPImageProcessor
 
 import train as train_script
 from modeling_tier import TierConfig, TierModel, TierProcessor, training
-from modeling_tier.data import DATASETS, SHAREABLE
+from modeling_tier.data import DATASETS
 from modeling_tier.evaluation.run import DataChoice, EvaluationConfig, run_evaluation
 from modeling_tier.hub.card import TEMPLATE
 from modeling_tier.hub.known_fields import Selection, local_source
@@ -174,9 +174,8 @@ def look(tmp_path):
 
 
 def test_every_data_set_says_whether_it_may_be_shown():
-    assert set(SHAREABLE) == set(DATASETS)
-    assert [name for name, mark in SHAREABLE.items() if mark] == ["synthetic"]
-    assert SHAREABLE["mimic_cxr"] is SHAREABLE["ms_cxr"] is False
+    assert [name for name, record in DATASETS.items() if record.shareable] == ["synthetic"]
+    assert DATASETS["mimic_cxr"].shareable is DATASETS["ms_cxr"].shareable is False
 
 
 def test_a_dry_run_lists_every_file_and_needs_no_token_and_no_network(run, capsys, monkeypatch):
@@ -371,7 +370,7 @@ def cached(tmp_path, monkeypatch, run) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", sorted(name for name, mark in SHAREABLE.items() if mark is False))
+@pytest.mark.parametrize("name", sorted(name for name, record in DATASETS.items() if record.shareable is False))
 def test_nobody_can_share_what_has_terms_of_its_own(name, run, look, cached):
     config = yaml.safe_load((run / "training_config.yaml").read_text())
     config["data"]["name"] = name

@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from .columns import check_split, check_subjects, make_pairs, pair_features
 from .pictures import picture_size, scaled_box
+from .record import ID_END, ID_START, DatasetRecord
 from .tables import find_table, good_rows, need_folder, read_table, skip_rows, to_numbers, warn_skipped
 
 
@@ -139,3 +140,15 @@ def _regions(path: str, boxes) -> list[dict]:
         {"finding": name, "phrase": name.replace("_", " "), "box": scaled_box(box, published, size)}
         for name, box in boxes
     ]
+
+
+RECORD = DatasetRecord(
+    name="chestxray14",
+    load=chestxray14,
+    title="ChestX-ray14",
+    address="https://nihcc.app.box.com/v/ChestXray-NIHCC",
+    licence="free use with the citation and the link that the NIH asks for",
+    access="from the NIH Clinical Center, under its terms of use",
+    id_patterns={"an image of ChestX-ray14": rf"{ID_START}\d{{8}}_\d{{3}}{ID_END}"},
+    findings=LABELS,
+)

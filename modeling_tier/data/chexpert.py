@@ -9,6 +9,7 @@ import pandas as pd
 from datasets import Dataset, Value
 
 from .columns import CHEXPERT_LABELS, VIEWS, check_choice, check_split, check_subjects, make_pairs, pair_features
+from .record import ID_START, DatasetRecord
 from .tables import (
     find_table,
     good_rows,
@@ -205,3 +206,15 @@ def _annotations(readers: dict[str, tuple[Path, dict]], studies: list[str]) -> l
     return [
         [{"reader": reader, "labels": labels[study]} for reader, (_, labels) in readers.items()] for study in studies
     ]
+
+
+RECORD = DatasetRecord(
+    name="chexpert",
+    load=chexpert,
+    title="CheXpert",
+    address="https://stanfordmlgroup.github.io/competitions/chexpert/",
+    licence="Stanford University Dataset Research Use Agreement",
+    access="registration with Stanford AIMI, under a research use agreement",
+    id_patterns={"a patient of CheXpert": rf"(?i){ID_START}patient_?\d{{4,}}"},
+    findings=CHEXPERT_LABELS,
+)

@@ -30,6 +30,7 @@ from .columns import (
     pair_features,
 )
 from .prepared import is_prepared, load_prepared, preparation
+from .record import ID_END, ID_START, DatasetRecord
 from .rejected import RejectedRow, note_rejected, reject
 from .sections import SECTIONS, report_text, unknown_headings
 from .tables import file_line, find_table, good_rows, label_dicts, need_folder, read_table, to_integers, to_labels
@@ -485,3 +486,26 @@ def plan(data_dir, reports_dir, reports, **choices: str) -> tuple[pd.DataFrame, 
     if table.empty:
         raise ValueError(f"mimic_cxr: no image of {folder} is left by {choices}.")
     return table, rejected, find_reports(folder, reports_dir, reports, table)
+
+
+ID_PATTERNS = {
+    "a subject of MIMIC": rf"{ID_START}p1\d(/|\d{{6}}{ID_END})",
+    "a study of MIMIC": rf"{ID_START}s5\d{{7}}{ID_END}",
+    "a number like a subject or study of MIMIC": rf"(?<![0-9A-Za-z.])[15]\d{{7}}{ID_END}(?!\.\d)",
+    "an image of MIMIC-CXR": rf"(?i){ID_START}[0-9a-f]{{8}}(-[0-9a-f]{{8}}){{4}}{ID_END}",
+}
+DISTINCTIVE_IDS = ("a subject of MIMIC", "a study of MIMIC", "an image of MIMIC-CXR")
+
+RECORD = DatasetRecord(
+    name="mimic_cxr",
+    load=mimic_cxr,
+    title="MIMIC-CXR",
+    address="https://physionet.org/content/mimic-cxr-jpg/",
+    licence="PhysioNet Credentialed Health Data License 1.5.0",
+    access="credentialed access at PhysioNet, under a data use agreement: neither pictures nor reports may be passed "
+    "on",
+    data_use_agreement=True,
+    id_patterns=ID_PATTERNS,
+    distinctive_ids=DISTINCTIVE_IDS,
+    findings=CHEXPERT_LABELS,
+)

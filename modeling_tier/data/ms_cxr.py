@@ -12,9 +12,10 @@ import pandas as pd
 from datasets import Dataset
 
 from .columns import SPLITS, check_choice, check_split, make_pairs, pair_features
-from .mimic_cxr import official_splits
+from .mimic_cxr import DISTINCTIVE_IDS, ID_PATTERNS, official_splits
 from .pictures import picture_size, scaled_box, undecoded
 from .prepared import is_prepared, load_prepared, prepared_splits
+from .record import DatasetRecord
 from .rejected import RejectedRow, reject
 from .tables import find_table, good_rows, inside, need_folder, read_table, skip_rows, to_numbers
 
@@ -207,3 +208,20 @@ def _regions(cell: dict, boxes: list) -> list[dict]:
         {"finding": finding, "phrase": phrase, "box": scaled_box(box, published, size)}
         for finding, phrase, box, published in boxes
     ]
+
+
+RECORD = DatasetRecord(
+    name="ms_cxr",
+    load=ms_cxr,
+    title="MS-CXR",
+    address="https://physionet.org/content/ms-cxr/",
+    licence="PhysioNet Credentialed Health Data License 1.5.0",
+    access="credentialed access at PhysioNet, under a data use agreement: neither phrases nor boxes may be passed on",
+    data_use_agreement=True,
+    id_patterns=ID_PATTERNS,
+    distinctive_ids=DISTINCTIVE_IDS,
+    findings=(
+        *("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Lung Opacity", "Pleural Effusion", "Pneumonia"),
+        "Pneumothorax",
+    ),
+)

@@ -9,6 +9,7 @@ from datasets import Dataset
 from .columns import SPLITS, VIEWS, check_choice, check_split, make_pairs, pair_features
 from .deidentification import clean
 from .padchest import chosen_names
+from .record import ID_START, DatasetRecord
 from .sections import SECTIONS
 from .tables import find_picture, find_table, is_missing, need_folder, read_table, skip_rows
 
@@ -103,3 +104,14 @@ def _text(section: str, findings: str, impression: str) -> str:
         "impression_or_findings": impression or findings,
         "both": f"{findings} {impression}".strip(),
     }[section]
+
+
+RECORD = DatasetRecord(
+    name="openi",
+    load=openi,
+    title="Open-I",
+    address="https://openi.nlm.nih.gov/",
+    licence="CC BY-NC-ND 4.0",
+    access="from the National Library of Medicine, under its own licence",
+    id_patterns={"an image of Open-I": rf"(?i){ID_START}(CXR)?\d+_IM-\d{{4}}"},
+)

@@ -10,6 +10,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from .columns import VIEWS, check_choice, check_split, make_pairs, pair_features
+from .record import ID_END, ID_START, DatasetRecord
 from .tables import find_picture, find_table, need_folder, read_table, skip_rows
 
 
@@ -118,3 +119,15 @@ def chosen_names(rows, min_count: int, among=None) -> list[str]:
 
 def _folders(folder: Path, image_dir: str) -> list[Path]:
     return [folder / name for name in (image_dir, "images", ".") if re.fullmatch(r"[\w-]+|\.", name)]
+
+
+RECORD = DatasetRecord(
+    name="padchest",
+    load=padchest,
+    title="PadChest",
+    address="https://bimcv.cipf.es/bimcv-projects/padchest/",
+    licence="PadChest Dataset Research Use Agreement",
+    access="registration with BIMCV, under its terms of use",
+    # The number that is let through stands for "no limit" in a tokenizer's model_max_length.
+    id_patterns={"an image of PadChest": rf"{ID_START}(?!1000000000000000019884624838656{ID_END})\d{{25,}}"},
+)

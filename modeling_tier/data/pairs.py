@@ -25,6 +25,7 @@ from datasets import (
 )
 
 from .columns import SPLITS, check_split, check_subjects, pair_features
+from .record import DatasetRecord
 from .rejected import MAX_REJECTED, RejectedRow, note_rejected, reject
 from .tables import csv_rows, inside, is_missing, text_lines, warn_skipped
 
@@ -516,3 +517,15 @@ def _label(column: str, value) -> float | None:
     if number not in (-1.0, 0.0, 1.0):
         raise ValueError(f"{column} must be 1, 0, -1 or blank; got {value!r}.")
     return number
+
+
+RECORD = DatasetRecord(
+    name="pairs",
+    load=pairs,
+    title="pairs of its makers' own",
+    address=None,
+    licence=None,
+    access="not published here: ask the makers of the model",
+    shareable=None,
+    public_findings=False,
+)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from ..data import PLACES, check_options
+from ..data import PATH_OPTIONS, check_options
 from ..loading import check_model_name
 from ..training.configuration import merge_options
 from .run import DataChoice, EvaluationConfig
@@ -97,7 +97,7 @@ def _placed(options: dict, data_dir: str | None) -> dict:
     """In another folder: paths of files beside the old one do not hold there."""
     if data_dir is None:
         return options
-    return {name: value for name, value in options.items() if name not in PLACES} | {"data_dir": data_dir}
+    return {name: value for name, value in options.items() if name not in PATH_OPTIONS} | {"data_dir": data_dir}
 
 
 def _checked(name: str, split: str, options: dict) -> DataChoice:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..configuration_tier import TierConfig
-from ..data import SHAREABLE
+from ..data import DATASETS
 from ..evaluation.failure_modes import (
     MAX_NEGATIVE_FRACTION,
     MIN_PEAK,
@@ -36,36 +36,7 @@ from ..evaluation.measures import (
 TEMPLATE = Path(__file__).with_name("model_card.md")
 
 # For each data set its title, where it is, and who may have it.
-ACCESS = {
-    "synthetic": ("synthetic radiographs", None, "drawn by code, without patients: anyone may have them"),
-    "mimic_cxr": (
-        "MIMIC-CXR",
-        "https://physionet.org/content/mimic-cxr-jpg/",
-        "credentialed access at PhysioNet, under a data use agreement: neither pictures nor reports may be passed on",
-    ),
-    "ms_cxr": (
-        "MS-CXR",
-        "https://physionet.org/content/ms-cxr/",
-        "credentialed access at PhysioNet, under a data use agreement: neither phrases nor boxes may be passed on",
-    ),
-    "chexpert": (
-        "CheXpert",
-        "https://stanfordmlgroup.github.io/competitions/chexpert/",
-        "registration with Stanford AIMI, under a research use agreement",
-    ),
-    "padchest": (
-        "PadChest",
-        "https://bimcv.cipf.es/bimcv-projects/padchest/",
-        "registration with BIMCV, under its terms of use",
-    ),
-    "chestxray14": (
-        "ChestX-ray14",
-        "https://nihcc.app.box.com/v/ChestXray-NIHCC",
-        "from the NIH Clinical Center, under its terms of use",
-    ),
-    "openi": ("Open-I", "https://openi.nlm.nih.gov/", "from the National Library of Medicine, under its own licence"),
-    "pairs": ("pairs of its makers' own", None, "not published here: ask the makers of the model"),
-}
+ACCESS = {name: (record.title, record.address, record.access) for name, record in DATASETS.items()}
 
 
 class Row(NamedTuple):
@@ -190,7 +161,7 @@ def _template() -> str:
 
 
 def _terms(datasets: list[str]) -> str | None:
-    links = [ACCESS[name][1] for name in datasets if SHAREABLE.get(name) is not True and name in ACCESS]
+    links = [DATASETS[name].address for name in datasets if name in DATASETS and not DATASETS[name].shareable]
     return next((link for link in links if link), None)
 
 

@@ -29,7 +29,7 @@ from transformers.activations import ACT2FN
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .. import data
-from ..data import DATASETS, PLACES, SPLITS
+from ..data import DATASETS, PATH_OPTIONS, SPLITS
 from ..data.transforms import AUGMENTATIONS
 from ..evaluation import DTYPES, LABEL_POLICIES, has_prompts
 from ..modeling_tier import TierModel
@@ -426,16 +426,16 @@ class _Section(NamedTuple):
     def _data_options(self, key: str, options: dict) -> dict:
         part = self.content.get(self.name) or {}
         dataset = part.get("name") or part.get("dataset") or (self.content.get("data") or {}).get("name")
-        function = DATASETS.get(dataset)
-        if function is None or not isinstance(options, dict):
+        record = DATASETS.get(dataset)
+        if record is None or not isinstance(options, dict):
             return {}
-        names = set(inspect.signature(function).parameters)
+        names = {"split", *record.options}
         words = _words_of_data()
         kept = {}
         for name, value in options.items():
             if name not in names:
                 self.selection.drop(f"{key}.{name}")
-            elif name not in PLACES:
+            elif name not in PATH_OPTIONS:
                 free = dataset == "pairs" and self.shown.get("pairs", False)
                 kept[name] = value if free else self.selection.plain(f"{key}.{name}", value, words)
         return _without_gone(kept)

@@ -13,9 +13,6 @@ from dataclasses import dataclass, field
 
 from .. import evaluation
 from ..data import DATASETS, SPLITS
-from ..data.chestxray14 import LABELS as CHESTXRAY14_LABELS
-from ..data.columns import CHEXPERT_LABELS
-from ..data.synthetic import FINDINGS as SYNTHETIC_FINDINGS
 from ..evaluation import DTYPES, LABEL_POLICIES, PROTOCOLS, load_prompts
 from .known_fields import (
     DEVICES,
@@ -32,7 +29,7 @@ from .known_fields import (
 
 
 # Findings whose names are everybody's. The columns of somebody's own pairs may be called by other things.
-KNOWN_FINDINGS = frozenset((*CHEXPERT_LABELS, *CHESTXRAY14_LABELS, *SYNTHETIC_FINDINGS))
+KNOWN_FINDINGS = frozenset(finding for record in DATASETS.values() for finding in record.findings)
 VIEWS = frozenset("PA AP LATERAL LL AP_horizontal COSTAL unknown".split())
 
 # What never goes, whoever agrees: paths, other models, single images, people, words of the data set's sentences.
@@ -223,7 +220,9 @@ def any_finding(results: dict, shown: dict[str, bool]) -> bool:
     if dataset == "pairs":
         return shown.get("pairs", False)
     prompts = results.get("prompts") or {}
-    return dataset in ("padchest", "openi") and (not prompts.get("findings") or is_packaged(prompts.get("source")))
+    record = DATASETS.get(dataset)
+    unlisted = record is not None and record.public_findings and not record.findings
+    return unlisted and (not prompts.get("findings") or is_packaged(prompts.get("source")))
 
 
 def _prompt_fields(results: dict, selection: Selection, shown: bool) -> dict:

@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
-from ..data import SHAREABLE
+from ..data import DATASETS
 from .known_fields import local_source
 
 
@@ -109,13 +109,17 @@ def _origin_of_conversion(record: dict) -> Origin:
 
 def may_be_shown(dataset: str, shareable: bool) -> bool:
     """Whether everybody may see the pictures and texts of a data set."""
-    mark = SHAREABLE.get(dataset, False)
-    return shareable if mark is None else mark
+    allowed = _shareable(dataset)
+    return shareable if allowed is None else allowed
+
+
+def _shareable(dataset: str) -> bool | None:
+    return DATASETS[dataset].shareable if dataset in DATASETS else False
 
 
 def check_shareable(datasets: Iterable[str], shareable: bool) -> None:
     """Raise ValueError if `shareable` is said although a data set is among these that never is."""
-    never = sorted({name for name in datasets if SHAREABLE.get(name, False) is False})
+    never = sorted({name for name in datasets if _shareable(name) is False})
     if shareable and never:
         raise ValueError(
             f"--shareable: {', '.join(never)} may never be shown, whoever says so: its terms of access hold for its "
@@ -193,7 +197,7 @@ def vocabulary_problem(
         where = "texts of which nothing is recorded"
     number = "the most frequent words" if vocabulary is None else f"{number_of_words(vocabulary):,} words"
     text = f"The tokenizer's vocabulary holds {number} of {where}, and a rare one may be a name. "
-    if words.dataset in ("mimic_cxr", "ms_cxr"):
+    if words.dataset in DATASETS and DATASETS[words.dataset].data_use_agreement:
         text += "The reports are de-identified, but under a data use agreement. "
     return text + (
         "Read the words (tokenizer.json), and if they may be passed on, say --accept_vocabulary; or train with a "

@@ -18,6 +18,9 @@ from detect_secrets.core.scan import scan_line
 from detect_secrets.settings import transient_settings
 from PIL import Image
 
+from ..data import DATASETS
+from ..data.record import ID_END, ID_START
+
 
 Kind = Literal["text", "fields", "own words", "published words", "unrecorded words"]
 """
@@ -25,18 +28,8 @@ What a file holds: free text; fields whose names and values are known; or the vo
 by `train.py` from whole words, is that of a published tokenizer, or is of unknown origin.
 """
 
-_START, _END = r"(?<![0-9A-Za-z])", r"(?![0-9A-Za-z])"
-_PATIENTS = {
-    "a subject of MIMIC": rf"{_START}p1\d(/|\d{{6}}{_END})",
-    "a study of MIMIC": rf"{_START}s5\d{{7}}{_END}",
-    "a number like a subject or study of MIMIC": rf"(?<![0-9A-Za-z.])[15]\d{{7}}{_END}(?!\.\d)",
-    "an image of MIMIC-CXR": rf"(?i){_START}[0-9a-f]{{8}}(-[0-9a-f]{{8}}){{4}}{_END}",
-    "a DICOM identifier": rf"(?<![0-9A-Za-z.])[12](\.\d+){{6,}}{_END}",
-    "a patient of CheXpert": rf"(?i){_START}patient_?\d{{4,}}",
-    "an image of ChestX-ray14": rf"{_START}\d{{8}}_\d{{3}}{_END}",
-    # The number that is let through stands for "no limit" in a tokenizer's model_max_length.
-    "an image of PadChest": rf"{_START}(?!1000000000000000019884624838656{_END})\d{{25,}}",
-    "an image of Open-I": rf"(?i){_START}(CXR)?\d+_IM-\d{{4}}",
+_PATIENTS = {what: pattern for record in DATASETS.values() for what, pattern in record.id_patterns.items()} | {
+    "a DICOM identifier": rf"(?<![0-9A-Za-z.])[12](\.\d+){{6,}}{ID_END}",
     "a record number": r"(?i)\b(MRN|DOB|SSN|NHS|(medical )?record|accession|patient|hospital|case)"
     r" ?(id|no|number|nr|#)?\.?\s*[:#=]?\s*[A-Z]{0,3}\d{4,}",
     "a social security number": r"(?<![\w.-])\d{3}-\d{2}-\d{4}(?![\w.-])",
@@ -46,10 +39,10 @@ _PATIENTS = {
 }
 _SECRETS = {
     "a token of the Hub": r"(?<![0-9A-Za-z])(hf|api_org)_[0-9A-Za-z]{16,}",
-    "an AWS key": rf"{_START}(A3T[A-Z0-9]|AKIA|ASIA|ABIA|ACCA|AGPA|AIDA|AROA|ANPA|ANVA|AIPA)[A-Z0-9]{{16}}{_END}",
+    "an AWS key": rf"{ID_START}(A3T[A-Z0-9]|AKIA|ASIA|ABIA|ACCA|AGPA|AIDA|AROA|ANPA|ANVA|AIPA)[A-Z0-9]{{16}}{ID_END}",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY|PuTTY-User-Key-File",
     "an SSH key": r"(ssh-(rsa|dss|ed25519)|ecdsa-sha2-nistp\d+)\s+AAAA",
-    "an API key": rf"{_START}(github_pat_\w{{20,}}|AIza[\w-]{{30,}}|sk-(ant|proj)-[\w-]{{20,}}|npm_\w{{30,}}"
+    "an API key": rf"{ID_START}(github_pat_\w{{20,}}|AIza[\w-]{{30,}}|sk-(ant|proj)-[\w-]{{20,}}|npm_\w{{30,}}"
     r"|pypi-\w{20,})",
 }
 _ADDRESSES = {
@@ -63,8 +56,8 @@ _ADDRESSES = {
 _SIGNS = {name: re.compile(pattern) for name, pattern in (_PATIENTS | _SECRETS | _ADDRESSES).items()}
 # A published vocabulary holds numbers, slashes and pieces of addresses by itself; these signs it never holds.
 _PUBLISHED_WORDS = (
-    *("a subject of MIMIC", "a study of MIMIC", "an image of MIMIC-CXR", "a DICOM identifier"),
-    *("a token of the Hub", "an AWS key", "a private key"),
+    *(what for record in DATASETS.values() for what in record.distinctive_ids),
+    *("a DICOM identifier", "a token of the Hub", "an AWS key", "a private key"),
 )
 _LONG_NUMBER = re.compile(r"\d{5,}|\d{3}[-.]\d{4}")
 

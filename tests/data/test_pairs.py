@@ -20,7 +20,7 @@ from hub import serve
 from PIL import Image
 
 from modeling_tier.data import load_pairs
-from modeling_tier.data import pairs as pairs_function
+from modeling_tier.data import pairs as pairs_module
 from modeling_tier.data.pictures import read_picture, undecoded
 from modeling_tier.data.rejected import collect_rejected, write_rejected
 
@@ -692,7 +692,7 @@ def test_a_name_goes_to_the_hub_and_a_failure_is_told(monkeypatch):
         asked.append((args, options))
         raise ConnectionError("the wire is cut")
 
-    monkeypatch.setattr(sys.modules[pairs_function.__module__], "load_dataset", load_dataset)
+    monkeypatch.setattr(pairs_module, "load_dataset", load_dataset)
     for streaming in (False, True):
         with pytest.raises(ValueError, match="no file or folder someone/radiographs.*Hub: the wire is cut"):
             load_pairs("pairs", "train", data_dir="someone/radiographs", streaming=streaming)

@@ -3,7 +3,7 @@
 
 from .contact_sheet import write_contact_sheet
 from .mimic_tree import write_mimic_tree
-from .pairs import Study, draw_studies, synthetic_pairs
+from .pairs import RECORD, Study, draw_studies, synthetic_pairs
 from .pairs_folder import write_pairs_folder
 from .phantom import FINDINGS
 from .reports import region_phrase
@@ -11,6 +11,7 @@ from .reports import region_phrase
 
 __all__ = [
     "FINDINGS",
+    "RECORD",
     "Study",
     "draw_studies",
     "region_phrase",

@@ -18,6 +18,7 @@ from datasets import Dataset, DatasetInfo
 from PIL import Image as PILImage
 
 from ..columns import SPLITS, pair_features
+from ..record import DatasetRecord
 from .phantom import FINDINGS, Finding, Region, render, sample_anatomy, sample_findings
 from .reports import Report, region_phrase, write_report
 
@@ -200,3 +201,15 @@ def mask_box(mask: np.ndarray) -> list[float]:
     """Smallest box around a mask: x_min, y_min, x_max, y_max, the last two exclusive."""
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     return [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)]
+
+
+RECORD = DatasetRecord(
+    name="synthetic",
+    load=synthetic_pairs,
+    title="synthetic radiographs",
+    address=None,
+    licence="Apache-2.0, as this project",
+    access="drawn by code, without patients: anyone may have them",
+    shareable=True,
+    findings=tuple(FEATURES["labels"]),
+)
