@@ -18,6 +18,7 @@ from ..files import replaced_file
 from .measures import LOCALISATION, SPARSITY, group
 
 
+FORMAT = 2  # of the cache, beside its fields; another one when numbers of the same name come about otherwise
 _SEPARATOR = ":"
 
 
@@ -137,7 +138,8 @@ def cache_format() -> dict:
     """The fields and the measures that are stored: caches of another format are not looked at."""
     kinds = (Scored, ImageScores, PairScores, MapScores)
     fields = {kind.__name__: [f.name for f in dataclasses.fields(kind)] for kind in kinds}
-    return fields | {name: sorted(m.of_map or m.name for m in group(name)) for name in (LOCALISATION, SPARSITY)}
+    measures = {name: sorted(m.of_map or m.name for m in group(name)) for name in (LOCALISATION, SPARSITY)}
+    return {"number": FORMAT} | fields | measures
 
 
 def _arrays(part, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, np.ndarray]]:
