@@ -20,30 +20,7 @@ _SET_HERE = ("model.lambda_token", "model.lambda_patch", "training.overwrite", "
 
 def main() -> None:
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="All options of train.py may follow, as --section.option value. Unless they say otherwise, a trial is "
-        "one epoch over 30% of the subjects, as in arXiv 2212.06710, and trials are compared by "
-        "evaluation.best_metric. AUROC does not show when maps collapse: look at the other columns too.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", help="YAML file with the options of each trial")
-    parser.add_argument("--data_dir", help="where the data set lies; the same as --data.options.data_dir")
-    parser.add_argument("--output_dir", default="runs/search", help="folder of the search (default: %(default)s)")
-    parser.add_argument(
-        "--method",
-        choices=METHODS,
-        default="random",
-        help="random draws, or tpe with early stopping (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--trials", type=int, default=30, help="number of pairs, the first being 0 and 0 (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--largest", type=float, default=0.5, help="both are searched from 0 to here (default: %(default)s)"
-    )
-    arguments, overrides = parser.parse_known_args()
+    arguments, overrides = build_parser().parse_known_args()
     if arguments.data_dir:
         overrides += ["--data.options.data_dir", arguments.data_dir]
     defaults = ["--training.epochs", "1", "--data.subject_share", "0.3", "--evaluation.every_epochs", "1"]
@@ -70,6 +47,33 @@ def main() -> None:
         sys.exit(f"error: {error}")
     if PartialState().is_main_process:
         print(f"\n{search_table(trials)}\n\nThe table, search.png and trials.jsonl are in {arguments.output_dir}.")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="All options of train.py may follow, as --section.option value. Unless they say otherwise, a trial is "
+        "one epoch over 30% of the subjects, as in arXiv 2212.06710, and trials are compared by "
+        "evaluation.best_metric. AUROC does not show when maps collapse: look at the other columns too.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", help="YAML file with the options of each trial")
+    parser.add_argument("--data_dir", help="where the data set lies; the same as --data.options.data_dir")
+    parser.add_argument("--output_dir", default="runs/search", help="folder of the search (default: %(default)s)")
+    parser.add_argument(
+        "--method",
+        choices=METHODS,
+        default="random",
+        help="random draws, or tpe with early stopping (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--trials", type=int, default=30, help="number of pairs, the first being 0 and 0 (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--largest", type=float, default=0.5, help="both are searched from 0 to here (default: %(default)s)"
+    )
+    return parser
 
 
 if __name__ == "__main__":

@@ -19,22 +19,17 @@ from PIL import Image
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.colors import LinearSegmentedColormap  # noqa: E402
 
 from modeling_tier import TierZeroShotPipeline  # noqa: E402
 from modeling_tier.data.synthetic import draw_studies, region_phrase  # noqa: E402
 from modeling_tier.evaluation import load_model  # noqa: E402
+from modeling_tier.evaluation.figures import map_colours  # noqa: E402
 
 
 FOLDER = Path(__file__).parent
 NUM_IMAGES, MODEL_SIDE, SHOWN_SIDE, SEED = 1000, 64, 512, 0
 EXAMPLE_SIDE = 256
 OPACITY = 0.55  # of the largest cosine; the page and `overlay_map` use 0.7
-
-# From blue over nothing to orange, as `overlay_map` paints.
-COLOURS = LinearSegmentedColormap.from_list(
-    "tier", [(0, (0, 114 / 255, 1, OPACITY)), (0.5, (0.5, 0.5, 0.5, 0)), (1, (1, 140 / 255, 0, OPACITY))]
-)
 
 
 def main() -> None:
@@ -109,7 +104,9 @@ def plot(models: dict[str, TierZeroShotPipeline], number: int, phrase: str, case
     extent = (0, SHOWN_SIDE, SHOWN_SIDE, 0)
     for axis, (name, cosines) in zip(axes, maps.items()):
         axis.imshow(shown.pixels, cmap="gray", extent=extent)
-        painted = axis.imshow(cosines, cmap=COLOURS, vmin=-limit, vmax=limit, extent=extent, interpolation="bilinear")
+        painted = axis.imshow(
+            cosines, cmap=map_colours(OPACITY), vmin=-limit, vmax=limit, extent=extent, interpolation="bilinear"
+        )
         axis.contour(phrases(shown)[phrase], levels=[0.5], colors="white", linewidths=1.6, linestyles="--")
         row, column = np.unravel_index(cosines.argmax(), cosines.shape)
         for width, colour in ((4.5, "black"), (2, "white")):

@@ -8,8 +8,8 @@ from PIL import Image
 
 
 # Colour-blind readers tell these two apart, and both from grey.
-_POSITIVE, _NEGATIVE = (255, 140, 0), (0, 114, 255)
-_OPACITY = 0.7
+POSITIVE_COLOUR, NEGATIVE_COLOUR = (255, 140, 0), (0, 114, 255)
+OVERLAY_OPACITY = 0.7
 
 
 def overlay_map(picture: Image.Image, cosines: np.ndarray, limit: float = 1.0) -> Image.Image:
@@ -25,8 +25,8 @@ def overlay_map(picture: Image.Image, cosines: np.ndarray, limit: float = 1.0) -
     Returns:
         an RGB picture of W x H pixels.
     """
-    opacity = _OPACITY * np.clip(np.nan_to_num(np.abs(cosines)) / limit, 0, 1)[..., None]
-    colour = np.where(cosines[..., None] > 0, np.float32(_POSITIVE), np.float32(_NEGATIVE))
+    opacity = OVERLAY_OPACITY * np.clip(np.nan_to_num(np.abs(cosines)) / limit, 0, 1)[..., None]
+    colour = np.where(cosines[..., None] > 0, np.float32(POSITIVE_COLOUR), np.float32(NEGATIVE_COLOUR))
     pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
     return Image.fromarray(np.round(pixels + opacity * (colour - pixels)).astype(np.uint8))
 

@@ -178,7 +178,7 @@ def launch(page: gr.Blocks, **options) -> tuple:
     Returns:
         its application, its address, and None.
     """
-    page.queue(max_size=MAX_QUEUED_EVENTS)
+    page.queue(max_size=MAX_QUEUED_EVENTS, api_open=False)  # closed: routes that would pass the queue
     return page.launch(
         theme=theme(),
         css=rendering.asset("style.css"),

@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0.
-"""What is painted: the colours of maps, and all answers as files. Orange and blue are those of `overlay_map`."""
+"""What is painted: the colours of maps, and all answers as files. They are those of `overlay_map`."""
 
 import base64
 import io
@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from modeling_tier import TierZeroShotPipeline, overlay_map
+from modeling_tier.maps_tier import NEGATIVE_COLOUR, POSITIVE_COLOUR
 
 from .answers import NOTICE, WARNING, Answers, Cell, Row, describe_model
 
 
 BY_COSINE, STRETCHED = "by cosine, alike for all maps of a model", "stretched, each map over its own range"
-ORANGE, BLUE = (255, 140, 0), (0, 114, 255)
 
 _SHEET_SIDE, _GAP, _HEAD, _FOOT = 320, 16, 90, 64
 
@@ -40,7 +40,7 @@ def painted_values(cell: Cell, colours: str) -> np.ndarray:
 def map_layer(values: np.ndarray, limit: float) -> Image.Image:
     """The colours of a map alone, RGBA: laid over its picture at 70%, it gives `overlay_map`."""
     alpha = np.clip(np.nan_to_num(np.abs(values)) / limit, 0, 1)
-    colour = np.where(values[..., None] > 0, np.uint8(ORANGE), np.uint8(BLUE))
+    colour = np.where(values[..., None] > 0, np.uint8(POSITIVE_COLOUR), np.uint8(NEGATIVE_COLOUR))
     return Image.fromarray(np.dstack([colour, np.round(255 * alpha).astype(np.uint8)]))
 
 

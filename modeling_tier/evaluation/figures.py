@@ -9,10 +9,12 @@ import matplotlib
 import numpy as np
 import torch
 from datasets import Dataset
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.lines import Line2D
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from ..entropy_tier import l2_normalize
+from ..maps_tier import NEGATIVE_COLOUR, OVERLAY_OPACITY, POSITIVE_COLOUR
 from ..modeling_tier import TierModel
 from ..processing_tier import TierProcessor
 from .localisation import box_mask, scale_maps, smooth_maps
@@ -33,6 +35,13 @@ MAX_COLUMNS = 5
 DRAWN = "\n(drawings made by code, of no clinical meaning)"
 
 
+def map_colours(opacity: float = OVERLAY_OPACITY) -> LinearSegmentedColormap:
+    """The colours of [`overlay_map`], to be laid over an image: from blue over transparent to orange."""
+    blue, orange = (tuple(value / 255 for value in colour) for colour in (NEGATIVE_COLOUR, POSITIVE_COLOUR))
+    stops = [(0, (*blue, opacity)), (0.5, (*blue, 0)), (0.5, (*orange, 0)), (1, (*orange, opacity))]
+    return LinearSegmentedColormap.from_list("tier", stops)
+
+
 def plot_similarity_maps(
     models: dict[str, tuple[TierModel, TierProcessor]],
     dataset: Dataset,
@@ -42,9 +51,9 @@ def plot_similarity_maps(
     smoothing: float = 0.0,
 ) -> None:
     """
-    One column per finding: the radiograph as the first model sees it with the ground-truth region outlined, and under
-    it each model's map of the phrase over what that model sees, from its own smallest (dark) to its own largest value
-    (bright), which are written below it; a cross marks the largest.
+    One column per finding: the radiograph as the first model sees it with the ground-truth regions outlined, and under
+    it each model's map of the phrase over what that model sees, in the colours of [`overlay_map`]. The cosines of one
+    column share one scale, and so do the differences; each map's range is written below it, a ring marks its maximum.
 
     Args:
         models: models with their processors, by the name that stands beside their row.
@@ -70,22 +79,27 @@ def plot_similarity_maps(
         boxes = [region["box"] for region in row["regions"] if region["phrase"] == phrase]
         _show(column[0], *_seen(row["image"], boxes, next(iter(models.values()))[1]))
         column[0].set_title(f"{finding}\n“{phrase}”", fontsize=7.5)
-        for axis, (name, minus) in zip(column[1:], kinds):
-            model, processor = models[name]
-            picture, region = _seen(row["image"], boxes, processor)
-            fine = _map(model, processor, row["image"], phrase, no_finding if minus else None, region.shape, smoothing)
-            _show(axis, picture, region)
-            axis.imshow(fine, cmap="viridis", alpha=0.6)
-            axis.plot(*np.unravel_index(fine.argmax(), fine.shape)[::-1], "x", color="white", ms=7, mew=1.8)
+        seen = [_seen(row["image"], boxes, models[name][1]) for name, _ in kinds]
+        maps = [
+            _map(*models[name], row["image"], phrase, no_finding if minus else None, region.shape, smoothing)
+            for (name, minus), (_, region) in zip(kinds, seen)
+        ]
+        limits = {minus: max(abs(m).max() for m, kind in zip(maps, kinds) if kind[1] == minus) for _, minus in kinds}
+        for axis, (_, minus), (picture, region), cosines in zip(column[1:], kinds, seen, maps):
+            _show(axis, picture, region, cosines, limits[minus])
             what = "difference" if minus else "cosine"
-            axis.set_xlabel(f"{what} {fine.min():.2f} to {fine.max():.2f}", fontsize=7)
-    rows = [name + (" minus\n“No finding”" if minus else "") for name, minus in kinds]
-    for axis, name in zip(axes[:, 0], ["radiograph", *rows]):
-        axis.set_ylabel(name, fontsize=9)
-    title = "Where the phrases point; red: the ground-truth region, cross: the map's maximum"
-    figure.suptitle(_caption(dataset, title), fontsize=9)
+            axis.set_xlabel(f"{what} {cosines.min():.2f} to {cosines.max():.2f}", fontsize=7)
+    _label_maps(figure, axes, [name + (" minus\n“No finding”" if minus else "") for name, minus in kinds], dataset)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def _label_maps(figure, axes, rows: list[str], dataset: Dataset) -> None:
+    for axis, name in zip(axes[:, 0], ["radiograph", *rows]):
+        axis.set_ylabel(name, fontsize=9)
+    title = "Where the phrases point. Orange: positive, blue: negative, one scale in each column;\n"
+    title += "dashed: the ground-truth region, ring: the map's maximum"
+    figure.suptitle(_caption(dataset, title), fontsize=9)
 
 
 def plot_patch_similarity(details: dict[str, dict], dataset: Dataset, path: Path) -> None:
@@ -281,14 +295,23 @@ def _known(part: dict[str, np.ndarray], i: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def _seen(image, boxes: list[list[float]], processor: TierProcessor) -> tuple[np.ndarray, np.ndarray]:
-    """The picture as a model sees it, grey, and the mask of the ground-truth regions in it; both (H, W)."""
+    """The image as a model sees it, grey, and the mask of the regions in it; both (H, W)."""
     picture = processor(images=image)["pixel_values"][0].mean(dim=0).numpy()
     return picture, box_mask(boxes, image.size, processor.image_processor)
 
 
-def _show(axis, picture: np.ndarray, region: np.ndarray) -> None:
+def _show(
+    axis, picture: np.ndarray, region: np.ndarray, cosines: np.ndarray | None = None, limit: float = 1.0
+) -> None:
+    """An image with the outline of a region; with a map over it and a ring at the map's maximum, if there is one."""
     axis.imshow(picture, cmap="gray")
-    axis.contour(region, levels=[0.5], colors="#ff3030", linewidths=1.2)
+    if cosines is not None:
+        axis.imshow(cosines, cmap=map_colours(), vmin=-limit, vmax=limit)
+        x, y = np.unravel_index(cosines.argmax(), cosines.shape)[::-1]
+        for width, colour in ((3, "black"), (1.4, "white")):
+            axis.plot(x, y, "o", color=colour, mfc="none", ms=8, mew=width)
+    for width, colour, style in ((2.2, "black", "solid"), (1.1, "white", "dashed")):
+        axis.contour(region, levels=[0.5], colors=colour, linewidths=width, linestyles=style)
     axis.set_xticks([])
     axis.set_yticks([])
 

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import random
+import re
 import socket
 import struct
 import threading
@@ -37,6 +38,8 @@ pytestmark = [
 
 MAX_SECONDS, MAX_MEMORY = 20, 1500 * 2**20
 SIGNS = ("Traceback", "site-packages", "/home/", "/root/", 'File "', "<script>alert", "onerror=alert(1)>", "root:x:0")
+# What Gradio shows as text: names of radio buttons, and messages of its own.
+NO_MARKUP = re.compile(r'"choices": *\[\[.*?\]\]|"error": *"(\\.|[^"\\])*"')
 
 Attack = tuple[str, Callable[[Server], object]]
 
@@ -535,6 +538,7 @@ def what_broke(server: Server, attack: Callable[[Server], object], process: psut
         answer = str(error)  # the attacker's own trouble
     except AssertionError as error:
         return str(error)
+    answer = NO_MARKUP.sub("", answer)
     seconds, memory = time.monotonic() - begin, process.memory_info().rss - before
     signs = [sign for sign in SIGNS if sign in answer]
     if signs:

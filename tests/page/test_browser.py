@@ -211,6 +211,15 @@ def test_markup_in_a_finding_is_text(visit):
     assert window.locator("#tier-maps img").first.get_attribute("alt").startswith(f"Map of “{finding}” by clip")
 
 
+def test_markup_in_a_sentence_is_text(visit):
+    window = visit()
+    window.get_by_label("A sentence").fill("left <img/src=x/onerror=alert(1)> effusion")
+    window.get_by_role("button", name="Show its words").click()
+    window.get_by_role("radio", name="img/src=x/onerror=alert(1", exact=True).check()
+    window.locator("#tier-word-maps h3").get_by_text("img/src=x/onerror=alert(1", exact=True).wait_for()
+    assert window.locator("img[src=x]").count() == 0
+
+
 # For every text, the contrast of its colour with the first background behind it that is not transparent.
 CONTRASTS = """() => {
     const numbers = colour => colour.match(/[\\d.]+/g).map(Number);
