@@ -210,6 +210,14 @@ def test_the_blocks_of_python_one_after_the_other(place):
     assert Image.open(folder / "cardiomegaly.png").size == Image.open(ROOT / "docs/radiograph.png").size
 
 
+@pytest.mark.parametrize("page", ["training.md", "evaluation.md"])
+def test_the_blocks_of_python_in_a_document(place, page):
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / page).read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    assert blocks
+    (place[0] / "blocks_of_a_document.py").write_text("\n".join(blocks), "utf-8")
+    run(["python", "blocks_of_a_document.py"], place)
+
+
 def test_the_example_radiograph_is_one_of_the_drawings():
     study = list(draw_studies("test", 78, 256, 0))[77]
     assert {region.finding.name for region in study.regions} >= {"Cardiomegaly", "Pleural Effusion"}
