@@ -2,6 +2,8 @@
 """What the page computes: pictures, texts as a person writes them, and what each model makes of both."""
 
 import re
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,13 +43,23 @@ MAX_SENTENCE_LENGTH, MAX_WORDS = 400, 40
 MAX_SHOWN_SIDE, MAX_MAP_SIDE = 1024, 256
 
 
-class Picture(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Picture:
     """The radiograph that is looked at."""
 
     name: str
     image: Image.Image
     regions: tuple[tuple[str, list[float]], ...] = ()
     """Of a drawing: what was drawn, and the box around it (x_min, y_min, x_max, y_max in pixels)."""
+
+    @cached_property
+    def small(self) -> Image.Image:
+        """The image itself, or reduced where it is too large to be shown as it is."""
+        factor = MAX_SHOWN_SIDE / max(self.image.size)
+        if factor >= 1:
+            return self.image
+        size = [max(1, round(side * factor)) for side in self.image.size]
+        return self.image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3)
 
 
 class Cell(NamedTuple):
@@ -176,7 +188,7 @@ def check_length(subject: str, text: str, limit: int) -> None:
 
 def read_findings(models: dict[str, TierZeroShotPipeline], picture: Picture, findings: list[str]) -> Answers:
     """Scores and maps of the findings, as the pipelines give them."""
-    small = reduced(picture.image)
+    small = picture.small
     cells: dict[str, dict[str, Cell]] = {finding: {} for finding in findings}
     for label, pipeline in models.items():
         answers = pipeline(small, findings=findings, maps="array")
@@ -196,7 +208,7 @@ def read_words(models: dict[str, TierZeroShotPipeline], picture: Picture, senten
         raise ValueError("Write a sentence, such as: Large left pleural effusion.")
     if len(sentence.split()) > MAX_WORDS:
         raise ValueError(f"A sentence may have at most {MAX_WORDS} words; this one has {len(sentence.split())}.")
-    small = reduced(picture.image)
+    small = picture.small
     # The pipeline wants both kinds of sentences; only the map is used, which is of the positive ones.
     prompt = {sentence: {"positive": [sentence], "negative": [sentence]}}
     cells = {name: _cell(pipeline(small, prompt, maps="array")[0]["map"]) for name, pipeline in models.items()}
@@ -208,14 +220,6 @@ def read_words(models: dict[str, TierZeroShotPipeline], picture: Picture, senten
                 rows.append(Row(word, {}))
             rows[i].cells[label] = _cell(cosines)
     return Answers(picture, rows)
-
-
-def reduced(image: Image.Image) -> Image.Image:
-    """The same picture, if it is not too large to be shown as it is."""
-    factor = MAX_SHOWN_SIDE / max(image.size)
-    if factor >= 1:
-        return image
-    return image.resize([max(1, round(side * factor)) for side in image.size], Image.Resampling.LANCZOS)
 
 
 def _cell(cosines: np.ndarray) -> Cell:

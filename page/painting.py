@@ -102,7 +102,7 @@ def contact_sheet(answers: Answers, colours: str) -> Image.Image:
     sheet.write(_GAP, 10, f"{picture.name}: where the words point")
     sheet.write(_GAP, 30, f"Colours {colours}. The ring is at the largest cosine.")
     sheet.write(_GAP, 50, WARNING, colour="#9a1c1c")
-    small = picture.image.convert("RGB").resize(size)
+    small = picture.small.convert("RGB").resize(size)
     for top, row in zip(range(_HEAD, sheet.image.height, height), rows):
         sheet.write(_GAP, top, row.text)
         sheet.image.paste(small, (_GAP, top + 20))
@@ -155,5 +155,5 @@ def _numbers(answers: Answers) -> dict:
             scores = {} if cell.score is None else {"score": cell.score, "difference": cell.difference}
             models[label] = scores | {"lowest_cosine": cell.low, "highest_cosine": cell.high, "highest_at": cell.peak}
         texts.append({"text": row.text, "models": models})
-    name, image, _ = answers.picture
-    return {"picture": {"name": name, "width": image.width, "height": image.height}, "texts": texts}
+    width, height = answers.picture.image.size
+    return {"picture": {"name": answers.picture.name, "width": width, "height": height}, "texts": texts}

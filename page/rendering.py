@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jinja2
 
-from .answers import NOTICE, Answers, Picture, reduced
+from .answers import NOTICE, Answers, Picture
 from .painting import (
     STRETCHED,
     colour_limits,
@@ -90,7 +90,7 @@ def maps(answers: Answers, colours: str, chosen: int | None = None) -> str:
 
 
 def _shown(picture: Picture) -> str:
-    return data_uri(encoded(reduced(picture.image), "WEBP"), "image/webp")
+    return data_uri(encoded(picture.small, "WEBP"), "image/webp")
 
 
 def _rendered(template: str, **values) -> str:
