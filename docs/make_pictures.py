@@ -27,7 +27,7 @@ from modeling_tier.evaluation.figures import map_colours  # noqa: E402
 
 
 FOLDER = Path(__file__).parent
-NUM_IMAGES, MODEL_SIDE, SHOWN_SIDE, SEED = 1000, 64, 512, 0
+NUM_IMAGES, MODEL_SIDE, SEED = 1000, 64, 0  # the test set of demo.py
 EXAMPLE_SIDE = 256
 OPACITY = 0.55  # of the largest cosine; the page and `overlay_map` use 0.7
 
@@ -96,21 +96,17 @@ def median_case(cases: dict) -> tuple[int, str]:
 
 
 def plot(models: dict[str, TierZeroShotPipeline], number: int, phrase: str, case: dict, path: Path) -> None:
-    *_, seen = draw_studies("test", number + 1, MODEL_SIDE, SEED)
-    *_, shown = draw_studies("test", number + 1, SHOWN_SIDE, SEED)
-    maps = {name: cosine_maps(model, seen.pixels, [phrase])[phrase] for name, model in models.items()}
+    *_, study = draw_studies("test", number + 1, MODEL_SIDE, SEED)
+    maps = {name: cosine_maps(model, study.pixels, [phrase])[phrase] for name, model in models.items()}
     limit = max(np.abs(cosines).max() for cosines in maps.values())
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 5.6), layout="constrained")
-    extent = (0, SHOWN_SIDE, SHOWN_SIDE, 0)
     for axis, (name, cosines) in zip(axes, maps.items()):
-        axis.imshow(shown.pixels, cmap="gray", extent=extent)
-        painted = axis.imshow(
-            cosines, cmap=map_colours(OPACITY), vmin=-limit, vmax=limit, extent=extent, interpolation="bilinear"
-        )
-        axis.contour(phrases(shown)[phrase], levels=[0.5], colors="white", linewidths=1.6, linestyles="--")
-        row, column = np.unravel_index(cosines.argmax(), cosines.shape)
+        axis.imshow(study.pixels, cmap="gray", interpolation="bicubic")
+        painted = axis.imshow(cosines, cmap=map_colours(OPACITY), vmin=-limit, vmax=limit, interpolation="bilinear")
+        for width, colour, style in ((3.4, "black", "solid"), (1.8, "white", "dashed")):
+            axis.contour(phrases(study)[phrase], levels=[0.5], colors=colour, linewidths=width, linestyles=style)
+        y, x = np.unravel_index(cosines.argmax(), cosines.shape)
         for width, colour in ((4.5, "black"), (2, "white")):
-            x, y = ((each + 0.5) * SHOWN_SIDE / MODEL_SIDE for each in (column, row))
             axis.plot(x, y, "o", ms=15, mfc="none", mec=colour, mew=width)
         axis.set_title(f"{name}   CNR {case[name]:.2f}", fontsize=13)
         axis.set_axis_off()
