@@ -58,7 +58,7 @@ assert abs(float(out.loss) - float(out.contrastive_loss + 0.2 * entropy.token)) 
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def checkout(tmp_path_factory):
     """A checkout beside small data, whose .venv is the environment of these tests, and a Hub with three models."""
     folder = tmp_path_factory.mktemp("checkout")
     names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
@@ -81,9 +81,9 @@ def place(tmp_path_factory):
     write_chexpert(folder / "data/CheXpert-v1.0")
     with Hub(folder / "home") as hub:
         fill(hub, folder / "hub")
-        there = folder, hub.environment | {"OMP_NUM_THREADS": "1", "PATH": f"{commands}:{os.environ['PATH']}"}
-        run_block(SHELL[0], there)  # the demo, whose models the others use
-        yield there
+        checkout = folder, hub.environment | {"OMP_NUM_THREADS": "1", "PATH": f"{commands}:{os.environ['PATH']}"}
+        run_block(SHELL[0], checkout)  # the demo, whose models the others use
+        yield checkout
 
 
 def write_mimic(folder: Path) -> None:
@@ -147,18 +147,18 @@ def smaller(block: str) -> str:
     return block
 
 
-def run(command: list[str], place) -> str:
-    folder, environment = place
+def run(command: list[str], checkout) -> str:
+    folder, environment = checkout
     process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-3000:]
     return process.stdout
 
 
-def run_block(block: str, place) -> None:
+def run_block(block: str, checkout) -> None:
     block = smaller(block)
-    run(["bash", "-euo", "pipefail", "-c", block], place)
+    run(["bash", "-euo", "pipefail", "-c", block], checkout)
     for output in re.findall(r"--output_dir (\S+)", block):
-        assert any((place[0] / output).iterdir()), output
+        assert any((checkout[0] / output).iterdir()), output
 
 
 def test_everything_that_is_made_smaller_stands_in_the_readme():
@@ -167,17 +167,17 @@ def test_everything_that_is_made_smaller_stands_in_the_readme():
 
 
 @pytest.mark.parametrize("number", range(len(SHELL)))
-def test_a_block_of_commands(place, number):
+def test_a_block_of_commands(checkout, number):
     if number == 0:
-        assert "make demo" in SHELL[0] and (place[0] / "runs/demo/tier/model.safetensors").stat().st_size
+        assert "make demo" in SHELL[0] and (checkout[0] / "runs/demo/tier/model.safetensors").stat().st_size
     elif "app.py" in SHELL[number]:
-        check_page(smaller(SHELL[number]), place)
+        check_page(smaller(SHELL[number]), checkout)
     else:
-        run_block(SHELL[number], place)
+        run_block(SHELL[number], checkout)
 
 
-def check_page(block: str, place) -> None:
-    folder, environment = place
+def check_page(block: str, checkout) -> None:
+    folder, environment = checkout
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -203,19 +203,19 @@ def check_page(block: str, place) -> None:
         process.wait(timeout=30)
 
 
-def test_the_blocks_of_python_one_after_the_other(place):
-    folder, _ = place
+def test_the_blocks_of_python_one_after_the_other(checkout):
+    folder, _ = checkout
     (folder / "blocks.py").write_text("\n".join([*PYTHON, EPILOGUE]), "utf-8")
-    run(["python", "blocks.py"], place)
+    run(["python", "blocks.py"], checkout)
     assert Image.open(folder / "cardiomegaly.png").size == Image.open(ROOT / "docs/radiograph.png").size
 
 
 @pytest.mark.parametrize("page", ["training.md", "evaluation.md"])
-def test_the_blocks_of_python_in_a_document(place, page):
+def test_the_blocks_of_python_in_a_document(checkout, page):
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / page).read_text("utf-8"), re.MULTILINE | re.DOTALL)
     assert blocks
-    (place[0] / "blocks_of_a_document.py").write_text("\n".join(blocks), "utf-8")
-    run(["python", "blocks_of_a_document.py"], place)
+    (checkout[0] / "blocks_of_a_document.py").write_text("\n".join(blocks), "utf-8")
+    run(["python", "blocks_of_a_document.py"], checkout)
 
 
 def test_the_example_radiograph_is_one_of_the_drawings():
