@@ -99,7 +99,7 @@ def plot(models: dict[str, TierZeroShotPipeline], number: int, phrase: str, case
     *_, study = draw_studies("test", number + 1, MODEL_SIDE, SEED)
     maps = {name: cosine_maps(model, study.pixels, [phrase])[phrase] for name, model in models.items()}
     limit = max(np.abs(cosines).max() for cosines in maps.values())
-    figure, axes = plt.subplots(1, 2, figsize=(9.6, 5.6), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(9.6, 5.85), layout="constrained")
     for axis, (name, cosines) in zip(axes, maps.items()):
         axis.imshow(study.pixels, cmap="gray", interpolation="bicubic")
         painted = axis.imshow(cosines, cmap=map_colours(OPACITY), vmin=-limit, vmax=limit, interpolation="bilinear")
@@ -113,7 +113,7 @@ def plot(models: dict[str, TierZeroShotPipeline], number: int, phrase: str, case
     bar = figure.colorbar(painted, ax=axes, location="bottom", shrink=0.5, aspect=34, pad=0.02)
     bar.ax.set_facecolor("#777777")
     bar.set_label(f"cosine of “{phrase}” with each patch, one scale for both maps", fontsize=10)
-    figure.savefig(path, dpi=115, facecolor="white")
+    figure.savefig(path, dpi=100, facecolor="white")
     plt.close(figure)
 
 
