@@ -23,7 +23,7 @@ from tests.data.trees import drawing, encoded, study, write_reports, write_table
 from tests.hub import Hub
 
 
-pytestmark = pytest.mark.xdist_group("readme")  # one checkout for all
+pytestmark = [pytest.mark.xdist_group("readme"), pytest.mark.timeout(900)]  # one checkout for all
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE | re.DOTALL)
