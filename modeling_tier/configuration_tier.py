@@ -2,36 +2,44 @@
 """Configuration of TIER: two encoders of transformers, a joint space and the weights of the regulariser."""
 
 import math
+from dataclasses import fields
+from difflib import get_close_matches
 
-from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedConfig, SiglipTextConfig, SiglipTextModel
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.models.auto.configuration_auto import AutoConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils import logging
 
+from .encoders_tier import check_text_encoder, check_vision_encoder
+
+
+logger = logging.get_logger(__name__)
+
+# The terms of the loss beside the contrastive one, by their names in outputs, logs and metrics: the option that weighs
+# each. TierModel.local_terms computes them.
+TERMS = {"token_entropy": "lambda_token", "patch_entropy": "lambda_patch"}
 
 PROJECTIONS = ("linear", "mlp", "siglip")
 IMAGE_POOLINGS = ("cls", "mean", "attention")
 
-# Text encoders whose global state stands at the end-of-text token, or at the last position of a text that is padded to
-# full length; elsewhere it is the first one.
-EOS_POOLED_TEXT = ("clip_text_model",)
-LAST_POOLED_TEXT = ("siglip_text_model",)
+_DEFAULT_ENCODERS = {"text_config": "clip_text_model", "vision_config": "clip_vision_model"}
 
-# Vision encoders whose output is a grid of patches with no class token in front.
-VISION_WITHOUT_CLASS_TOKEN = (
-    "convnext",
-    "convnextv2",
-    "regnet",
-    "resnet",
-    "siglip_vision_model",
-    "swin",
-    "swinv2",
-)
-
-# Encoders that look usable from outside but would give wrong or no patch maps, with what works instead.
-_UNUSABLE = {
-    "siglip2_vision_model": "it takes packed patches instead of pixel_values; use 'siglip_vision_model'",
-    "vit_mae": "it hides 75% of the patches at random; use 'vit', which loads the same weights",
-    "hiera": "it re-orders its patches; use 'vit' or 'swin'",
+# What PreTrainedConfig takes beside its own fields, or writes into a config.json.
+_FURTHER_KEYS = {
+    "_attn_implementation_internal",
+    "_commit_hash",
+    "_experts_implementation_internal",
+    "_name_or_path",
+    "adapter_config",
+    "attn_implementation",
+    "auto_map",
+    "custom_pipelines",
+    "experts_implementation",
+    "model_type",
+    "per_layer_config",
+    "quantization_config",
+    "tie_word_embeddings",
+    "tokenizer_class",
+    "use_cache",
 }
 
 
@@ -75,7 +83,8 @@ class TierConfig(PreTrainedConfig):
             the text configuration names.
 
     Raises:
-        ValueError: if a value is outside of what is said above, or an encoder cannot be used, with what would work.
+        ValueError: if a value is outside of what is said above, an option has another name (with the nearest one), or
+            an encoder cannot be used (with what would work).
     """
 
     model_type = "tier"
@@ -99,12 +108,13 @@ class TierConfig(PreTrainedConfig):
         if not type(self).__module__.startswith("transformers_modules."):
             # A folder's own pipeline would go before the registered one, and ask for trust_remote_code.
             kwargs.pop("custom_pipelines", None)
-        for name, default in (("text_config", "clip_text_model"), ("vision_config", "clip_vision_model")):
+        check_option_names(kwargs)
+        for name, default in _DEFAULT_ENCODERS.items():
             setattr(self, name, _sub_config(name, getattr(self, name), default))
         super().__post_init__(**kwargs)
         self._check_options()
-        _check_text_encoder(self.text_config)
-        _check_vision_encoder(self.vision_config, self.image_pooling)
+        check_text_encoder(self.text_config)
+        check_vision_encoder(self.vision_config, self.image_pooling)
         if self.projection == "siglip":
             _check_siglip_head(self.vision_config, self.projection_dim)
         if self.special_token_ids is None:
@@ -115,6 +125,27 @@ class TierConfig(PreTrainedConfig):
                 "count_special_tokens=False needs special_token_ids, the ids of the tokens to leave out; the text "
                 "configuration names none. Pass special_token_ids=tokenizer.all_special_ids."
             )
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """
+        As every configuration's: keys of a file that are not known here, as other versions write them, are kept. One
+        that is nearly the name of an option is an error.
+        """
+        check_option_names(kwargs, near_only=True)
+        unknown = check_option_names(config_dict, near_only=True)
+        known = {name: value for name, value in config_dict.items() if name not in unknown}
+        for name, default in _DEFAULT_ENCODERS.items():
+            known[name] = _sub_config(name, known.get(name), default, from_file=True)
+        loaded = super().from_dict(known, **kwargs)
+        for name in unknown:
+            setattr(loaded[0] if isinstance(loaded, tuple) else loaded, name, config_dict[name])
+        return loaded
+
+    @property
+    def term_weights(self) -> dict[str, float]:
+        """Weights of the terms of the loss beside the contrastive one, by the terms' names."""
+        return {term: getattr(self, option) for term, option in TERMS.items()}
 
     def _check_options(self) -> None:
         for name, allowed in (("projection", PROJECTIONS), ("image_pooling", IMAGE_POOLINGS)):
@@ -127,7 +158,7 @@ class TierConfig(PreTrainedConfig):
             )
         if type(self.projection_dim) is not int or self.projection_dim < 1:
             raise ValueError(f"projection_dim must be a positive integer; got {self.projection_dim!r}.")
-        for name in ("lambda_token", "lambda_patch"):
+        for name in TERMS.values():
             value = getattr(self, name)
             if not _is_number(value) or value < 0:
                 raise ValueError(f"{name} must be a number of at least 0; got {value!r}.")
@@ -144,27 +175,33 @@ class TierConfig(PreTrainedConfig):
             raise ValueError(f"special_token_ids must be a list of token ids or None; got {ids!r}.")
 
 
-def encoder_class(config: PreTrainedConfig):
-    """The class of the bare encoder that a configuration describes, or None."""
-    if isinstance(config, SiglipTextConfig):  # missing in AutoModel's mapping
-        return SiglipTextModel
-    try:
-        return MODEL_MAPPING[type(config)]
-    except KeyError:
-        return None
+def check_option_names(options: dict, near_only: bool = False) -> list[str]:
+    """
+    Those of `options` that are neither of [`TierConfig`] nor of every configuration.
 
-
-def encoder_width(config: PreTrainedConfig) -> int:
-    """Number of channels of an encoder's `last_hidden_state`."""
-    width = getattr(config, "hidden_size", None)
-    return width if width is not None else config.hidden_sizes[-1]
+    Raises:
+        ValueError: if there is one; with `near_only` only if it is nearly the name of an option of [`TierConfig`].
+    """
+    own = [name for name in TierConfig.__annotations__ if not name.startswith("_")]
+    unknown = [
+        name
+        for name in options
+        if name not in own and name not in _FURTHER_KEYS and not hasattr(PreTrainedConfig, name)
+    ]
+    for name in unknown:
+        near = get_close_matches(name, own, n=1, cutoff=0.75)
+        if near:
+            raise ValueError(f"TierConfig has no option {name!r}: did you mean {near[0]!r}?")
+        if not near_only:
+            raise ValueError(f"TierConfig has no option {name!r}; its options are {', '.join(own)}.")
+    return unknown
 
 
 def _is_number(value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _sub_config(name: str, config, default: str) -> PreTrainedConfig:
+def _sub_config(name: str, config, default: str, from_file: bool = False) -> PreTrainedConfig:
     """The configuration of an encoder from itself, from a dict with its model_type, or from nothing (`default`)."""
     if isinstance(config, PreTrainedConfig):
         return config
@@ -175,53 +212,23 @@ def _sub_config(name: str, config, default: str) -> PreTrainedConfig:
     if model_type not in CONFIG_MAPPING:
         examples = "clip_text_model, bert, roberta" if name == "text_config" else "clip_vision_model, vit, resnet"
         raise ValueError(f"{name} has the model_type {model_type!r}, unknown to transformers. Try one of: {examples}.")
-    return CONFIG_MAPPING[model_type](**options)
+    config_class = CONFIG_MAPPING[model_type]
+    if not from_file:  # a file may be of another version
+        _check_encoder_options(name, config_class, options)
+    return config_class(**options)
 
 
-def _single_encoder(name: str, config: PreTrainedConfig):
-    if config.sub_configs:
-        towers = ", ".join(config.sub_configs)
-        raise ValueError(
-            f"{name} must describe a single encoder, but {config.model_type!r} is made of {towers}. Pass the one that "
-            f"is meant, such as {type(config).__name__}(...).{name if name in config.sub_configs else towers}."
-        )
-    model_class = encoder_class(config)
-    if model_class is None:
-        raise ValueError(f"{name}: transformers has no plain encoder for the model_type {config.model_type!r}.")
-    return model_class
-
-
-def _check_text_encoder(config: PreTrainedConfig) -> None:
-    model_class = _single_encoder("text_config", config)
-    if getattr(model_class, "main_input_name", "input_ids") != "input_ids":
-        raise ValueError(
-            f"text_config must describe a text encoder, but {config.model_type!r} reads "
-            f"{model_class.main_input_name}. Use for example 'clip_text_model', 'bert' or 'roberta'."
-        )
-    name = config.model_type
-    pools = name in (*EOS_POOLED_TEXT, *LAST_POOLED_TEXT, *MODEL_FOR_MASKED_LM_MAPPING_NAMES)
-    if not pools or config.is_encoder_decoder or getattr(config, "is_decoder", False):
-        raise ValueError(
-            f"text_config {name!r} has no token that is known to sum up the whole text: it decodes, or is not one of "
-            "CLIP's, SigLIP's and the masked-language encoders. Use for example 'clip_text_model' or 'bert'."
-        )
-    if name in LAST_POOLED_TEXT and config.pad_token_id is None:
-        raise ValueError(f"text_config {name!r} needs a pad_token_id: its texts are padded to full length.")
-
-
-def _check_vision_encoder(config: PreTrainedConfig, image_pooling: str) -> None:
-    if config.model_type in _UNUSABLE:
-        raise ValueError(f"vision_config {config.model_type!r} cannot be used: {_UNUSABLE[config.model_type]}.")
-    model_class = _single_encoder("vision_config", config)
-    if getattr(model_class, "main_input_name", "input_ids") != "pixel_values":
-        raise ValueError(
-            f"vision_config must describe an image encoder, but {config.model_type!r} reads "
-            f"{model_class.main_input_name}. Use for example 'clip_vision_model', 'vit', 'dinov2' or 'resnet'."
-        )
-    if image_pooling == "cls" and config.model_type in VISION_WITHOUT_CLASS_TOKEN:
-        raise ValueError(
-            f"image_pooling='cls' needs a class token, and {config.model_type!r} has none. Use image_pooling='mean'."
-        )
+def _check_encoder_options(name: str, config_class, options: dict) -> None:
+    known = {field.name for field in fields(config_class)} | set(config_class.attribute_map)
+    for option in options:
+        if option in known or option in _FURTHER_KEYS or hasattr(config_class, option):
+            continue
+        near = get_close_matches(option, sorted(known), n=1, cutoff=0.8)
+        if near:
+            raise ValueError(
+                f"{name}: {config_class.model_type!r} has no option {option!r}; did you mean {near[0]!r}?"
+            )
+        logger.warning(f"{name}: {config_class.model_type!r} has no option {option!r}.")
 
 
 def _check_siglip_head(config: PreTrainedConfig, projection_dim: int) -> None:

@@ -17,37 +17,31 @@ class TextImageEntropy(NamedTuple):
     """Mean entropy of a patch over the tokens, in [0, log T]; low when a patch answers to few tokens."""
 
 
-def l2_normalize(embeds: torch.Tensor) -> torch.Tensor:
-    """Scale the last dimension to unit length. A zero vector stays zero and passes no gradient on."""
-    if embeds.ndim > 2 and embeds.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return _UnitVectors.apply(embeds)
-    return _unit(embeds)[0]
-
-
-def _unit(embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    norm = torch.linalg.vector_norm(embeds, dim=-1, keepdim=True)
-    # Division by infinity rather than by a small epsilon: the latter would multiply the gradient by 1 / epsilon.
-    norm = torch.where(norm > 1e-12, norm, torch.inf)
-    return embeds / norm, norm
-
-
-class _UnitVectors(torch.autograd.Function):
+def entropies(
+    cosines: torch.Tensor, token_mask: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Keeps its input and the norms for the backward pass, and not the float32 copies that autocast makes: every token
-    and patch has them, and where a training step returns a loss nobody may ever differentiate through them.
+    The definition: entropy of every token over the patches (N, T), and of every patch over the valid tokens (N, P).
+
+    Args:
+        cosines (`torch.Tensor` of shape `(N, T, P)`), token_mask (of shape `(N, T)`, bool), temperature: as below.
     """
+    token_entropy = entropy(log_distribution(cosines, token_mask, temperature, dim=2), dim=2)
+    patch_entropy = entropy(log_distribution(cosines, token_mask, temperature, dim=1), dim=1)
+    return token_entropy, patch_entropy
 
-    @staticmethod
-    def forward(ctx, embeds):
-        units, norm = _unit(embeds)
-        ctx.save_for_backward(embeds, norm)
-        return units
 
-    @staticmethod
-    def backward(ctx, grad):
-        embeds, norm = ctx.saved_tensors
-        units = embeds / norm
-        return ((grad - units * (grad * units).sum(dim=-1, keepdim=True)) / norm).to(embeds.dtype)
+def log_distribution(cosines: torch.Tensor, token_mask: torch.Tensor, temperature: float, dim: int) -> torch.Tensor:
+    """Logarithm of `q`, over the patches (`dim` 2), or of `r`, over the valid tokens (1); cosines are finite."""
+    scores = cosines if temperature == 1 else cosines / temperature
+    if dim == 1:  # not minus infinity, which times its probability 0 would be NaN
+        scores = scores.masked_fill(~token_mask.unsqueeze(2), -1e30)
+    return torch.log_softmax(scores, dim=dim)
+
+
+def entropy(log_probability: torch.Tensor, dim: int) -> torch.Tensor:
+    """In nats, without an epsilon: the logarithm comes from log_softmax."""
+    return -(log_probability.exp() * log_probability).sum(dim=dim)
 
 
 def text_image_entropy(
@@ -64,8 +58,8 @@ def text_image_entropy(
         H_t = -sum_p q[t, p] log q[t, p],  q[t, :] = softmax(S[t, :] / temperature)  over the patches
         H_p = -sum_t r[t, p] log r[t, p],  r[:, p] = softmax(S[:, p] / temperature)  over the valid tokens
 
-    are averaged over the valid tokens (the patches) of a pair, then over the pairs. Both are computed without an
-    epsilon from `log q = s - logsumexp(s)`; the gradient is `dH/ds_j = -q_j (log q_j + H)`. There is no second one.
+    are averaged over the valid tokens (the patches) of a pair, then over the pairs. The values are those of
+    [`entropies`], the gradient is written out (see the end of this file); there is no second one.
 
     Args:
         token_embeds (`torch.Tensor` of shape `(N, T, D)`):
@@ -91,8 +85,8 @@ def text_image_entropy(
         token_mask = torch.ones(token_embeds.shape[:2], dtype=torch.bool, device=token_embeds.device)
     with torch.autocast(device_type=token_embeds.device.type, enabled=False):
         token_mask = token_mask.to(torch.bool)
-        entropies = _TensorCoreEntropies if _on_tensor_cores(token_embeds, patch_embeds) else _Entropies
-        token_entropy, patch_entropy = entropies.apply(token_embeds, patch_embeds, token_mask, temperature)
+        function = _TensorCoreEntropies if _on_tensor_cores(token_embeds, patch_embeds) else _Entropies
+        token_entropy, patch_entropy = function.apply(token_embeds, patch_embeds, token_mask, temperature)
         valid = token_mask.to(token_entropy.dtype)
         num_tokens = valid.sum(dim=1)  # (N,)
         token_entropy = (token_entropy * valid).sum(dim=1) / num_tokens.clamp(min=1)  # (N,)
@@ -105,11 +99,57 @@ def text_image_entropy(
         )
 
 
+def l2_normalize(embeds: torch.Tensor) -> torch.Tensor:
+    """Scale the last dimension to unit length. A zero vector stays zero and passes no gradient on."""
+    if embeds.ndim > 2 and embeds.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _UnitVectors.apply(embeds)
+    return _unit(embeds)[0]
+
+
+def _unit(embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    norm = torch.linalg.vector_norm(embeds, dim=-1, keepdim=True)
+    # Division by infinity rather than by a small epsilon: the latter would multiply the gradient by 1 / epsilon.
+    norm = torch.where(norm > 1e-12, norm, torch.inf)
+    return embeds / norm, norm
+
+
+def _check_inputs(
+    token_embeds: torch.Tensor, patch_embeds: torch.Tensor, token_mask: torch.Tensor | None, temperature: float
+) -> None:
+    if token_embeds.ndim != 3 or patch_embeds.ndim != 3:
+        raise ValueError(
+            "token_embeds must have shape (N, T, D) and patch_embeds (N, P, D); got "
+            f"{tuple(token_embeds.shape)} and {tuple(patch_embeds.shape)}."
+        )
+    if token_embeds.shape[0] != patch_embeds.shape[0] or token_embeds.shape[2] != patch_embeds.shape[2]:
+        raise ValueError(
+            "token_embeds (N, T, D) and patch_embeds (N, P, D) must agree in N, the number of pairs, and D, the "
+            f"dimension of the joint space; got {tuple(token_embeds.shape)} and {tuple(patch_embeds.shape)}."
+        )
+    if 0 in token_embeds.shape[1:] or patch_embeds.shape[1] == 0:
+        raise ValueError(
+            "At least one token, one patch and one dimension are needed; got token_embeds "
+            f"{tuple(token_embeds.shape)} and patch_embeds {tuple(patch_embeds.shape)}."
+        )
+    if not token_embeds.is_floating_point() or not patch_embeds.is_floating_point():
+        raise ValueError(
+            f"token_embeds and patch_embeds must be floating point; got {token_embeds.dtype} and {patch_embeds.dtype}."
+        )
+    if token_mask is not None and token_mask.shape != token_embeds.shape[:2]:
+        raise ValueError(
+            f"token_mask must have shape (N, T) = {tuple(token_embeds.shape[:2])}; got {tuple(token_mask.shape)}."
+        )
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive; got {temperature}.")
+
+
+# The same with the gradient written out. Between the two passes autograd would keep several N x T x P arrays and
+# normalised float32 copies of the embeddings, which are larger still; these functions keep their inputs alone.
+
+
 class _Entropies(torch.autograd.Function):
     """
-    Entropy of every token (N, T) and of every patch (N, P), with the gradient in closed form. Between the passes
-    nothing is kept but the inputs: neither the N x T x P scores nor normalised copies of the embeddings, which are
-    larger still.
+    Cosines and their [`entropies`], with the gradient `dH/ds_j = -q_j (log q_j + H)` of each score.
     """
 
     @staticmethod
@@ -117,7 +157,7 @@ class _Entropies(torch.autograd.Function):
         ctx.save_for_backward(token_embeds, patch_embeds, token_mask)
         ctx.temperature = temperature
         *_, cosines = _Entropies.cosines(token_embeds, patch_embeds, token_mask)
-        return entropies_of(cosines, token_mask, temperature)
+        return entropies(cosines, token_mask, temperature)
 
     @staticmethod
     @once_differentiable
@@ -144,6 +184,23 @@ class _Entropies(torch.autograd.Function):
         return tokens, token_norm, patches, patch_norm, tokens @ patches.transpose(1, 2)
 
 
+def cosine_gradient(cosines, token_mask, temperature: float, token_grad, patch_grad) -> torch.Tensor:
+    """Gradient (N, T, P) with respect to the cosines, from those of the tokens' and of the patches' entropies."""
+    distribution = partial(log_distribution, cosines, token_mask, temperature)
+    # One direction after the other: few arrays of this size at a time. ds/dcosine = 1 / temperature.
+    grad = minus_entropy_gradient(distribution(dim=2), dim=2).mul_(token_grad.unsqueeze(2))
+    grad += minus_entropy_gradient(distribution(dim=1), dim=1).mul_(patch_grad.unsqueeze(1))
+    grad /= -temperature
+    return grad
+
+
+def minus_entropy_gradient(log_probability: torch.Tensor, dim: int) -> torch.Tensor:
+    """`-dH/ds_j = q_j (log q_j + H)`. Overwrites its input."""
+    probability = log_probability.exp()
+    log_probability -= (probability * log_probability).sum(dim=dim, keepdim=True)
+    return probability.mul_(log_probability)
+
+
 class _TensorCoreEntropies(torch.autograd.Function):
     """
     The same for bfloat16 embeddings on a GPU, a quarter of the memory traffic: products are taken of the embeddings as
@@ -157,7 +214,7 @@ class _TensorCoreEntropies(torch.autograd.Function):
         ctx.temperature = temperature
         tokens, token_norm, patch_norm, cosines = _TensorCoreEntropies.cosines(token_embeds, patch_embeds, token_mask)
         ctx.save_for_backward(token_embeds, patch_embeds, token_mask)
-        return entropies_of(cosines, token_mask, temperature)
+        return entropies(cosines, token_mask, temperature)
 
     @staticmethod
     @once_differentiable
@@ -211,66 +268,20 @@ def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return left.float() @ right.float()
 
 
-def entropies_of(cosines: torch.Tensor, token_mask: torch.Tensor, temperature: float) -> tuple:
-    """Entropy of every token (N, T) and of every patch (N, P)."""
-    over = partial(log_distribution, cosines, token_mask, temperature)
-    return entropy(over(dim=2), dim=2), entropy(over(dim=1), dim=1)
+class _UnitVectors(torch.autograd.Function):
+    """
+    Keeps its input and the norms for the backward pass, and not the float32 copies that autocast makes: every token
+    and patch has them, and where a training step returns a loss nobody may ever differentiate through them.
+    """
 
+    @staticmethod
+    def forward(ctx, embeds):
+        units, norm = _unit(embeds)
+        ctx.save_for_backward(embeds, norm)
+        return units
 
-def cosine_gradient(cosines, token_mask, temperature: float, token_grad, patch_grad) -> torch.Tensor:
-    """Gradient (N, T, P) with respect to the cosines, from those of the tokens' and of the patches' entropies."""
-    over = partial(log_distribution, cosines, token_mask, temperature)
-    # One direction after the other: few arrays of this size at a time. ds/dcosine = 1 / temperature.
-    grad = minus_entropy_gradient(over(dim=2), dim=2).mul_(token_grad.unsqueeze(2))
-    grad += minus_entropy_gradient(over(dim=1), dim=1).mul_(patch_grad.unsqueeze(1))
-    grad /= -temperature
-    return grad
-
-
-def log_distribution(cosines: torch.Tensor, token_mask: torch.Tensor, temperature: float, dim: int) -> torch.Tensor:
-    """Logarithm of `q`, over the patches (`dim` 2), or of `r`, over the valid tokens (1); cosines are finite."""
-    scores = cosines if temperature == 1 else cosines / temperature
-    if dim == 1:  # not minus infinity, which times its probability 0 would be NaN
-        scores = scores.masked_fill(~token_mask.unsqueeze(2), -1e30)
-    return torch.log_softmax(scores, dim=dim)
-
-
-def entropy(log_probability: torch.Tensor, dim: int) -> torch.Tensor:
-    return -(log_probability.exp() * log_probability).sum(dim=dim)
-
-
-def minus_entropy_gradient(log_probability: torch.Tensor, dim: int) -> torch.Tensor:
-    """`-dH/ds_j = q_j (log q_j + H)`. Overwrites its input."""
-    probability = log_probability.exp()
-    log_probability -= (probability * log_probability).sum(dim=dim, keepdim=True)
-    return probability.mul_(log_probability)
-
-
-def _check_inputs(
-    token_embeds: torch.Tensor, patch_embeds: torch.Tensor, token_mask: torch.Tensor | None, temperature: float
-) -> None:
-    if token_embeds.ndim != 3 or patch_embeds.ndim != 3:
-        raise ValueError(
-            "token_embeds must have shape (N, T, D) and patch_embeds (N, P, D); got "
-            f"{tuple(token_embeds.shape)} and {tuple(patch_embeds.shape)}."
-        )
-    if token_embeds.shape[0] != patch_embeds.shape[0] or token_embeds.shape[2] != patch_embeds.shape[2]:
-        raise ValueError(
-            "token_embeds (N, T, D) and patch_embeds (N, P, D) must agree in N, the number of pairs, and D, the "
-            f"dimension of the joint space; got {tuple(token_embeds.shape)} and {tuple(patch_embeds.shape)}."
-        )
-    if 0 in token_embeds.shape[1:] or patch_embeds.shape[1] == 0:
-        raise ValueError(
-            "At least one token, one patch and one dimension are needed; got token_embeds "
-            f"{tuple(token_embeds.shape)} and patch_embeds {tuple(patch_embeds.shape)}."
-        )
-    if not token_embeds.is_floating_point() or not patch_embeds.is_floating_point():
-        raise ValueError(
-            f"token_embeds and patch_embeds must be floating point; got {token_embeds.dtype} and {patch_embeds.dtype}."
-        )
-    if token_mask is not None and token_mask.shape != token_embeds.shape[:2]:
-        raise ValueError(
-            f"token_mask must have shape (N, T) = {tuple(token_embeds.shape[:2])}; got {tuple(token_mask.shape)}."
-        )
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive; got {temperature}.")
+    @staticmethod
+    def backward(ctx, grad):
+        embeds, norm = ctx.saved_tensors
+        units = embeds / norm
+        return ((grad - units * (grad * units).sum(dim=-1, keepdim=True)) / norm).to(embeds.dtype)

@@ -1,27 +1,39 @@
 # Licensed under the Apache License, Version 2.0.
 """TierModel: two encoders, one joint space, and the contrastive loss plus the text-image entropy regulariser."""
 
-import inspect
+import json
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.distributed
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
-from .configuration_tier import EOS_POOLED_TEXT, LAST_POOLED_TEXT, TierConfig, encoder_class, encoder_width
+from .collectives_tier import gather_rows, mean_over_processes, sizes_of_processes
+from .configuration_tier import TERMS, TierConfig, check_option_names
+from .encoders_tier import (
+    LAST_POOLED_TEXT,
+    build_encoder,
+    check_pixels,
+    encoder_width,
+    global_token_position,
+    max_text_length,
+    pad_to_full_length,
+    patch_grid,
+    unreached_parameters,
+    with_pooled_norm,
+)
 from .entropy_tier import l2_normalize, text_image_entropy
 
 
 logger = logging.get_logger(__name__)
-
-# Norms that these encoders apply to their pooled state only; the patches take the same way into the joint space.
-_POOLED_NORM = {"clip_vision_model": "post_layernorm", "convnext": "layernorm", "convnextv2": "layernorm"}
 
 
 @dataclass
@@ -31,7 +43,8 @@ class TierOutput(ModelOutput):
 
     Args:
         loss (`torch.Tensor`, scalar, returned when `return_loss` is `True`):
-            `contrastive_loss + entropy_scale * (lambda_token * token_entropy + lambda_patch * patch_entropy)`.
+            `contrastive_loss + entropy_scale * (lambda_token * token_entropy + lambda_patch * patch_entropy)`, and
+            further terms as [`TierConfig.term_weights`] has them.
         contrastive_loss (`torch.Tensor`, scalar, returned when `return_loss` is `True`):
             Symmetric cross-entropy over the batch, as CLIP's.
         token_entropy (`torch.Tensor`, scalar, *optional*):
@@ -70,6 +83,11 @@ class TierOutput(ModelOutput):
     text_model_output: BaseModelOutputWithPooling | None = None
     vision_model_output: BaseModelOutputWithPooling | None = None
 
+    @property
+    def terms(self) -> dict[str, torch.Tensor]:
+        """Those terms of the loss, beside the contrastive one, that were computed."""
+        return {name: self[name] for name in TERMS if self.get(name) is not None}
+
     def to_tuple(self) -> tuple:
         return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in self.values())
 
@@ -81,6 +99,19 @@ class TierSimilarityMap(NamedTuple):
     """`(N, T, h, w)`: each token with each patch; 0 at padding."""
     text_to_patch: torch.Tensor
     """`(N, h, w)`: the global text embedding with each patch."""
+
+
+class TierEncoding(NamedTuple):
+    """What an encoder and its projection make of N texts or images; no embedding is normalised."""
+
+    embeds: torch.Tensor
+    """`(N, D)`: global embeddings."""
+    local_embeds: torch.Tensor
+    """`(N, T, D)` of tokens or `(N, P, D)` of patches, rows of the grid from top to bottom."""
+    grid: tuple[int, int] | None
+    """Rows and columns (h, w) of the patches; None for texts."""
+    encoder_output: BaseModelOutputWithPooling
+    """The encoder's own output, with `embeds` as its `pooler_output`."""
 
 
 class TierTextMLP(nn.Sequential):
@@ -151,13 +182,13 @@ class TierCachedGradients(NamedTuple):
     """The same (n, D) for the images."""
     logit_scale: torch.Tensor | None
     """Gradient (scalar) with respect to `logit_scale`; for one part of a batch only."""
-    entropy_share: torch.Tensor
-    """What the part's entropies weigh among those of the whole batch (scalar)."""
+    term_weight: torch.Tensor
+    """The weight (scalar) of the part's local terms in those of the whole batch."""
 
-    def contrastive_share(self, text_embeds, image_embeds, logit_scale) -> torch.Tensor:
-        """A number whose gradient is the part's share of that of the contrastive loss."""
-        share = (text_embeds * self.text_embeds).sum() + (image_embeds * self.image_embeds).sum()
-        return share if self.logit_scale is None else share + logit_scale * self.logit_scale
+    def contrastive_part(self, text_embeds, image_embeds, logit_scale) -> torch.Tensor:
+        """A number whose gradient is the part's contribution to that of the contrastive loss."""
+        part = (text_embeds * self.text_embeds).sum() + (image_embeds * self.image_embeds).sum()
+        return part if self.logit_scale is None else part + logit_scale * self.logit_scale
 
 
 class TierModel(TierPreTrainedModel):
@@ -171,8 +202,8 @@ class TierModel(TierPreTrainedModel):
 
     def __init__(self, config: TierConfig):
         super().__init__(config)
-        self.text_model = _build_encoder(config.text_config)
-        self.vision_model = _build_encoder(config.vision_config)
+        self.text_model = build_encoder(config.text_config)
+        self.vision_model = build_encoder(config.vision_config)
         text_width, vision_width = encoder_width(config.text_config), encoder_width(config.vision_config)
         if config.projection == "linear":
             self.visual_projection = nn.Linear(vision_width, config.projection_dim, bias=False)
@@ -190,17 +221,36 @@ class TierModel(TierPreTrainedModel):
         self._freeze_untrained()
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        loaded = super().from_pretrained(*args, **kwargs)
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        """
+        As every model's, but complete: weights that are missing or surplus are an error and not a warning, unless
+        `output_loading_info=True` asks for their names.
+
+        Raises:
+            ValueError: if weights are missing or surplus, their index names files outside of the folder, or an option
+                is mistyped.
+        """
+        check_option_names(kwargs, near_only=True)
+        check_weight_index(pretrained_model_name_or_path)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         # The loader puts new parameters in the place of those of __init__, all of which train.
-        (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze_untrained()
-        return loaded
+        model._freeze_untrained()
+        if output_loading_info:
+            return model, info
+        wrong = {"missing": info["missing_keys"], "surplus": info["unexpected_keys"]}
+        texts = [f"{kind}: {', '.join(sorted(names))}" for kind, names in wrong.items() if names]
+        if texts:
+            raise ValueError(
+                f"The weights in {pretrained_model_name_or_path} are not those of its config.json; {'; '.join(texts)}."
+            )
+        return model
 
     def _freeze_untrained(self) -> None:
-        """No patch is ever masked here, and DDP wants a gradient for all that train."""
-        for name, parameter in self.named_parameters():
-            if name.endswith("mask_token"):
-                parameter.requires_grad_(False)
+        """DDP waits for a gradient of every parameter that trains: those that no embedding depends on do not."""
+        for name in ("text_model", "vision_model"):
+            encoder = getattr(self, name)
+            for unreached in unreached_parameters(encoder.config):
+                encoder.get_parameter(unreached).requires_grad_(False)
         if self.logit_bias is not None:
             # The softmax over the batch cancels it: its gradient is rounding noise, which Adam would blow up.
             self.logit_bias.requires_grad_(False)
@@ -217,6 +267,7 @@ class TierModel(TierPreTrainedModel):
         Raises:
             ValueError: if it is not a CLIPModel, or the weights do not fit.
         """
+        check_option_names(tier_options)
         clip_config = AutoConfig.from_pretrained(name_or_path)
         if clip_config.model_type != "clip":
             raise ValueError(
@@ -254,6 +305,7 @@ class TierModel(TierPreTrainedModel):
         Raises:
             ValueError: if an encoder cannot be used, or its weights do not fit.
         """
+        check_option_names(tier_options)
         vision, text = (AutoModel.from_pretrained(m) if isinstance(m, str) else m for m in (vision, text))
         model = cls(TierConfig(text_config=text.config, vision_config=vision.config, **tier_options))
         for target, source in ((model.text_model, text), (model.vision_model, vision)):
@@ -295,14 +347,14 @@ class TierModel(TierPreTrainedModel):
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         """The text encoder's output, with the projected, not normalised global state `(M, D)` as `pooler_output`."""
-        return self._encode_text(input_ids, attention_mask, position_ids, token_type_ids, **kwargs)[0]
+        return self.encode_text(input_ids, attention_mask, position_ids, token_type_ids, **kwargs).encoder_output
 
     @can_return_tuple
     def get_image_features(
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs
     ) -> BaseModelOutputWithPooling:
         """The vision encoder's output, with the projected, not normalised global state `(N, D)` as `pooler_output`."""
-        return self._encode_image(pixel_values, interpolate_pos_encoding, **kwargs)[0]
+        return self.encode_image(pixel_values, interpolate_pos_encoding, **kwargs).encoder_output
 
     @torch.no_grad()
     def get_similarity_map(
@@ -314,7 +366,9 @@ class TierModel(TierPreTrainedModel):
         **kwargs,
     ) -> TierSimilarityMap:
         """
-        Where the words point: cosines of the tokens, and of the whole text, with every patch of the image.
+        Where the words point: cosines of the tokens, and of the whole text, with every patch of the image. They are
+        not smoothed; the authors of BioViL filter theirs by a gaussian of 1.5 patches (in the evaluation,
+        `--smooth_maps 1.5`).
 
         Args:
             pixel_values (`torch.Tensor` of shape `(N, 3, H, W)`): images; a single one is laid against all texts.
@@ -331,17 +385,17 @@ class TierModel(TierPreTrainedModel):
         image_kwargs = {"interpolate_pos_encoding": kwargs.pop("interpolate_pos_encoding", False)}
         if kwargs:
             raise TypeError(f"get_similarity_map got unexpected arguments {sorted(kwargs)}.")
-        text_outputs, token_embeds = self._encode_text(input_ids, attention_mask, **text_kwargs)
-        _, patch_embeds, (height, width) = self._encode_image(pixel_values, **image_kwargs)
-        num_images, num_texts = patch_embeds.shape[0], token_embeds.shape[0]
+        text = self.encode_text(input_ids, attention_mask, **text_kwargs)
+        image = self.encode_image(pixel_values, **image_kwargs)
+        num_images, num_texts = len(image.embeds), len(text.embeds)
         if num_images != num_texts and 1 not in (num_images, num_texts):
             raise ValueError(
                 f"Got {num_images} images and {num_texts} texts; pass as many of both, or a single one of either."
             )
         # The text itself goes along as one more row of tokens.
-        rows = torch.cat([token_embeds, text_outputs.pooler_output.unsqueeze(1)], dim=1)
-        maps = l2_normalize(rows) @ l2_normalize(patch_embeds).transpose(1, 2).to(rows.device)
-        maps = maps.unflatten(2, (height, width))
+        rows = torch.cat([text.local_embeds, text.embeds.unsqueeze(1)], dim=1)
+        maps = l2_normalize(rows) @ l2_normalize(image.local_embeds).transpose(1, 2).to(rows.device)
+        maps = maps.unflatten(2, image.grid)
         if size is not None:
             maps = nn.functional.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
         token_maps, text_map = maps[:, :-1], maps[:, -1]
@@ -379,94 +433,117 @@ class TierModel(TierPreTrainedModel):
             entropy_scale (`float`, defaults to 1.0): factor on both lambdas, for a ramp.
             interpolate_pos_encoding (`bool`, defaults to `False`): lets a vision transformer take another image size.
             cached_gradients ([`TierCachedGradients`], *optional*): for `return_loss` on a part of a batch whose
-                contrastive loss is known already. The loss is then one whose gradient is this part's share of the
-                whole batch's, and has no other meaning; the entropies are this part's alone.
+                contrastive loss is known already. The loss is then one whose gradient is this part's contribution to
+                the whole batch's, and has no other meaning; the entropies are this part's alone.
 
         Raises:
             ValueError: if an input is missing, or the numbers of images and texts differ where pairs are needed.
         """
         if input_ids is None or pixel_values is None:
             raise ValueError("TierModel needs input_ids and pixel_values; for one alone use get_text/image_features.")
-        text_outputs, token_embeds = self._encode_text(
-            input_ids, attention_mask, position_ids, token_type_ids, **kwargs
-        )
-        vision_outputs, patch_embeds, _ = self._encode_image(pixel_values, interpolate_pos_encoding, **kwargs)
-
-        text_embeds = l2_normalize(text_outputs.pooler_output)
-        image_embeds = l2_normalize(vision_outputs.pooler_output)
+        text = self.encode_text(input_ids, attention_mask, position_ids, token_type_ids, **kwargs)
+        image = self.encode_image(pixel_values, interpolate_pos_encoding, **kwargs)
+        text_embeds, image_embeds = l2_normalize(text.embeds), l2_normalize(image.embeds)
         logits_per_text = self._logits(text_embeds, image_embeds.to(text_embeds.device))
 
-        weighs_entropy = entropy_scale > 0 and (self.config.lambda_token > 0 or self.config.lambda_patch > 0)
+        weighs_terms = entropy_scale > 0 and any(weight > 0 for weight in self.config.term_weights.values())
         if return_loss or output_entropy:
             _check_pairs(len(image_embeds), len(text_embeds))
-        loss = contrastive_loss = token_entropy = patch_entropy = None
-        if output_entropy or (return_loss and weighs_entropy):
+        loss, contrastive_loss, terms = None, None, {}
+        if output_entropy or (return_loss and weighs_terms):
             mask = self.entropy_mask(input_ids, attention_mask)
-            token_entropy, patch_entropy = text_image_entropy(
-                token_embeds, patch_embeds.to(token_embeds.device), mask, self.config.entropy_temperature
-            )
+            terms = self.local_terms(text.local_embeds, image.local_embeds.to(text_embeds.device), mask)
         if return_loss and cached_gradients is not None:
-            contrastive_loss = cached_gradients.contrastive_share(text_embeds, image_embeds, self.logit_scale)
-            entropy_scale = entropy_scale * cached_gradients.entropy_share
+            contrastive_loss = cached_gradients.contrastive_part(text_embeds, image_embeds, self.logit_scale)
+            entropy_scale = entropy_scale * cached_gradients.term_weight
         elif return_loss:
             contrastive_loss = self.contrastive_loss(text_embeds, image_embeds, logits_per_text)
-            if self.gathers and token_entropy is not None:
+            if self.gathers and terms:
                 counted = len(text_embeds) if mask is None else mask.any(dim=1).sum()
-                token_entropy, patch_entropy = _mean_over_processes([token_entropy, patch_entropy], counted)
+                terms = dict(zip(terms, mean_over_processes(list(terms.values()), counted)))
         if return_loss:
-            loss = contrastive_loss
-            if weighs_entropy:
-                entropy = self.config.lambda_token * token_entropy + self.config.lambda_patch * patch_entropy
-                loss = loss + entropy_scale * entropy
+            loss = self.total_loss(contrastive_loss, terms if weighs_terms else {}, entropy_scale)
 
         return TierOutput(
             loss=loss,
             contrastive_loss=contrastive_loss,
-            token_entropy=token_entropy,
-            patch_entropy=patch_entropy,
+            **terms,
             logits_per_image=logits_per_text.t(),
             logits_per_text=logits_per_text,
             text_embeds=text_embeds,
             image_embeds=image_embeds,
-            token_embeds=l2_normalize(token_embeds),
-            patch_embeds=l2_normalize(patch_embeds),
-            text_model_output=text_outputs,
-            vision_model_output=vision_outputs,
+            token_embeds=l2_normalize(text.local_embeds),
+            patch_embeds=l2_normalize(image.local_embeds),
+            text_model_output=text.encoder_output,
+            vision_model_output=image.encoder_output,
         )
 
-    def _encode_text(self, input_ids, attention_mask=None, position_ids=None, token_type_ids=None, **kwargs):
+    def encode_text(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        **kwargs,
+    ) -> TierEncoding:
         """
-        The encoder's output, its `pooler_output` the projected global state (M, D); token embeddings (M, T, D).
+        Embeddings of M texts and of their T tokens.
 
         SigLIP's text encoder gets what it was trained on, texts padded at their end to full length and no attention
         mask; its output then has max_position_embeddings states.
+
+        Args:
+            input_ids (`torch.Tensor` of shape `(M, T)`): token ids.
+            attention_mask (`torch.Tensor` of shape `(M, T)`, *optional*): 1 at tokens, 0 at padding.
+            position_ids, token_type_ids (of the same shape, *optional*), **kwargs: what else the encoder takes.
+
+        Raises:
+            ValueError: if the ids have another shape or dtype, are too many for the encoder's positions, or (on the
+                CPU, where looking costs nothing) outside of its vocabulary.
         """
+        self._check_text(input_ids, attention_mask)
         num_tokens = input_ids.shape[1]
         if self.config.text_config.model_type in LAST_POOLED_TEXT:
             if position_ids is not None:
                 raise ValueError("SigLIP's text encoder takes no position_ids here: its texts are padded.")
-            input_ids, attention_mask = _pad_to_full_length(self.config.text_config, input_ids, attention_mask), None
+            input_ids, attention_mask = pad_to_full_length(self.config.text_config, input_ids, attention_mask), None
         # Not every text encoder takes every one of these.
         optional = {"position_ids": position_ids, "token_type_ids": token_type_ids}
         kwargs.update({name: value for name, value in optional.items() if value is not None})
         outputs = self.text_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
         token_embeds = self.text_projection(outputs.last_hidden_state)
-        position = self._global_token_position(input_ids, attention_mask).to(token_embeds.device)
-        outputs["pooler_output"] = token_embeds[torch.arange(position.shape[0], device=position.device), position]
-        return outputs, token_embeds[:, :num_tokens]
+        position = global_token_position(self.config.text_config, input_ids, attention_mask).to(token_embeds.device)
+        embeds = token_embeds[torch.arange(position.shape[0], device=position.device), position]
+        outputs["pooler_output"] = embeds
+        return TierEncoding(embeds, token_embeds[:, :num_tokens], None, outputs)
 
-    def _encode_image(self, pixel_values, interpolate_pos_encoding=False, **kwargs):
-        """The encoder's output, its `pooler_output` the projected global state (N, D); patches (N, P, D); (h, w)."""
+    def encode_image(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs
+    ) -> TierEncoding:
+        """
+        Embeddings of N images and of their P patches.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(N, C, H, W)`): images, of any floating dtype.
+            interpolate_pos_encoding (`bool`, defaults to `False`): lets a vision transformer take another image size.
+            **kwargs: what else the encoder takes.
+
+        Raises:
+            ValueError: if the pixels have another shape or are integers, or the encoder's states are no grid.
+        """
         config = self.config.vision_config
+        check_pixels(config, pixel_values)
         if interpolate_pos_encoding:
             kwargs["interpolate_pos_encoding"] = True
+        # As CLIP's encoder does; ResNet, ConvNeXt and others leave it to the caller.
+        pixel_values = pixel_values.to(self.vision_model.dtype)
         outputs = self.vision_model(pixel_values=pixel_values, return_dict=True, **kwargs)
         hidden_states = outputs.last_hidden_state
         if hidden_states.ndim == 4:  # (N, C, h, w)
             grid, num_prefix_tokens = tuple(hidden_states.shape[2:]), 0
             hidden_states = hidden_states.flatten(2).transpose(1, 2)
         else:
-            grid = _patch_grid(config, pixel_values)
+            grid = patch_grid(config, pixel_values)
             num_prefix_tokens = hidden_states.shape[1] - grid[0] * grid[1]
         with_class_token = self.config.image_pooling == "cls"
         if num_prefix_tokens < (1 if with_class_token else 0):
@@ -474,34 +551,72 @@ class TierModel(TierPreTrainedModel):
                 f"{config.model_type!r} returned {hidden_states.shape[1]} states for a grid of {grid[0]}x{grid[1]} "
                 "patches" + (": it has no class token, use image_pooling='mean'." if with_class_token else ".")
             )
-        if num_prefix_tokens > int(with_class_token):  # leave out registers, and the class token where it is not used
+        if num_prefix_tokens > int(with_class_token):  # without registers, and without a class token that is not used
             patches = hidden_states[:, num_prefix_tokens:]
             hidden_states = torch.cat([hidden_states[:, :1], patches], dim=1) if with_class_token else patches
-        if config.model_type in _POOLED_NORM:
-            hidden_states = getattr(self.vision_model, _POOLED_NORM[config.model_type])(hidden_states)
+        hidden_states = with_pooled_norm(self.vision_model, hidden_states)
 
         if self.config.image_pooling == "attention":
-            outputs["pooler_output"] = self.visual_projection(hidden_states)
+            embeds = self.visual_projection(hidden_states)
             # Attention over a single patch gives that patch's value: the way of the global embedding, without mixing.
             patches = hidden_states.flatten(0, 1).unsqueeze(1)
-            return outputs, self.visual_projection(patches).unflatten(0, hidden_states.shape[:2]), grid
-        embeds = self.visual_projection(hidden_states)
-        patch_embeds = embeds[:, 1:] if with_class_token else embeds
-        outputs["pooler_output"] = embeds[:, 0] if with_class_token else embeds.mean(dim=1)
-        return outputs, patch_embeds, grid
+            patch_embeds = self.visual_projection(patches).unflatten(0, hidden_states.shape[:2])
+        else:
+            projected = self.visual_projection(hidden_states)
+            patch_embeds = projected[:, 1:] if with_class_token else projected
+            embeds = projected[:, 0] if with_class_token else projected.mean(dim=1)
+        outputs["pooler_output"] = embeds
+        return TierEncoding(embeds, patch_embeds, grid, outputs)
 
-    def _global_token_position(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """Position (M,) of the token whose state stands for the whole text."""
-        config = self.config.text_config
-        if config.model_type in EOS_POOLED_TEXT:
-            # As CLIPTextModel: checkpoints that say 2 were trained with the end token as the highest id.
-            if config.eos_token_id == 2:
-                return input_ids.to(torch.int).argmax(dim=-1)
-            return (input_ids == config.eos_token_id).to(torch.int).argmax(dim=-1)
-        if attention_mask is None:
-            position = input_ids.shape[1] - 1 if config.model_type in LAST_POOLED_TEXT else 0
-            return torch.full((input_ids.shape[0],), position, device=input_ids.device)
-        return attention_mask.to(torch.int).argmax(dim=-1)
+    def _check_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
+        shape = tuple(input_ids.shape)
+        if input_ids.ndim != 2 or 0 in shape or input_ids.is_floating_point():
+            raise ValueError(
+                "input_ids must be integers of shape (M, T), at least one text of at least one token; got "
+                f"{input_ids.dtype} of shape {shape}."
+            )
+        if attention_mask is not None and attention_mask.shape != input_ids.shape:
+            raise ValueError(f"attention_mask must have the shape of input_ids, {shape}; got {attention_mask.shape}.")
+        longest = max_text_length(self.config.text_config)
+        if longest is not None and shape[1] > longest:
+            raise ValueError(
+                f"The texts have {shape[1]} tokens, and {self.config.text_config.model_type!r} takes at most "
+                f"{longest}: truncate them (processor(..., truncation=True, max_length={longest}))."
+            )
+        # On another device this would wait for it; while a graph is traced there are no values to look at.
+        if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+            vocab_size = self.config.text_config.vocab_size
+            lowest, highest = torch.aminmax(input_ids)
+            if lowest < 0 or highest >= vocab_size:
+                wrong = highest if highest >= vocab_size else lowest
+                raise ValueError(
+                    f"The token id {int(wrong)} is outside of the text encoder's vocabulary, 0 to {vocab_size - 1}: "
+                    "the tokenizer is another model's."
+                )
+
+    def local_terms(
+        self, token_embeds: torch.Tensor, patch_embeds: torch.Tensor, token_mask: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        """
+        The terms of the loss that look at the tokens and patches of matched pairs alone: scalars by their names in
+        `TERMS`, each a mean over the pairs that have a counted token, so that parts of a batch can be averaged.
+
+        Args:
+            token_embeds (`torch.Tensor` of shape `(N, T, D)`), patch_embeds (`(N, P, D)`): as [`TierEncoding`] has
+                them, not normalised.
+            token_mask (`torch.Tensor` of shape `(N, T)`, *optional*): of [`TierModel.entropy_mask`].
+        """
+        entropy = text_image_entropy(token_embeds, patch_embeds, token_mask, self.config.entropy_temperature)
+        return {"token_entropy": entropy.token, "patch_entropy": entropy.patch}
+
+    def total_loss(
+        self, contrastive_loss: torch.Tensor, terms: dict[str, torch.Tensor], scale: float | torch.Tensor = 1.0
+    ) -> torch.Tensor:
+        """The contrastive loss and the weighted sum of `terms`, times `scale`."""
+        if not terms:
+            return contrastive_loss
+        weights = self.config.term_weights
+        return contrastive_loss + scale * sum(weights[name] * value for name, value in terms.items())
 
     def entropy_mask(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
         """Positions (M, T) that count in the two entropies; None if all do."""
@@ -539,13 +654,13 @@ class TierModel(TierPreTrainedModel):
             if logits_per_text is None:
                 logits_per_text = self._logits(text_embeds, image_embeds.to(text_embeds.device))
             return _symmetric_cross_entropy(logits_per_text, logits_per_text.t(), targets)
-        sizes = _sizes_of_processes(len(text_embeds), text_embeds.device)
-        all_text, all_image = (_gather(embeds, sizes) for embeds in (text_embeds, image_embeds))
+        sizes = sizes_of_processes(len(text_embeds), text_embeds.device)
+        all_text, all_image = (gather_rows(embeds, sizes) for embeds in (text_embeds, image_embeds))
         targets = targets + sum(sizes[: torch.distributed.get_rank()])
         loss = _symmetric_cross_entropy(
             self._logits(text_embeds, all_image), self._logits(image_embeds, all_text), targets
         )
-        return _mean_over_processes([loss], len(text_embeds))[0]
+        return mean_over_processes([loss], len(text_embeds))[0]
 
 
 def _symmetric_cross_entropy(logits_per_text, logits_per_image, targets) -> torch.Tensor:
@@ -553,97 +668,16 @@ def _symmetric_cross_entropy(logits_per_text, logits_per_image, targets) -> torc
     return (cross_entropy(logits_per_text, targets) + cross_entropy(logits_per_image, targets)) / 2
 
 
-class _AllGather(torch.autograd.Function):
-    """Rows (n, D) of all processes, one after the other; each gets the sum of the gradients that all have for it."""
-
-    @staticmethod
-    def forward(ctx, rows):
-        ctx.size = len(rows)
-        gathered = [torch.empty_like(rows) for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather(gathered, rows.contiguous())
-        return torch.cat(gathered)
-
-    @staticmethod
-    def backward(ctx, grad):
-        grad = grad.clone(memory_format=torch.contiguous_format)
-        torch.distributed.all_reduce(grad)
-        return grad[torch.distributed.get_rank() * ctx.size :][: ctx.size]
-
-
-class _AllReduce(torch.autograd.Function):
-    """The sum over all processes; its gradient is the sum of theirs."""
-
-    @staticmethod
-    def forward(ctx, summand):
-        total = summand.clone()
-        torch.distributed.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx, grad):
-        return _AllReduce.forward(ctx, grad)
-
-
-def _sizes_of_processes(size: int, device: torch.device) -> list[int]:
-    size = torch.tensor([size], device=device)
-    sizes = [torch.empty_like(size) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(sizes, size)
-    return torch.cat(sizes).tolist()
-
-
-def _gather(embeds: torch.Tensor, sizes: list[int]) -> torch.Tensor:
-    """Embeddings (sum of sizes, D) of all processes, which have different numbers of them."""
-    gathered = _AllGather.apply(nn.functional.pad(embeds, (0, 0, 0, max(sizes) - len(embeds))))
-    if len(set(sizes)) == 1:
-        return gathered
-    return torch.cat([rows[:size] for rows, size in zip(gathered.split(max(sizes)), sizes)])
-
-
-def _mean_over_processes(means: list[torch.Tensor], weight: int | torch.Tensor) -> list[torch.Tensor]:
-    """
-    Means over all processes of scalars that are means over `weight` pairs of this one. The sum's gradient is again
-    summed over the processes, of which each has the same loss: it comes out multiplied by their number, and the mean
-    of the parameters' gradients, which DDP and its kind take, divides by it.
-    """
-    means = torch.stack([mean.float() for mean in means])
-    sums = torch.cat([means, torch.ones_like(means[:1])]) * weight
-    *sums, weight = _AllReduce.apply(sums)
-    return [total / weight.clamp(min=1) for total in sums]
-
-
-def _build_encoder(config: PreTrainedConfig) -> PreTrainedModel:
-    """An encoder without the pooling head it may have: the global state is pooled and projected by TierModel."""
-    model_class = encoder_class(config)
-    has_pooling_layer = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
-    encoder = model_class._from_config(config, **({"add_pooling_layer": False} if has_pooling_layer else {}))
-    if config.model_type == "siglip_text_model":
-        encoder.head = nn.Identity()
-    elif config.model_type == "siglip_vision_model" and encoder.use_head:
-        encoder.use_head = False
-        del encoder.head
-    return encoder
-
-
-def _pad_to_full_length(
-    config: PreTrainedConfig, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
-) -> torch.Tensor:
-    """Token ids (M, max_position_embeddings), with the padding token wherever `input_ids` (M, T) have no token."""
-    length, num_tokens = config.max_position_embeddings, input_ids.shape[1]
-    if num_tokens > length:
-        raise ValueError(
-            f"The texts have {num_tokens} tokens, and {config.model_type!r} takes at most {length}: truncate them."
-        )
-    if attention_mask is not None:
-        input_ids = input_ids.masked_fill(attention_mask == 0, config.pad_token_id)
-    return nn.functional.pad(input_ids, (0, length - num_tokens), value=config.pad_token_id)
-
-
-def _patch_grid(config: PreTrainedConfig, pixel_values: torch.Tensor) -> tuple[int, int]:
-    """Rows and columns of the patches of a vision transformer; a hierarchical one halves them after every stage."""
-    patch_size = config.patch_size if isinstance(config.patch_size, (list, tuple)) else (config.patch_size,) * 2
-    stages = len(getattr(config, "depths", [None]))
-    height, width = (size // (patch * 2 ** (stages - 1)) for size, patch in zip(pixel_values.shape[-2:], patch_size))
-    return height, width
+def check_weight_index(name_or_path) -> None:
+    """Raise ValueError if the index of a folder's weights names a file that is not in this folder."""
+    for index in Path(name_or_path).glob("*.index.json") if name_or_path and os.path.isdir(name_or_path) else ():
+        try:
+            files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            outside = sorted(file for file in files if Path(file).name != file)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{index} is no index of weights: {error}") from error
+        if outside:
+            raise ValueError(f"{index} names {outside[0]!r}: weights must lie beside their index.")
 
 
 def _check_pairs(num_images: int, num_texts: int) -> None:

@@ -193,16 +193,16 @@ class TierZeroShotPipeline(Pipeline):
         # Text first: a sentence that cannot be embedded costs no image.
         texts = self._embed([lists[key] for key in ("positive", "negative") for lists in prompts.values()])
         positive, negative = texts.chunk(2)  # (F, D) each
-        outputs, patch_embeds, grid = self.model._encode_image(inputs["pixel_values"])
-        image_embeds = l2_normalize(outputs.pooler_output.float())
+        image = self.model.encode_image(inputs["pixel_values"])
+        image_embeds = l2_normalize(image.embeds.float())
         answer = {
             "positive": image_embeds @ positive.to(image_embeds.device).T,  # (N, F)
             "negative": image_embeds @ negative.to(image_embeds.device).T,
         }
         if maps:
-            patches = l2_normalize(patch_embeds.float())
+            patches = l2_normalize(image.local_embeds.float())
             cosines = positive.to(patches.device) @ patches.transpose(1, 2)  # (N, F, P)
-            answer["maps"] = cosines.unflatten(2, grid)
+            answer["maps"] = cosines.unflatten(2, image.grid)
         return answer | {name: inputs[name] for name in ("size", "input_size", "picture") if name in inputs}
 
     def postprocess(self, answer, findings, maps=None) -> list[dict]:

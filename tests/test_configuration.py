@@ -1,9 +1,20 @@
 # Licensed under the Apache License, Version 2.0.
 """TierConfig: what it refuses, what it says, and that it survives saving."""
 
+import json
+
 import pytest
 from conftest import TEXT_CONFIGS, VISION_CONFIGS, tier_config
-from transformers import AutoConfig, BertConfig, CLIPConfig, GPT2Config, SiglipTextConfig, T5Config, ViTConfig
+from transformers import (
+    AutoConfig,
+    BertConfig,
+    CLIPConfig,
+    CLIPTextConfig,
+    GPT2Config,
+    SiglipTextConfig,
+    T5Config,
+    ViTConfig,
+)
 
 from modeling_tier import TierConfig
 
@@ -52,11 +63,37 @@ def test_default_is_clip():
         ({"vision_config": {"model_type": "resnet"}}, "image_pooling='mean'"),
         ({"vision_config": {"model_type": "siglip_vision_model"}}, "image_pooling='mean'"),
         ({"text_config": TEXT_CONFIGS["bert"], "count_special_tokens": False}, "all_special_ids"),
+        ({"lambda_tokens": 0.5}, "'lambda_tokens': did you mean 'lambda_token'"),
+        ({"image_poling": "mean"}, "did you mean 'image_pooling'"),
+        ({"colour": "red"}, "no option 'colour'; its options are.*lambda_token"),
+        ({"text_config": {"model_type": "bert", "hiden_size": 32}}, "text_config.*did you mean 'hidden_size'"),
+        ({"text_config": CLIPTextConfig(eos_token_id=None)}, "eos_token_id"),
     ],
 )
 def test_what_cannot_work_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         TierConfig(**options)
+
+
+def test_keys_of_every_configuration_are_no_options_of_ours():
+    config = TierConfig(dtype="float16", attn_implementation="eager", name_or_path="x", architectures=["TierModel"])
+    assert config.text_config._attn_implementation == "eager"
+    assert TierConfig(**config.to_dict()).to_dict() == config.to_dict()
+
+
+def test_a_file_may_have_keys_of_another_version(tmp_path):
+    TierConfig().save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    content["text_config"]["classifier_dropout_of_the_future"] = 0.1
+    (tmp_path / "config.json").write_text(
+        json.dumps(content | {"tie_encoder_decoder": False, "torch_dtype": "float32"})
+    )
+    assert AutoConfig.from_pretrained(tmp_path).tie_encoder_decoder is False
+    (tmp_path / "config.json").write_text(json.dumps(content | {"lambda_tokens": 0.5}))
+    with pytest.raises(ValueError, match="did you mean 'lambda_token'"):
+        AutoConfig.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="did you mean 'lambda_patch'"):
+        TierConfig.from_pretrained(tmp_path, lambda_patchs=0.5)
 
 
 @pytest.mark.parametrize("vision", VISION_CONFIGS)

@@ -32,11 +32,12 @@ from transformers import (
     SiglipModel,
 )
 
-from modeling_tier import TierModel, TierProcessor, conversion
+from modeling_tier import TierModel, TierProcessor
+from modeling_tier.convert import published as conversion
 from modeling_tier.evaluation import load_model
 
 
-ROOT = Path(conversion.__file__).parents[1]
+ROOT = Path(conversion.__file__).parents[2]
 DIMENSION = 16
 TEXTS = ["No pleural effusion.", "There is a small left effusion, large cardiomegaly.", "Cardiomegaly."]
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] left right pleural effusion no there is a small large cardiomegaly , . ##ly"
@@ -392,7 +393,7 @@ def test_weights_that_do_not_fit_are_all_listed(biovil_files):
         conversion.biovil(**files)
     assert str(error.value) == (
         "The weights do not fit the model. missing: encoder.encoder.layer2.1.bn2.running_var, projector.model.3.bias; "
-        "without a known place: encoder.encoder.layer5, momentum; "
+        "unknown: encoder.encoder.layer5, momentum; "
         "of another shape: projector.model.1.weight (expected (16,), found (3,))."
     )
 
@@ -679,6 +680,41 @@ def test_openais_format_gives_the_same_embeddings_and_logits(tmp_path, pixels, o
     assert processor.tokenizer.model_max_length == 12
 
 
+def with_plain_gelu(model: nn.Module) -> nn.Module:
+    for block in model.modules():
+        for name, child in block.named_children():
+            if isinstance(child, QuickGelu):
+                setattr(block, name, nn.GELU())
+    return model
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_checkpoint_of_open_clips_trainer_needs_its_activation_said(tmp_path, pixels, openai_tokenizer, prefix):
+    path, pixels = tmp_path / "epoch_32.pt", pixels[..., :32, :32].contiguous()
+    theirs = with_plain_gelu(randomize(OpenaiClip()))
+    weights = {prefix + name: tensor for name, tensor in theirs.state_dict().items()}
+    torch.save({"epoch": 32, "name": "run", "state_dict": weights, "optimizer": {"state": {}}}, path)
+    with pytest.raises(ValueError, match="epoch_32.pt is a checkpoint of a trainer.*--activation gelu"):
+        conversion.openai(str(path), openai_tokenizer)
+    with pytest.raises(ValueError, match="activation must be one of"):
+        conversion.openai(str(path), openai_tokenizer, activation="relu")
+    record = conversion.Record()
+    model, processor = conversion.openai(str(path), openai_tokenizer, activation="gelu", record=record)
+    with torch.no_grad():
+        image, (_, text) = theirs.visual(pixels), theirs.encode_text(tokens(processor)["input_ids"])
+        out = model(**tokens(processor), pixel_values=pixels)
+    torch.testing.assert_close(out.image_embeds, nn.functional.normalize(image[:, 0], dim=-1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(out.text_embeds, nn.functional.normalize(text, dim=-1), rtol=1e-5, atol=1e-5)
+    assert record.unused.keys() == {"epoch", "name", "optimizer"} and not record.notes
+
+
+def test_an_activation_that_was_taken_by_default_is_noted(tmp_path, openai_tokenizer):
+    torch.save(randomize(OpenaiClip()).state_dict(), tmp_path / "model.pt")
+    record = conversion.Record()
+    conversion.openai(str(tmp_path / "model.pt"), openai_tokenizer, record=record)
+    assert len(record.notes) == 1 and "--activation gelu" in record.notes[0]
+
+
 def test_openai_lists_what_does_not_fit(tmp_path, openai_tokenizer):
     state = randomize(OpenaiClip()).state_dict()
     del state["transformer.resblocks.1.attn.in_proj_bias"]
@@ -690,7 +726,7 @@ def test_openai_lists_what_does_not_fit(tmp_path, openai_tokenizer):
     bias = "transformer.resblocks.1.attn.in_proj_bias"
     assert str(error.value) == (
         f"The weights do not fit the model. missing: {bias} (key), {bias} (value), {bias} (query); "
-        "without a known place: visual.attn_pool; "
+        "unknown: visual.attn_pool; "
         "of another shape: text_projection (transposed) (expected (16, 128), found (9, 128))."
     )
     with pytest.raises(ValueError, match="end token must be the last"):
@@ -749,6 +785,53 @@ def test_a_file_that_is_none_of_pytorchs_is_told(tmp_path, openai_tokenizer, con
     torch.save([torch.zeros(1)], tmp_path / "model.pt")
     with pytest.raises(ValueError, match="state dict"):
         conversion.openai(str(tmp_path / "model.pt"), openai_tokenizer)
+
+
+def test_files_that_grow_are_refused_before_they_do(tmp_path, openai_tokenizer):
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "plain.pt")
+    for name, further in {"zeros": "plain/data/1", "torchscript": "plain/constants.pkl"}.items():
+        path = tmp_path / f"{name}.pt"
+        with (
+            zipfile.ZipFile(tmp_path / "plain.pt") as archive,
+            zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as copy,
+        ):
+            for entry in archive.infolist():
+                copy.writestr(entry, archive.read(entry))
+            copy.writestr(further, b"")
+            copy.writestr("plain/data/2", bytes(100 * 2**20))
+        with pytest.raises(ValueError, match=f"{name}.pt is refused: its .* bytes hold tensors of 10"):
+            conversion.openai(str(path), openai_tokenizer)
+    # One number that claims to be a large matrix, many times.
+    many = {f"weight{i}": torch.zeros(1).expand(1000, 1000) for i in range(100)}
+    torch.save(many, tmp_path / "views.pt")
+    with pytest.raises(ValueError, match="views.pt is refused: its .* bytes hold tensors of 400,000,000 bytes"):
+        conversion.openai(str(tmp_path / "views.pt"), openai_tokenizer)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "added_tokens.json"])
+def test_a_tokenizer_of_endless_added_tokens_is_refused(tmp_path, openai_tokenizer, name):
+    torch.save(randomize(OpenaiClip()).state_dict(), tmp_path / "model.pt")
+    path = Path(openai_tokenizer, name)
+    content = json.loads(path.read_text()) if path.exists() else {}
+    token = {"content": "x", "special": False}
+    if name == "tokenizer.json":
+        content["added_tokens"] = [token | {"id": 30 + i} for i in range(30_000)]
+    elif name == "tokenizer_config.json":
+        content["added_tokens_decoder"] = {str(30 + i): token for i in range(30_000)}
+    else:
+        content = {f"x{i}": 30 + i for i in range(30_000)}
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"{name} adds 30,000 tokens to its vocabulary; at most 20,000"):
+        conversion.openai(str(tmp_path / "model.pt"), openai_tokenizer)
+
+
+def test_weights_indexed_outside_of_their_folder_are_refused(tmp_path):
+    clip_folder(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "weights.safetensors")
+    index = {"weight_map": {"logit_scale": "../weights.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="must lie beside their index"):
+        conversion.clip(str(tmp_path))
 
 
 def test_a_name_that_is_nowhere(openai_tokenizer):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
 from modeling_tier import text_image_entropy
-from modeling_tier.entropy_tier import _Entropies, _TensorCoreEntropies, l2_normalize
+from modeling_tier.entropy_tier import _Entropies, _TensorCoreEntropies, entropies, l2_normalize
 
 
 def entropy_of(weights: list[float]) -> float:
@@ -69,6 +69,24 @@ def test_gradient(masked):
     tokens, patches = (x.requires_grad_() for x in random_pairs(3, 4, 5, 3))
     mask = torch.tensor([[1, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]]) if masked else None
     assert gradcheck(lambda a, b: tuple(text_image_entropy(a, b, mask, 0.7)), (tokens, patches))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_the_gradient_written_out_is_autograds_of_the_definition(temperature):
+    mask = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0], [1, 1, 1, 1]], dtype=torch.bool)
+    results = []
+    for written_out in (True, False):
+        tokens, patches = (x.requires_grad_() for x in random_pairs(3, 4, 5, 3))
+        if written_out:
+            token, patch = text_image_entropy(tokens, patches, mask, temperature)
+        else:
+            unit = torch.nn.functional.normalize
+            cosines = unit(tokens, dim=-1) @ unit(patches, dim=-1).transpose(1, 2)
+            token, patch = entropies(cosines, mask, temperature)
+            token, patch = ((token * mask).sum(dim=1) / mask.sum(dim=1)).mean(), patch.mean()
+        (2 * token + 3 * patch).backward()
+        results.append((token.detach(), patch.detach(), tokens.grad, patches.grad))
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("mask_dtype", [torch.bool, torch.int64, torch.float32])

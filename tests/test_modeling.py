@@ -1,9 +1,13 @@
 # Licensed under the Apache License, Version 2.0.
 """TierModel against CLIPModel and against plain formulas, and as a citizen of transformers."""
 
+import json
+import logging
+
 import pytest
 import torch
 from conftest import EOS, TEXT_CONFIGS, VISION_CONFIGS, make_inputs, tier_config
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, CLIPModel, ResNetModel, SiglipConfig, SiglipModel, ViTModel
 
@@ -58,6 +62,75 @@ def test_from_clip_finds_the_end_token_of_old_checkpoints(clip_model, inputs, tm
     torch.testing.assert_close(model(**inputs).logits_per_image, clip_model(**inputs).logits_per_image)
 
 
+def texts_that_end_with(end: int, padding: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Five texts of 3 to 7 tokens from 10 to 89, each ended by `end`, with the position of each end."""
+    generator, lengths = torch.Generator().manual_seed(2), torch.tensor([3, 4, 5, 6, 7])
+    ids = torch.randint(10, 90, (5, 8), generator=generator)
+    for row, length in zip(ids, lengths):
+        row[length], row[length + 1 :] = end, padding
+    return ids, lengths
+
+
+@pytest.mark.parametrize("with_mask", [True, False])
+@pytest.mark.parametrize(
+    ("named", "end", "padding"),
+    [
+        (EOS, EOS, EOS),  # CLIP: padded with the end token
+        (EOS, EOS, 1),
+        (2, 2, 1),  # RoBERTa's and XLM-V's order of special tokens
+        (2, 2, 2),
+        (2, EOS, EOS),  # CLIP's first checkpoints, whose end token is the last of the vocabulary
+        (2, EOS, 0),
+        ([7, EOS], EOS, 1),
+    ],
+)
+def test_a_text_is_pooled_at_its_end_token(named, end, padding, with_mask):
+    model = build()
+    model.config.text_config.eos_token_id, model.config.text_config.pad_token_id = named, 1
+    ids, ends = texts_that_end_with(end, padding)
+    mask = (torch.arange(8) <= ends[:, None]).long() if with_mask else None
+    text = model.encode_text(ids, mask)
+    torch.testing.assert_close(text.embeds, text.local_embeds[torch.arange(5), ends])
+
+
+@pytest.mark.parametrize("end", [2, EOS])
+def test_a_text_that_was_cut_before_its_end_token_is_pooled_at_its_last_one(end):
+    model = build()
+    model.config.text_config.eos_token_id = end
+    ids = torch.tensor([[0, 60, 50, 40], [0, 60, 51, 1]])
+    text = model.encode_text(ids, torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]]))
+    torch.testing.assert_close(text.embeds, text.local_embeds[[0, 1], [3, 2]])
+    assert (text.embeds[0] - text.embeds[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("mark", ["#", "padding that counts", "highest id within the text"])
+def test_clip_parity_of_old_checkpoints_in_odd_texts(clip_model, inputs, mark, tmp_path):
+    """An id 2 within a text is a plain token there, as in "#2 pencil"."""
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    if mark == "#":
+        ids[:, 2] = ids[0, 5] = 2
+    elif mark == "padding that counts":
+        mask = None
+    else:
+        ids[1, 3] = EOS
+    clip_model.config.text_config.eos_token_id = clip_model.text_model.eos_token_id = 2
+    clip_model.save_pretrained(tmp_path)
+    model = TierModel.from_clip(str(tmp_path)).eval()
+    torch.testing.assert_close(
+        model.get_text_features(ids, mask).pooler_output,
+        clip_model.get_text_features(ids, mask).pooler_output,
+        rtol=0,
+        atol=0,
+    )
+
+
+@pytest.mark.parametrize("make", ["from_clip", "from_encoders"])
+def test_a_mistyped_option_is_an_error_before_anything_is_loaded(make):
+    arguments = ["no-such-model"] * (1 if make == "from_clip" else 2)
+    with pytest.raises(ValueError, match="'lambda_tokens': did you mean 'lambda_token'"):
+        getattr(TierModel, make)(*arguments, lambda_tokens=0.5)
+
+
 def test_from_clip_refuses_other_models_and_options(clip_model, tmp_path):
     clip_model.save_pretrained(tmp_path / "clip")
     build().save_pretrained(tmp_path / "tier")
@@ -68,8 +141,6 @@ def test_from_clip_refuses_other_models_and_options(clip_model, tmp_path):
 
 
 def test_from_clip_refuses_incomplete_weights(clip_model, tmp_path):
-    from safetensors.torch import load_file, save_file
-
     clip_model.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     del weights["text_projection.weight"]
@@ -150,6 +221,32 @@ def test_pairs_that_do_not_match_are_refused(inputs):
             model(**fewer, **options)
     with pytest.raises(ValueError, match="pixel_values"):
         model(input_ids=inputs["input_ids"])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"input_ids": torch.full((4, 7), 99)}, "token id 99 is outside.*0 to 98"),
+        ({"input_ids": torch.full((4, 7), -1)}, "token id -1 is outside"),
+        ({"input_ids": torch.zeros(4, 25, dtype=torch.int64)}, "25 tokens.*at most 24"),
+        ({"input_ids": torch.zeros(4, 0, dtype=torch.int64)}, "at least one token"),
+        ({"input_ids": torch.zeros(0, 7, dtype=torch.int64)}, "at least one text"),
+        ({"input_ids": torch.zeros(7, dtype=torch.int64)}, r"shape \(M, T\)"),
+        ({"input_ids": torch.zeros(4, 7)}, "integers.*float32"),
+        ({"attention_mask": torch.ones(4, 6)}, "attention_mask"),
+        ({"pixel_values": torch.zeros(4, 3, 32, 32, dtype=torch.uint8)}, "floating point.*uint8.*processor"),
+        ({"pixel_values": torch.zeros(0, 3, 32, 32)}, "at least one image"),
+        ({"pixel_values": torch.zeros(4, 3, 0, 32)}, r"\(4, 3, 0, 32\)"),
+        ({"pixel_values": torch.zeros(4, 1, 32, 32)}, r"shape \(N, 3, H, W\)"),
+        ({"pixel_values": torch.zeros(3, 32, 32)}, r"shape \(N, 3, H, W\)"),
+    ],
+)
+def test_inputs_that_cannot_be_embedded_are_named(inputs, changed, message):
+    inputs = {**inputs, **changed}
+    if "attention_mask" not in changed:
+        inputs["attention_mask"] = None
+    with pytest.raises(ValueError, match=message):
+        build()(**inputs)
 
 
 # Encoders, projections and pooling
@@ -401,6 +498,35 @@ def test_save_and_load(tmp_path, inputs, text, vision, max_shard_size):
     )
 
 
+@pytest.mark.parametrize("change", ["missing", "surplus"])
+def test_weights_that_are_not_those_of_the_model_are_listed(tmp_path, change):
+    """transformers draws missing weights at random, and says so in a warning."""
+    build().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    if change == "missing":
+        del weights["text_projection.weight"]
+    else:
+        weights["text_projection.bias"] = torch.zeros(16)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"{change}: text_projection"):
+        TierModel.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"{change}: text_projection"):
+        AutoModel.from_pretrained(tmp_path)
+    _, info = TierModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert len([*info["missing_keys"], *info["unexpected_keys"]]) == 1
+
+
+@pytest.mark.parametrize("outside", ["../secret/model-00001-of-00002.safetensors", "/secret.safetensors"])
+def test_an_index_of_weights_stays_in_its_folder(tmp_path, outside):
+    build().save_pretrained(tmp_path / "model", max_shard_size="20KB")
+    index = tmp_path / "model" / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["logit_scale"] = outside
+    index.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="must lie beside their index"):
+        TierModel.from_pretrained(tmp_path / "model")
+
+
 def test_weights_load_back_into_clip(clip_model, inputs, tmp_path):
     clip_model.save_pretrained(tmp_path / "clip")
     model = TierModel.from_clip(str(tmp_path / "clip")).eval()
@@ -414,6 +540,17 @@ def test_device_map(tmp_path, inputs):
     model.save_pretrained(tmp_path)
     loaded = TierModel.from_pretrained(tmp_path, device_map={"": "cpu"}).eval()
     torch.testing.assert_close(loaded(**inputs).logits_per_image, model(**inputs).logits_per_image)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("vision", VISION_CONFIGS)
+def test_pixels_of_any_precision_suit_weights_of_any_precision(tmp_path, inputs, vision, dtype):
+    build("bert", vision, image_pooling="mean").save_pretrained(tmp_path)
+    model = TierModel.from_pretrained(tmp_path, dtype=dtype).eval()
+    assert inputs["pixel_values"].dtype == torch.float32
+    expected = model(**{**inputs, "pixel_values": inputs["pixel_values"].to(model.dtype)}).logits_per_image
+    torch.testing.assert_close(model(**inputs).logits_per_image, expected, rtol=0, atol=0)
+    assert model(**inputs).logits_per_image.dtype == getattr(torch, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -442,6 +579,21 @@ def test_sdpa_and_eager_agree(tmp_path, inputs):
         assert model.text_model.config._attn_implementation == implementation
         outs.append(model(**inputs).logits_per_image)
     torch.testing.assert_close(*outs, rtol=1e-4, atol=1e-4)
+
+
+def test_an_attention_that_one_encoder_lacks_is_applied_to_the_other(tmp_path, inputs, caplog):
+    build("bert", "resnet", image_pooling="mean").save_pretrained(tmp_path)
+    transformers_logger = logging.getLogger("transformers")
+    transformers_logger.propagate = True
+    try:
+        with caplog.at_level("WARNING"):
+            model = TierModel.from_pretrained(tmp_path, attn_implementation="sdpa")
+    finally:
+        transformers_logger.propagate = False
+    assert model.text_model.config._attn_implementation == "sdpa"
+    assert model.vision_model.config._attn_implementation == "eager"
+    assert model(**inputs).logits_per_image.shape == (4, 4)
+    assert [r.message for r in caplog.records if "resnet" in r.message]
 
 
 @pytest.mark.parametrize(("text", "vision"), [("clip", "clip"), ("bert", "vit")])

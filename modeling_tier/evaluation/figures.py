@@ -13,7 +13,6 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.lines import Line2D
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from ..data.pictures import read_picture, undecoded
 from ..entropy_tier import l2_normalize
 from ..maps_tier import NEGATIVE_COLOUR, OVERLAY_OPACITY, POSITIVE_COLOUR
 from ..modeling_tier import TierModel
@@ -356,9 +355,7 @@ def _choose(dataset: Dataset, findings: list[str]) -> list[tuple[str, dict, str]
         showing = [i for i, row in enumerate(rows) if row["labels"].get(finding) == 1.0 and phrases[i]]
         if showing:
             index = min(showing, key=lambda i: sum(value == 1.0 for value in rows[i]["labels"].values()))
-            row = undecoded(dataset)[index]
-            picture = read_picture(row["image"], row["image_id"])  # as it was scored; `datasets` reads no DICOM
-            chosen.append((finding, row | {"image": picture}, phrases[index][0]))
+            chosen.append((finding, dataset[index], phrases[index][0]))
     return chosen
 
 

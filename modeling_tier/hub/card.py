@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..configuration_tier import TierConfig
+from ..configuration_tier import TERMS, TierConfig
 from ..data import DATASETS
 from ..evaluation.failure_modes import (
     MAX_NEGATIVE_FRACTION,
@@ -140,7 +140,7 @@ def fill_card(facts: Facts) -> str:
         revision=facts.revision,
         has_pipeline=facts.has_pipeline,
         has_environment=facts.has_environment,
-        regularised=facts.config.lambda_token > 0 or facts.config.lambda_patch > 0,
+        regularised=any(facts.config.term_weights.values()),
         datasets=facts.datasets,
         access=[_access(name) for name in facts.datasets],
         base_model=facts.base_model,
@@ -171,7 +171,7 @@ def _access(name: str) -> str:
 
 
 def _regulariser(facts: Facts) -> dict:
-    names = ("lambda_token", "lambda_patch", "entropy_temperature", "count_special_tokens")
+    names = (*TERMS.values(), "entropy_temperature", "count_special_tokens")
     settings = {name: getattr(facts.config, name) for name in names}
     ramp = facts.training.get("regulariser") or {}
     named = {"ramp_start": "share of the steps before which both are 0", "ramp_end": "from which they are whole"}

@@ -8,9 +8,10 @@ import torch
 from datasets import Dataset, IterableDataset
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import AutoImageProcessor, AutoTokenizer, CLIPImageProcessor, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPImageProcessor, PreTrainedTokenizerFast
 
 from ..configuration_tier import TierConfig
+from ..encoders_tier import max_text_length
 from ..modeling_tier import TierModel
 from ..processing_tier import TierProcessor
 from .configuration import TrainConfig, pretrained_config, tier_options
@@ -42,6 +43,9 @@ def build_processor(config: TrainConfig, pairs: Dataset | IterableDataset) -> Ti
             "give it one (tokenizer.pad_token = ...), save it, and name that folder."
         )
     tokenizer.model_max_length = min(tokenizer.model_max_length, config.data.max_text_tokens)
+    if pretrained:
+        longest = max_text_length(AutoConfig.from_pretrained(pretrained).text_config)
+        tokenizer.model_max_length = min(tokenizer.model_max_length, longest or tokenizer.model_max_length)
     return TierProcessor(image_processor=image_processor, tokenizer=tokenizer)
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 import yaml
 from transformers import AutoConfig, PreTrainedConfig
 
-from ..configuration_tier import TierConfig
+from ..configuration_tier import TERMS, TierConfig
 from ..data import PLACES, SPLITS, check_options
 from ..data.transforms import AUGMENTATIONS
+from ..encoders_tier import max_text_length
 from ..evaluation import LABEL_POLICIES, has_prompts, load_prompts
 from ..evaluation.measures import MEASURES
 from ..files import replace_text
@@ -59,7 +60,9 @@ class DataOptions:
         False, "whether an epoch takes each study once, with another one of its images each time"
     )
     shuffle_buffer: int = option(1000, "pairs among which a stream is shuffled")
-    max_text_tokens: int = option(128, "texts are truncated to this many tokens, special ones included")
+    max_text_tokens: int = option(
+        128, "texts are truncated to this many tokens, special ones included, or to what a pretrained model takes"
+    )
     num_workers: int = option(0, "processes that prepare batches beside the training process")
     max_unreadable: float = option(0.01, "largest fraction of the training pictures that may be unreadable")
 
@@ -431,7 +434,7 @@ def _check_ranges(config: TrainConfig) -> None:
     }
     ranges |= {"seed": (0, 2**32 - 1), "model.image_size": (1, MAX_IMAGE_SIZE)}
     ranges |= {"model.projection_dim": (1, MAX_PROJECTION_DIM), "model.logit_scale_init_value": (-100, 100)}
-    ranges |= {"model.lambda_token": (0, None), "model.lambda_patch": (0, None)}
+    ranges |= {f"model.{weight}": (0, None) for weight in TERMS.values()}
     ranges |= {f"regulariser.{name}": (0, 1) for name in ("ramp_start", "ramp_end")}
     ranges |= {f"optimizer.{name}": (0, 1) for name in ("beta1", "beta2", "warmup_share")}
     ranges |= {"optimizer.weight_decay": (0, None), "optimizer.lr": (0, None), "optimizer.max_grad_norm": (0, None)}
@@ -473,11 +476,11 @@ def _check_new_model(config: TrainConfig) -> None:
         raise ValueError(f"model: {' '.join(str(error).split())}") from None
     for name, encoder in (("vision_config", built.vision_config), ("text_config", built.text_config)):
         _check_encoder_options(f"model.{name}", getattr(model, name), encoder)
-    longest = getattr(built.text_config, "max_position_embeddings", None)
+    longest = max_text_length(built.text_config)
     if longest is not None and config.data.max_text_tokens > longest:
         raise ValueError(
             f"data.max_text_tokens is {config.data.max_text_tokens}, but model.text_config takes at most {longest} "
-            "(max_position_embeddings)."
+            f"(max_position_embeddings {built.text_config.max_position_embeddings})."
         )
 
 

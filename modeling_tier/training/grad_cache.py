@@ -67,28 +67,27 @@ def cached_backward(
     # With the mean of the gradients over the processes in mind, as the gradient of the contrastive loss is.
     total = accelerator.reduce(sum(counted), reduction="mean").clamp(min=torch.finfo().tiny)
 
-    entropies = torch.zeros(2, device=accelerator.device)
+    terms = torch.zeros((), device=accelerator.device)
     grads = zip(text_grads.split(chunk_size), image_grads.split(chunk_size))
     for number, (chunk, grad, state) in enumerate(zip(chunks, grads, random_states)):
         chunk, is_last = to_device(chunk), number == len(chunks) - 1
         torch.set_rng_state(state[0])
         set_device_states(*state[1:])
-        fraction = counted[number] / total
-        cached = TierCachedGradients(*grad, scale_grad[0] if scale_grad and is_last else None, fraction)
+        weight = counted[number] / total
+        cached = TierCachedGradients(*grad, scale_grad[0] if scale_grad and is_last else None, weight)
         with nullcontext() if is_last else accelerator.no_sync(model):
             with accelerator.autocast():
                 out = model(**chunk, return_loss=True, entropy_scale=entropy_scale, cached_gradients=cached)
             if out.loss.requires_grad:  # else logit_scale alone is trained, and this is not the last chunk
                 accelerator.backward(out.loss)
-        if out.token_entropy is not None:
-            entropies += fraction * torch.stack([out.token_entropy.detach(), out.patch_entropy.detach()])
+        if out.terms:
+            terms = terms + weight * torch.stack([term.detach() for term in out.terms.values()])
 
-    out.loss = out.contrastive_loss = contrastive_loss.detach()
-    if out.token_entropy is not None:
-        out.token_entropy, out.patch_entropy = accelerator.reduce(entropies, reduction="mean")
-        config = bare_model.config
-        entropy = config.lambda_token * out.token_entropy + config.lambda_patch * out.patch_entropy
-        out.loss = out.loss + entropy_scale * entropy
+    out.contrastive_loss = contrastive_loss.detach()
+    if out.terms:
+        for name, value in zip(out.terms, accelerator.reduce(terms, reduction="mean")):
+            out[name] = value
+    out.loss = bare_model.total_loss(out.contrastive_loss, out.terms, entropy_scale)
     return out, chunk
 
 

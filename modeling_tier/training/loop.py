@@ -12,6 +12,7 @@ from typing import NoReturn
 import torch
 from tqdm.auto import tqdm
 
+from ..configuration_tier import TERMS
 from ..files import replace_json
 from ..modeling_tier import TierModel, TierOutput
 from .checkpoints import best_epochs, best_step, save_checkpoint, save_model, settle_ensemble
@@ -29,7 +30,7 @@ from .stopping import EXIT_STOPPED, StopRequest
 from .validation import metric_value, summary, validation_metrics
 
 
-_LOSS_PARTS = ("loss", "contrastive_loss", "token_entropy", "patch_entropy")
+_LOSS_PARTS = ("loss", "contrastive_loss", *TERMS)
 
 
 def train(

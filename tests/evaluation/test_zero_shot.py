@@ -2,7 +2,6 @@
 """The evaluation of a model against the same protocol written out pair by pair, and its geometry."""
 
 import importlib
-import io
 import json
 import math
 import os
@@ -24,7 +23,6 @@ from modeling_tier import text_image_entropy
 from modeling_tier.data import load_pairs
 from modeling_tier.data.chestxray14 import LABELS
 from modeling_tier.data.columns import CHEXPERT_LABELS
-from modeling_tier.data.pictures import read_picture, undecoded
 from modeling_tier.data.synthetic import FINDINGS
 from modeling_tier.evaluation import (
     LABEL_POLICIES,
@@ -403,25 +401,3 @@ def test_an_ensemble_names_its_models(tmp_path):
     assert member_folders(str(tmp_path)) == {"b": str(tmp_path / "b"), "a": str(tmp_path / "a")}
     assert member_folders(str(tmp_path / "a")) == {"a": str(tmp_path / "a")}
     assert member_folders("user/name") == {"name": "user/name"}
-
-
-def test_a_figure_reads_dicom_as_scoring_does(tmp_path, model, processor, pairs):
-    """`datasets` cannot open it, and all scoring is over by then."""
-    pydicom = pytest.importorskip("pydicom")
-    rows = undecoded(pairs).to_list()
-    for row in rows:
-        pixels = np.asarray(read_picture(row["image"], row["image_id"]).convert("L"))
-        file = pydicom.dataset.FileDataset(None, {}, file_meta=pydicom.dataset.FileMetaDataset(), preamble=b"\0" * 128)
-        file.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-        file.SOPClassUID = file.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
-        file.SOPInstanceUID = file.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
-        file.Rows, file.Columns, file.SamplesPerPixel = *pixels.shape, 1
-        file.PhotometricInterpretation, file.PixelRepresentation = "MONOCHROME2", 0
-        file.BitsAllocated, file.BitsStored, file.HighBit = 8, 8, 7
-        file.PixelData = pixels.tobytes()
-        content = io.BytesIO()
-        file.save_as(content, enforce_file_format=True)
-        row["image"] = {"bytes": content.getvalue(), "path": None}
-    dicom = Dataset.from_list(rows, features=pairs.features)
-    plot_similarity_maps({"map": (model, processor)}, dicom, tmp_path / "maps.png", ["Edema"])
-    assert (tmp_path / "maps.png").is_file()

@@ -44,6 +44,15 @@ DEMO = ROOT / "configs" / "demo.yaml"
         (["--model.text_config", "{}"], r"model\.text_config needs its model_type"),
         (["--model.pretrained", "somewhere"], r"leave out model\.vision_config"),
         (["--data.max_text_tokens", "4000"], r"max_text_tokens.*max_position_embeddings"),
+        (
+            [
+                "--model.text_config",
+                "{model_type: roberta, max_position_embeddings: 32}",
+                "--data.max_text_tokens",
+                "32",
+            ],
+            r"max_text_tokens is 32.*at most 30 \(max_position_embeddings 32",
+        ),
         (["--training.resume_from_checkpoint", "last", "--training.overwrite", "true"], "overwrite replaces the run"),
         (["--optimizer.name", "sgd"], r"optimizer\.name.*adamw"),
         (["--optimizer.schedule", "linear"], r"optimizer\.schedule.*constant"),
@@ -183,7 +192,10 @@ def test_null_is_no_text():
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("model.text_config.hiden_size=32", r"'model.text_config.hiden_size' of bert. Did you mean .*hidden_size"),
+        (
+            "model.text_config.hiden_size=32",
+            r"model: text_config: 'bert' has no option 'hiden_size'; did you mean 'hidden_size'",
+        ),
         ("model.vision_config.depth=[1]", r"'model.vision_config.depth' of resnet. Did you mean .*depths"),
         ("model.vision_config.depths=5", r"model: .*depths.* with value 5"),
         ("model.image_size=1000000", r"model.image_size must be at least 1 and at most 4096"),

@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0.
-"""Published weights as they lie on a disk or on the Hub: found, summed and read. No code of theirs is run."""
+"""Published weights, from a disk or the Hub: found, read and recorded by their sums. No code of theirs is run."""
 
 import hashlib
 import inspect
@@ -17,8 +17,14 @@ import torch.jit._pickle as torchscript_lists
 from huggingface_hub import hf_hub_download, snapshot_download
 from safetensors.torch import load_file
 
+from ..modeling_tier import check_weight_index
+
 
 Weights = dict[str, torch.Tensor]
+
+# What a file may grow to when it is read, in multiples of its size; honest files are not compressed.
+MAX_EXPANSION = 10
+_ALWAYS_ALLOWED = 64 * 2**20  # bytes
 
 # The only revision that is known to hold what is expected.
 REVISIONS = {"microsoft/BiomedVLP-CXR-BERT-specialized": "v1.1"}
@@ -31,11 +37,12 @@ _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # or their shards, w
 
 @dataclass
 class Record:
-    """What a conversion read, and what it had no place for."""
+    """What a conversion read, and what of it TIER does not use."""
 
     files: list[dict[str, str]] = field(default_factory=list)  # name and sha256 of each
-    unused: dict[str, str] = field(default_factory=dict)  # a key of the source: why it has no place in TIER
+    unused: dict[str, str] = field(default_factory=dict)  # a key of the source: why TIER does not use it
     initial: dict[str, str] = field(default_factory=dict)  # a parameter of TIER: why it is not from the source
+    notes: list[str] = field(default_factory=list)  # what the source's files do not tell
 
     def add_file(self, path: Path, name: str) -> Path:
         with path.open("rb") as file:
@@ -87,6 +94,7 @@ def _from_hub(download: Callable, repository: str, **options) -> Path:
 
 def _weight_files(folder: Path) -> list[str]:
     """Those of the first kind that is there: one file, or the shards that an index names."""
+    check_weight_index(folder)
     for name in _WEIGHT_FILES:
         index = folder / f"{name}.index.json"
         if (folder / name).is_file():
@@ -130,13 +138,16 @@ def read_torch(path: Path, allowed: Sequence = ()):
     containers, and the `allowed` ones.
 
     Raises:
-        ValueError: if the file asks for anything else, or cannot be read.
+        ValueError: if the file asks for anything else, grows to many times its size, or cannot be read.
     """
+    if zipfile.is_zipfile(path):
+        _check_expansion(path, _unpacked_size(path))
     try:
         if _is_torchscript(path):
-            return _read_torchscript(path)
-        with torch.serialization.safe_globals(list(allowed)):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = _read_torchscript(path)
+        else:
+            with torch.serialization.safe_globals(list(allowed)):
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of many kinds, for whatever may be in a file
         asked = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if asked is None:
@@ -145,6 +156,38 @@ def read_torch(path: Path, allowed: Sequence = ()):
             f"{path.name} is refused: to read it could run code, for it asks for {asked[1]}. If you trust it, load it "
             "yourself and save the tensors alone: torch.save(model.state_dict(), ...)."
         ) from error
+    _check_expansion(path, _size_of_tensors(content))
+    return content
+
+
+def _check_expansion(path: Path, size: int) -> None:
+    file_size = path.stat().st_size
+    if size > MAX_EXPANSION * file_size + _ALWAYS_ALLOWED:
+        raise ValueError(
+            f"{path.name} is refused: its {file_size:,} bytes hold tensors of {size:,} bytes, more than weights that "
+            "are saved as they are."
+        )
+
+
+def _unpacked_size(path: Path) -> int:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError) as error:
+        raise ValueError(f"{path.name} cannot be read as a file of PyTorch ({type(error).__name__}).") from error
+
+
+def _size_of_tensors(content) -> int:
+    """Bytes of all tensors in nested containers if each were copied; a view may claim more than its file holds."""
+    size, seen, waiting = 0, set(), [content]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, torch.Tensor):
+            size += value.numel() * value.element_size()
+        elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))
+            waiting += value.values() if isinstance(value, dict) else value
+    return size
 
 
 class _Module:
