@@ -125,7 +125,7 @@ def _inflated(pydicom: Any, stream: Any) -> Any:
 
 
 def _check_is_picture(header: Any) -> None:
-    uid = header.get("SOPClassUID") or ""
+    uid: Any = header.get("SOPClassUID") or ""
     if uid in _NO_PICTURES or header.get("Modality") == "SEG":
         raise ValueError(f"it is a DICOM {_NO_PICTURES.get(uid, 'Segmentation')}, not a radiograph")
     if not header.get("Rows") or not header.get("Columns"):

@@ -4,6 +4,7 @@
 import math
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,29 @@ _SENTENCES_PER_STEP = 64
 _MAX_KEPT = 4096  # lists of sentences: some 10 MB of embeddings
 
 
+@dataclass(frozen=True)
+class Question:
+    """What is asked of pictures; see [`TierZeroShotPipeline.__call__`]."""
+
+    findings: Any = None
+    positive_template: Any = "{}."
+    negative_template: Any = "No {}."
+    maps: str | None = None
+    frame: int | None = None
+
+    def __post_init__(self):
+        if self.maps not in MAPS:
+            raise ValueError(f"maps must be one of {list(MAPS)}; got {self.maps!r}.")
+
+    def replaced(self, **options: Any) -> "Question":
+        """The same with the options that are not None."""
+        return replace(self, **{name: value for name, value in options.items() if value is not None})
+
+    def prompts(self) -> dict[str, dict[str, tuple[str, ...]]]:
+        """By finding its positive and its negative sentences."""
+        return _prompts(self.findings, self.positive_template, self.negative_template)
+
+
 class TierZeroShotPipeline(Pipeline):
     """
     Does a radiograph show these findings? Each is a question of its own: positive against negative sentences.
@@ -42,6 +66,8 @@ class TierZeroShotPipeline(Pipeline):
         findings, candidate_labels, positive_template, negative_template, maps, frame: defaults for each call.
         **kwargs: options of every pipeline of transformers: `device`, `batch_size`, `num_workers`, ...
     """
+
+    processor: Any
 
     _load_processor = None  # if there is one; else __init__ looks for it
     _load_tokenizer = False
@@ -63,13 +89,13 @@ class TierZeroShotPipeline(Pipeline):
         if self.processor is None:
             self.processor = _processor_of(self.model)
         self.model.eval()
-        self.defaults = {
-            "findings": _one_of(findings, candidate_labels),
-            "positive_template": positive_template or "{}.",
-            "negative_template": negative_template or "No {}.",
-            "maps": maps,
-            "frame": frame,
-        }
+        self.defaults = Question().replaced(
+            findings=_one_of(findings, candidate_labels),
+            positive_template=positive_template,
+            negative_template=negative_template,
+            maps=maps,
+            frame=frame,
+        )
         self._embeds: dict[tuple[str, ...], torch.Tensor] = {}
         self._embedded_by: list[tuple] | None = None
 
@@ -110,26 +136,21 @@ class TierZeroShotPipeline(Pipeline):
             for a list of pictures a list of these, for a stream an iterator.
 
         Raises:
-            ValueError: for findings, templates or `maps` that are not as above, or a picture that cannot be read (the
-                message names it).
+            ValueError: for options that are not as above, or a picture that cannot be read (the message names it).
         """
-        given = {
-            "findings": _one_of(findings, candidate_labels),
-            "positive_template": positive_template,
-            "negative_template": negative_template,
-            "maps": maps,
-            "frame": frame,
-        }
-        options = self.defaults | {name: value for name, value in given.items() if value is not None}
-        if options["maps"] not in MAPS:
-            raise ValueError(f"maps must be one of {list(MAPS)}; got {options['maps']!r}.")
-        prompts = _prompts(options["findings"], options["positive_template"], options["negative_template"])
+        asked = self.defaults.replaced(
+            findings=_one_of(findings, candidate_labels),
+            positive_template=positive_template,
+            negative_template=negative_template,
+            maps=maps,
+            frame=frame,
+        )
         images = _single_list_or_stream(images)
         if isinstance(images, list) and not images:
             return []
-        return super().__call__(images, prompts=prompts, maps=options["maps"], frame=options["frame"], **kwargs)
+        return super().__call__(images, prompts=asked.prompts(), maps=asked.maps, frame=asked.frame, **kwargs)
 
-    def word_maps(self, image, sentence: str | list[str], frame: int | None = None) -> dict | list[dict]:
+    def word_maps(self, image, sentence: str | list[str], frame: int | None = None) -> Any:
         """
         Where the single words of a sentence point.
 
@@ -277,8 +298,8 @@ class TierZeroShotPipeline(Pipeline):
                 f"options say {input_size}: its map cannot be laid over the picture."
             )
         across, down = (
-            interpolation(*axis, cells)
-            for *axis, cells in zip(seen["size"], scale, offset, input_size, coarse.shape[:0:-1])
+            interpolation(seen["size"][axis], scale[axis], offset[axis], input_size[axis], coarse.shape[2 - axis])
+            for axis in (0, 1)
         )
         return down @ coarse.astype(np.float32) @ across.T
 

@@ -17,7 +17,7 @@ from .reading_tier import MAX_ASPECT_RATIO, MAX_PIXELS, ReadingOptions, load_rad
 _LENGTH_OPTIONS = ("max_length", "padding", "truncation", "stride", "pad_to_multiple_of")
 
 
-class TierProcessorKwargs(ProcessingKwargs, total=False):
+class TierProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]  # its own types are not read
     _defaults = {
         "text_kwargs": {"padding": True, "truncation": True},
         "common_kwargs": {"return_tensors": "pt"},

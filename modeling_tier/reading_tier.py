@@ -8,6 +8,7 @@ image, an array or a tensor.
 
 import base64
 import binascii
+import functools
 import http.client
 import io
 import os
@@ -312,9 +313,14 @@ def _read_picture_file(stream: Any, options: ReadingOptions) -> Image.Image:
         return _to_8_bit_picture(picture, options)
 
 
-def _open_with_pillow(stream: Any) -> Image.Image:
+@functools.cache
+def _known_formats() -> tuple[str, ...]:
     Image.init()
-    return Image.open(stream, formats=[name for name in _FORMATS if name in Image.OPEN])
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _open_with_pillow(stream: Any) -> Image.Image:
+    return Image.open(stream, formats=_known_formats())
 
 
 def _chosen_frame(picture: Image.Image, frame: int | None) -> int:
@@ -402,6 +408,8 @@ def _to_8_bit_picture(picture: Image.Image, options: ReadingOptions) -> Image.Im
 
 def _turned(picture: Image.Image, source: Image.Image) -> Image.Image:
     """`picture` turned by the EXIF orientation of `source`."""
+    if source.format == "JPEG" and not {"exif", "xmp"} & source.info.keys():  # to save a tenth of the time
+        return picture
     orientation = source.getexif().get(0x0112, 1)
     if orientation not in range(2, 9):
         return picture
@@ -463,8 +471,9 @@ def _stretched(pixels: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def _warn_if_clipped(picture: Image.Image, name: str | None) -> None:
-    histogram = np.reshape(picture.histogram(), (-1, 256))
-    fraction = histogram[:, 255].min() / (picture.width * picture.height)
+    sample = picture.resize((64, 64), Image.Resampling.NEAREST)  # the histogram of all would cost a tenth of the time
+    histogram = sample.histogram()
+    fraction = min(histogram[255::256]) / (64 * 64)
     if _CLIPPED_FRACTION < fraction < 1:
         warnings.warn(
             f"{fraction:.0%} of the pixels of {name or 'a picture'} are pure white. A picture of 16 bits that was "

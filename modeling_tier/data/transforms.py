@@ -135,13 +135,13 @@ def crop_box(
             top = int(rng.integers(height - crop_height + 1))
             return left, top, left + crop_width, top + crop_height
     shape = min(max(width / height, ratio[0]), ratio[1])
-    crop_width, crop_height = min(width, height * shape), min(height, width / shape)
+    largest = min(width, height * shape), min(height, width / shape)
     if whole_pixels:
-        crop_width, crop_height = max(1, round(crop_width)), max(1, round(crop_height))
-        left, top = (width - crop_width) // 2, (height - crop_height) // 2
+        largest = max(1, round(largest[0])), max(1, round(largest[1]))
+        corner: tuple[float, float] = (width - largest[0]) // 2, (height - largest[1]) // 2
     else:
-        left, top = (width - crop_width) / 2, (height - crop_height) / 2
-    return left, top, left + crop_width, top + crop_height
+        corner = (width - largest[0]) / 2, (height - largest[1]) / 2
+    return *corner, corner[0] + largest[0], corner[1] + largest[1]
 
 
 def inverse_affine(size: tuple[int, int], degrees: float, shift: list[float], scale: float) -> tuple[float, ...]:
@@ -160,7 +160,7 @@ def adjust(image: Image.Image, brightness: float, contrast: float, contrast_firs
     Multiply by `brightness`, then stretch around the mean by `contrast`, or the other way round; both as one table of
     256 greys.
     """
-    greys = np.arange(256, dtype=np.float64)
+    greys: np.ndarray = np.arange(256, dtype=np.float64)
     mean = sum(ImageStat.Stat(image).mean) / len(image.getbands())
     if contrast_first:
         table = np.clip(mean + contrast * (greys - mean), 0, 255) * brightness
@@ -185,7 +185,8 @@ def pixel_table(image_processor, size: tuple[int, int], **options) -> np.ndarray
     width, height = size
     if width * height < 256:  # too few pixels for all greys
         return None
-    rng, greys = np.random.default_rng(0), np.resize(np.arange(256, dtype=np.uint8), width * height)
+    rng = np.random.default_rng(0)
+    greys: np.ndarray = np.resize(np.arange(256, dtype=np.uint8), width * height)
     all_greys = np.stack([rng.permutation(greys) for _ in range(3)], axis=1).reshape(height, width, 3)
     few_greys = rng.integers(100, 120, all_greys.shape, dtype=np.uint8)  # to tell what depends on the whole picture
     pictures = [Image.fromarray(all_greys), Image.fromarray(few_greys)]
@@ -195,7 +196,7 @@ def pixel_table(image_processor, size: tuple[int, int], **options) -> np.ndarray
     values = made["pixel_values"]
     if values.shape != (2, 3, height, width) or values.dtype != torch.float32:
         return None
-    table = np.empty((3, 256), np.float32)
+    table: np.ndarray = np.empty((3, 256), np.float32)
     for channel in range(3):
         table[channel, all_greys[:, :, channel]] = values[0, channel]
     return table if torch.equal(look_up(table, pictures), values) else None

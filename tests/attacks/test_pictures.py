@@ -29,7 +29,7 @@ from test_reading import FORMATS  # noqa: E402
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 FUZZ = settings(
-    max_examples=1500,
+    max_examples=400,
     deadline=None,
     derandomize=True,
     database=None,
