@@ -13,9 +13,10 @@ help:  ## this list
 demo: $(VENV)/.installed  ## train CLIP and TIER on drawings, compare them: five minutes
 	$(RUN) demo.py $(ARGS)
 
-lint: $(VENV)/.installed  ## style (ruff)
+lint: $(VENV)/.installed  ## style (ruff) and types of the public modules (mypy)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 test: $(VENV)/.installed  ## the tests without the slow ones: under 12 minutes on two cores
 	$(PYTEST) -m "not slow" $(ARGS)

@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # Load, save and run models with other versions of transformers than the installed one, and exchange folders with them:
 #     tests/transformers_versions.sh 5.17.0 [5.20.0 ...]
-# Each version is installed over the environment of PYTHON (default: python) in a folder of its own, .versions/VERSION.
+# Each version is installed over the environment of PYTHON (default: python) in a folder of its own, VERSIONS/VERSION
+# (default of VERSIONS: .versions).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}
 site=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
+versions=${VERSIONS:-$PWD/.versions}
 others=()
 for version in "$@"; do
-    folder=.versions/$version
+    folder=$versions/$version
     if [ ! -e "$folder/.installed" ]; then
         "$PYTHON" -m venv "$folder"
         echo "$site" > "$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/base.pth"
@@ -18,6 +20,6 @@ for version in "$@"; do
     fi
     "$folder/bin/python" -c 'import torch, transformers; print("transformers", transformers.__version__, "torch", torch.__version__)'
     "$folder/bin/python" -m pytest -q tests/test_configuration.py tests/test_modeling.py tests/test_loading.py tests/test_pipeline.py
-    others+=("$PWD/$folder/bin/python")
+    others+=("$folder/bin/python")
 done
 TIER_TEST_PYTHONS="${others[*]}" "$PYTHON" -m pytest -q tests/test_loading.py
