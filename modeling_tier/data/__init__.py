@@ -29,7 +29,6 @@ DATASETS: dict[str, DatasetRecord] = {module.RECORD.name: module.RECORD for modu
 
 # Options that name a file or a folder.
 PATH_OPTIONS = tuple(dict.fromkeys(option for record in DATASETS.values() for option in record.path_options))
-PLACES = PATH_OPTIONS
 
 
 def load_pairs(name: str, split: str, **options) -> Dataset:

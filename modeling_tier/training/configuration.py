@@ -17,7 +17,7 @@ import yaml
 from transformers import AutoConfig, PreTrainedConfig
 
 from ..configuration_tier import TERMS, TierConfig
-from ..data import PLACES, SPLITS, check_options
+from ..data import PATH_OPTIONS, SPLITS, check_options
 from ..data.transforms import AUGMENTATIONS
 from ..encoders_tier import max_text_length
 from ..evaluation import LABEL_POLICIES, has_prompts, load_prompts
@@ -293,7 +293,7 @@ def changed_options(before: dict, now: dict) -> list[str]:
     """Options in which two configurations (as dicts) differ, but for where the data lies and how many read it."""
     before, now = flat(before), flat(now)
     different = [name for name in dict.fromkeys([*now, *before]) if before.get(name) != now.get(name)]
-    return [name for name in different if name.rpartition(".")[2] not in (*PLACES, "num_workers")]
+    return [name for name in different if name.rpartition(".")[2] not in (*PATH_OPTIONS, "num_workers")]
 
 
 def tier_options(model: ModelOptions) -> dict:
@@ -329,7 +329,7 @@ def parse_options(arguments: list[str]) -> list[tuple[str, object]]:
                 raise ValueError(f"--{key} needs a value.")
             value = arguments.pop(0)
         hint = _text_options().get(key)
-        is_text = hint is not None or key.rpartition(".")[2] in PLACES
+        is_text = hint is not None or key.rpartition(".")[2] in PATH_OPTIONS
         pairs.append((key, parse_value(value, is_text, may_be_null=hint is not str)))
     return pairs
 

@@ -18,7 +18,7 @@ _FIXED = ("mixed_precision", "gradient_accumulation_steps", "steps_per_epoch")
 # Those that change the steps to come by rounding, or by the schedule.
 _NOTED = ("epochs", "chunk_size", "gradient_checkpointing", "compile")
 # Those of `evaluation` that leave its values comparable.
-_FREE = ("evaluation.every_epochs", "evaluation.batch_size", "evaluation.keep_best")
+_FREE = ("data.max_unreadable", "evaluation.every_epochs", "evaluation.batch_size", "evaluation.keep_best")
 
 
 @dataclass

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..data import load_pairs
+from ..data.rejected import collect_rejected, write_rejected
 from ..evaluation.measures import BY_NAME, LOCALISATION
 from ..modeling_tier import TierModel
 from ..processing_tier import TierProcessor
@@ -182,13 +183,15 @@ def set_up(
 
 def _load_data(config: TrainConfig, accelerator: Accelerator) -> RunData:
     data, evaluation, zero_shot = config.data, config.evaluation, None
-    with main_process_first(), warnings.catch_warnings():
+    with main_process_first(), warnings.catch_warnings(), collect_rejected() as rejected:
         if not accelerator.is_main_process:
             warnings.simplefilter("ignore")  # the first process says it
         if evaluation.dataset:
             zero_shot = _load_zero_shot_set(config)
         train = load_pairs(data.name, "train", **data.options | data.train)
         validation = load_pairs(data.name, "validation", **data.options | data.validation)
+        if accelerator.is_main_process:
+            write_rejected(Path(config.output_dir), rejected)
     if isinstance(validation, IterableDataset):
         raise ValueError("The validation set cannot be a stream: say so in data.train, not in data.options.")
     if isinstance(zero_shot, IterableDataset):

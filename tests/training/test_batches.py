@@ -633,3 +633,17 @@ def test_a_stream_for_validation_or_for_a_new_tokenizer_is_refused(tmp_path, tok
     config = configured(tmp_path / "other", "stream", tokenizer, "--tokenizer.pretrained=null")
     with pytest.raises(ValueError, match="tokenizer.pretrained is needed for a stream"):
         train(config)
+
+
+def test_bad_rows_and_cut_pictures_of_ones_own_pairs_end_no_run(tmp_path, tokenizer):
+    """One picture of the table is missing, another cut off: both are named in the folder of the run."""
+    write_csv(tmp_path / "csv")
+    (tmp_path / "csv" / "pictures" / "3.png").unlink()
+    for name in ("8.png", "30.png"):  # of the validation and of the training set
+        path = tmp_path / "csv" / "pictures" / name
+        path.write_bytes(path.read_bytes()[:90])
+    config = configured(tmp_path / "run", "csv", tokenizer, "--data.num_workers=0", "--training.epochs=1")
+    with pytest.warns(UserWarning, match="1 of 40 rows skipped, such as line 5: there is no picture"):
+        train(config)
+    rejected = (tmp_path / "run" / "rejected.csv").read_text()
+    assert "line 5,there is no picture" in rejected and "The image train row" in rejected
