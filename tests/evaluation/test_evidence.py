@@ -85,7 +85,7 @@ def frame(pairs, details):
 def test_intervals_are_those_of_a_bootstrap_over_subjects_written_out():
     pairs, labels = table()
     _, details, _ = one = part(pairs, labels)
-    found = gather_evidence({"data": one}, {"data": pairs}, RESAMPLES, seed=5).metrics["classification"]["image"]
+    outcome = gather_evidence({"data": one}, {"data": pairs}, RESAMPLES, seed=5).metrics["classification"]["image"]
     weights = np.concatenate(list(Resamples([f"subject {s}" for s in pairs["subject_id"]], RESAMPLES, 5).blocks()))
     assert len(weights) == RESAMPLES and len(np.unique(weights)) > 2
     by_subject = pd.Series(weights[0]).groupby(pairs["subject_id"][:]).nunique()
@@ -102,14 +102,14 @@ def test_intervals_are_those_of_a_bootstrap_over_subjects_written_out():
                 values["average_precision"].append(average_precision_score(y, s)),
             )
         macro.append(values["auroc"])
-        assert found[finding]["num_positive"] == (labels[:, i] == 1).sum()
+        assert outcome[finding]["num_positive"] == (labels[:, i] == 1).sum()
         y, s = labels[known, i], details["scores"][known, i]
         for name, score in (("auroc", roc_auc_score), ("average_precision", average_precision_score)):
-            assert found[finding][name]["value"] == pytest.approx(score(y, s), abs=1e-9)
+            assert outcome[finding][name]["value"] == pytest.approx(score(y, s), abs=1e-9)
             ends = np.percentile(values[name], [2.5, 97.5])
-            assert [found[finding][name][end] for end in ("low", "high")] == pytest.approx(ends, abs=1e-9)
+            assert [outcome[finding][name][end] for end in ("low", "high")] == pytest.approx(ends, abs=1e-9)
     ends = np.percentile(np.mean(macro, axis=0), [2.5, 97.5])
-    assert [found["mean"]["auroc"][end] for end in ("low", "high")] == pytest.approx(ends, abs=1e-9)
+    assert [outcome["mean"]["auroc"][end] for end in ("low", "high")] == pytest.approx(ends, abs=1e-9)
 
 
 def test_studies_are_the_mean_and_the_largest_of_their_images():
@@ -117,18 +117,20 @@ def test_studies_are_the_mean_and_the_largest_of_their_images():
     _, details, _ = part(pairs, labels)
     units = judged_units(pairs, details)
     by_study = frame(pairs, details).groupby(["subject_id", "study_id"])
-    for name, of in (("study_mean", by_study.mean()), ("study_max", by_study.max())):
+    for name, expected_unit in (("study_mean", by_study.mean()), ("study_max", by_study.max())):
         unit = units[name]
-        expected = {study: row for (_, study), row in of.iterrows()}
+        expected = {study: row for (_, study), row in expected_unit.iterrows()}
         studies = np.array(pairs["study_id"][:])[unit.first_row]
         assert len(studies) == len(set(studies)) == len(expected) < N
         for study, scores, known in zip(studies, unit.scores, unit.labels):
             assert scores == pytest.approx([expected[study]["s0"], expected[study]["s1"]])
             np.testing.assert_array_equal(known, by_study.max().xs(study, level="study_id")[["y0", "y1"]].iloc[0])
-    found = gather_evidence({"data": ({}, details, Scored())}, {"data": pairs}, 5).metrics["classification"]
-    assert set(found) == {"image", "study_mean", "study_max"}
-    of = by_study.mean().join(by_study.max()[["y0"]].rename(columns={"y0": "shown"})).dropna(subset="shown")
-    assert found["study_mean"]["Edema"]["auroc"]["value"] == pytest.approx(roc_auc_score(of["shown"], of["s0"]))
+    outcome = gather_evidence({"data": ({}, details, Scored())}, {"data": pairs}, 5).metrics["classification"]
+    assert set(outcome) == {"image", "study_mean", "study_max"}
+    by_mean = by_study.mean().join(by_study.max()[["y0"]].rename(columns={"y0": "shown"})).dropna(subset="shown")
+    assert outcome["study_mean"]["Edema"]["auroc"]["value"] == pytest.approx(
+        roc_auc_score(by_mean["shown"], by_mean["s0"])
+    )
     alone = judged_units(pairs.select(range(1)), {k: v[:1] if k != "findings" else v for k, v in details.items()})
     assert set(alone) == {"image"}
 
@@ -148,18 +150,18 @@ def test_thresholds_come_from_the_same_unit_of_the_validation_set():
     for name, unit in evidence.units.items():
         chosen = judged_units(other, validation[1])[name]
         for i, finding in enumerate(FINDINGS):
-            found = evidence.metrics["classification"][name][finding]
+            outcome = evidence.metrics["classification"][name][finding]
             known = ~np.isnan(unit.labels[:, i])
             y, s = unit.labels[known, i], unit.scores[known, i]
             threshold = {m: choose_threshold(chosen.labels[:, i], chosen.scores[:, i], m) for m in ("mcc", "f1")}
-            assert found["threshold_mcc"] == threshold["mcc"] and found["threshold_f1"] == threshold["f1"]
+            assert outcome["threshold_mcc"] == threshold["mcc"] and outcome["threshold_f1"] == threshold["f1"]
             at = s > threshold["mcc"]
-            assert found["mcc"]["value"] == pytest.approx(matthews_corrcoef(y, at))
-            assert found["sensitivity"]["value"] == pytest.approx(recall_score(y, at))
-            assert found["specificity"]["value"] == pytest.approx(recall_score(y, at, pos_label=0))
-            assert found["f1"]["value"] == pytest.approx(f1_score(y, s > threshold["f1"]))
-            assert found["mcc"]["low"] < found["mcc"]["value"] < found["mcc"]["high"]
-            assert set(found["ece"]) == set(found["ece_calibrated"]) == {"value"}
+            assert outcome["mcc"]["value"] == pytest.approx(matthews_corrcoef(y, at))
+            assert outcome["sensitivity"]["value"] == pytest.approx(recall_score(y, at))
+            assert outcome["specificity"]["value"] == pytest.approx(recall_score(y, at, pos_label=0))
+            assert outcome["f1"]["value"] == pytest.approx(f1_score(y, s > threshold["f1"]))
+            assert outcome["mcc"]["low"] < outcome["mcc"]["value"] < outcome["mcc"]["high"]
+            assert set(outcome["ece"]) == set(outcome["ece_calibrated"]) == {"value"}
     without = gather_evidence({"data": data}, {"data": pairs}, 20).metrics["classification"]["image"]["Edema"]
     assert not {"mcc", "threshold_mcc", "ece_calibrated"} & set(without)
 
@@ -179,13 +181,13 @@ def test_readers_are_scored_by_study_and_beside_the_model():
             known = ~np.isnan(unit.labels[:, i])
             y = unit.labels[known, i]
             said = np.array([reads[row][k]["labels"][finding] for row in unit.first_row])[known]
-            found = readers["by_reader"][reader][finding]
-            assert found["mcc"]["value"] == pytest.approx(matthews_corrcoef(y, said))
-            assert found["f1"]["value"] == pytest.approx(f1_score(y, said))
+            outcome = readers["by_reader"][reader][finding]
+            assert outcome["mcc"]["value"] == pytest.approx(matthews_corrcoef(y, said))
+            assert outcome["f1"]["value"] == pytest.approx(f1_score(y, said))
             point = recall_score(y, said), recall_score(y, said, pos_label=0)
-            assert (found["sensitivity"]["value"], found["specificity"]["value"]) == pytest.approx(point)
+            assert (outcome["sensitivity"]["value"], outcome["specificity"]["value"]) == pytest.approx(point)
             assert evidence.reader_points[finding][reader] == pytest.approx(point)
-            mccs += [found["mcc"]["value"]] if finding == "Edema" else []
+            mccs += [outcome["mcc"]["value"]] if finding == "Edema" else []
     mean = readers["mean_of_readers"]["Edema"]["mcc"]
     assert mean["value"] == pytest.approx(np.mean(mccs)) and mean["low"] < mean["value"] < mean["high"]
     own = evidence.metrics["classification"]["study_mean"]["Edema"]["mcc"]["value"]
@@ -212,9 +214,9 @@ def test_two_models_are_compared_on_the_same_draws():
     pairs, labels = table()
     first, second = part(pairs, labels), part(pairs, labels, seed=8)
     second[1]["scores"][:, 0] += 2 * np.nan_to_num(labels[:, 0])  # better, beyond doubt
-    a, b = (gather_evidence({"data": each}, {"data": pairs}, RESAMPLES) for each in (first, second))
+    a, b = (gather_evidence({"data": item}, {"data": pairs}, RESAMPLES) for item in (first, second))
     difference = compare(b, a)["classification"]["image"]["Edema"]["auroc"]
-    own = [each.metrics["classification"]["image"]["Edema"]["auroc"]["value"] for each in (a, b)]
+    own = [item.metrics["classification"]["image"]["Edema"]["auroc"]["value"] for item in (a, b)]
     assert difference["value"] == pytest.approx(own[1] - own[0]) and difference["low"] > 0
     assert difference["p_bootstrap"] == pytest.approx(2 / (RESAMPLES + 1))
     subjects = a.units["image"].subjects
@@ -251,8 +253,8 @@ def test_a_finding_of_one_class_is_undefined_everywhere(positives, why):
 
 def test_no_resamples_give_values_alone():
     pairs, labels = table()
-    found = gather_evidence({"data": part(pairs, labels)}, {"data": pairs}, 0).metrics["classification"]["image"]
-    assert set(found["Edema"]["auroc"]) == {"value"}
+    outcome = gather_evidence({"data": part(pairs, labels)}, {"data": pairs}, 0).metrics["classification"]["image"]
+    assert set(outcome["Edema"]["auroc"]) == {"value"}
 
 
 def grounded(pairs, seed=0):
@@ -376,7 +378,7 @@ def test_maps_over_other_parts_of_the_pictures_are_not_compared():
     pairs, labels = table()
     details, scored = part(pairs, labels)[1], grounded(pairs)
     wide = with_measured(scored, lambda variant, name, values: 2 * values if name == "chance" else values)
-    a, b = (gather_evidence({"data": ({}, details, each)}, {"data": pairs}, 20) for each in (scored, wide))
+    a, b = (gather_evidence({"data": ({}, details, item)}, {"data": pairs}, 20) for item in (scored, wide))
     for row in compare(b, a)["localisation_maps"]:
         assert "not of the same picture" in row["incomparable"] and row["chance"] > 0
         assert set(row["pointing_game"]) == {"value"}
@@ -395,27 +397,27 @@ def test_few_subjects_of_a_class_are_said_and_one_has_no_interval(subjects):
     }
     pairs = make_pairs(columns, pair_features(FINDINGS, ids="string"))
     parts = part(pairs, labels), part(pairs, labels, seed=5)
-    a, b = (gather_evidence({"data": each}, {"data": pairs}, 50) for each in parts)
-    found = a.metrics["classification"]["image"]
+    a, b = (gather_evidence({"data": item}, {"data": pairs}, 50) for item in parts)
+    outcome = a.metrics["classification"]["image"]
     difference = compare(b, a)["classification"]["image"]["Nodule"]["auroc"]
     rare = min(subjects, 20 - subjects)
-    assert found["Nodule"].get("few_subjects") == (rare if rare < 10 else None)
-    assert "few_subjects" not in found["Edema"]
-    for each in (found["Nodule"]["auroc"], difference):
+    assert outcome["Nodule"].get("few_subjects") == (rare if rare < 10 else None)
+    assert "few_subjects" not in outcome["Edema"]
+    for item in (outcome["Nodule"]["auroc"], difference):
         if subjects == 1:
-            assert each["no_interval"] == "1 positive subject" and not {"low", "p_bootstrap"} & set(each)
+            assert item["no_interval"] == "1 positive subject" and not {"low", "p_bootstrap"} & set(item)
         else:
-            assert each["low"] <= each["high"]
+            assert item["low"] <= item["high"]
     assert (difference["p_delong"] is None) == (subjects == 1)
-    left_out = found["mean"]["auroc"].get("findings_left_out", 0)
+    left_out = outcome["mean"]["auroc"].get("findings_left_out", 0)
     assert left_out > 0.1 if subjects == 1 else left_out < 0.2
 
 
 def test_of_a_single_subject_nothing_is_certain():
     pairs, labels = table(12)
     pairs = pairs.remove_columns("subject_id").add_column("subject_id", ["p"] * 12)
-    found = gather_evidence({"data": part(pairs, labels)}, {"data": pairs}, 50).metrics["classification"]["image"]
-    assert set(found["mean"]["auroc"]) == {"value"}
+    outcome = gather_evidence({"data": part(pairs, labels)}, {"data": pairs}, 50).metrics["classification"]["image"]
+    assert set(outcome["mean"]["auroc"]) == {"value"}
 
 
 def test_a_reader_without_an_answer_is_not_a_reader_who_is_wrong():

@@ -76,8 +76,13 @@ def map_loop(values, place):
     values, place = [float(value) for value in values], [bool(p) for p in place]
     inside = [v for v, p in zip(values, place) if p]
     outside = [v for v, p in zip(values, place) if not p]
-    mean = lambda numbers: math.fsum(numbers) / len(numbers)  # noqa: E731
-    variance = lambda numbers: mean([(x - mean(numbers)) ** 2 for x in numbers])  # noqa: E731
+
+    def mean(numbers):
+        return math.fsum(numbers) / len(numbers)
+
+    def variance(numbers):
+        return mean([(x - mean(numbers)) ** 2 for x in numbers])
+
     low, high = min(values), max(values)
     scaled = [(v - low) / (high - low) for v in values]
     return {

@@ -16,13 +16,19 @@ from modeling_tier.evaluation.prompts import NO_FINDING
 FINDINGS = ("Cardiomegaly", "Pleural Effusion", "Edema")
 
 
+def unit(x):
+    return x / x.norm(dim=-1, keepdim=True)
+
+
 @pytest.fixture(scope="module")
 def pairs():
     return load_pairs("synthetic", "test", num_images=24, image_size=40, seed=2)
 
 
 def prompts_of(protocol):
-    return {finding: each for finding, each in load_prompts("synthetic", (), protocol).items() if finding in FINDINGS}
+    return {
+        finding: entry for finding, entry in load_prompts("synthetic", (), protocol).items() if finding in FINDINGS
+    }
 
 
 def evaluated(model, processor, pairs, protocol):
@@ -43,14 +49,13 @@ def test_the_pipeline_protocol_is_the_pipeline(model, processor, pairs):
         image_processor=processor.image_processor,
     )
     for row, image in zip(scores, pairs["image"]):
-        answers = {each["label"]: each["score"] for each in classify(image, candidate_labels=list(FINDINGS))}
+        answers = {entry["label"]: entry["score"] for entry in classify(image, candidate_labels=list(FINDINGS))}
         np.testing.assert_allclose(row, [answers[finding] for finding in prompts], atol=1e-5)
     np.testing.assert_array_equal(scores, probabilities)
 
 
 @pytest.mark.parametrize("protocol", ["tier", "chexzero"])
 def test_pairs_of_sentences_against_loops(model, processor, pairs, protocol):
-    unit = lambda x: x / x.norm(dim=-1, keepdim=True)  # noqa: E731
 
     def embed(sentences):
         rows = [unit(model.get_text_features(**processor(text=s)).pooler_output[0]) for s in sentences]
@@ -66,7 +71,10 @@ def test_pairs_of_sentences_against_loops(model, processor, pairs, protocol):
             for j, lists in enumerate(sentences.values()):
                 p, n = ((image @ embed(lists[key])).item() for key in ("positive", "negative"))
                 scale = math.exp(model.logit_scale.item())
-                softmax = lambda a, b: math.exp(a) / (math.exp(a) + math.exp(b))  # noqa: E731
+
+                def softmax(a, b):
+                    return math.exp(a) / (math.exp(a) + math.exp(b))
+
                 expected = {"tier": p - n, "chexzero": softmax(p, n)}[protocol]
                 assert scores[i, j] == pytest.approx(expected, abs=1e-5)
                 expected = {"tier": softmax(scale * p, scale * n), "chexzero": expected}[protocol]

@@ -104,9 +104,9 @@ def holm_by_definition(p_values):
 def test_auroc_of_ten_models(evidence):
     published = pd.read_csv(FOLDER / "auroc.csv").set_index("model")
     for model, one in evidence.items():
-        found = one.metrics["classification"]["image"]
+        outcome = one.metrics["classification"]["image"]
         for finding in (*FINDINGS, "mean"):
-            assert found[finding]["auroc"]["value"] == pytest.approx(published.loc[model, finding], abs=6e-7)
+            assert outcome[finding]["auroc"]["value"] == pytest.approx(published.loc[model, finding], abs=6e-7)
 
 
 def test_delong_holm_and_bootstrap_of_all_pairs_of_models(evidence, scores, models):
@@ -126,15 +126,15 @@ def test_delong_holm_and_bootstrap_of_all_pairs_of_models(evidence, scores, mode
     pairs = list(combinations(models, 2))
     assert len(pairs) == 45
     for a, b in pairs:
-        found = compare(evidence[a], evidence[b])["classification"]["image"]
+        outcome = compare(evidence[a], evidence[b])["classification"]["image"]
         p_values = [delong_p(truth[:, i], values[a][:, i], values[b][:, i]) for i in range(len(FINDINGS))]
         gaps = resampled[a] - resampled[b]
         for i, finding in enumerate(FINDINGS):
-            auroc = found[finding]["auroc"]
+            auroc = outcome[finding]["auroc"]
             assert auroc["p_delong"] == pytest.approx(p_values[i], rel=1e-6, abs=1e-12)
             assert auroc["p_holm"] == pytest.approx(holm_by_definition(np.array(p_values))[i], rel=1e-6, abs=1e-12)
             assert [auroc["low"], auroc["high"]] == pytest.approx(np.percentile(gaps[:, i], [2.5, 97.5]), abs=1e-9)
-        mean = found["mean"]["auroc"]
+        mean = outcome["mean"]["auroc"]
         expected = np.percentile(gaps.mean(axis=1), [2.5, 97.5])
         assert [mean["low"], mean["high"]] == pytest.approx(expected, abs=1e-9)
 

@@ -258,14 +258,14 @@ def table_rows(markdown: str) -> list[list[str]]:
 def estimates(part, signed=False):
     """Every estimate in a part of the results, as it must be printed."""
     if isinstance(part, list):
-        for each in part:
-            yield from estimates(each, signed)
+        for item in part:
+            yield from estimates(item, signed)
     elif isinstance(part, dict) and "value" in part:
         text = f"{part['value']:{'+' if signed else ''}.3f}"
         yield text + (f" ({part['low']:.3f} to {part['high']:.3f})" if "low" in part else "")
     elif isinstance(part, dict):
-        for name, each in part.items():
-            yield from estimates(each, signed or name in ("difference", "model_minus_readers"))
+        for name, item in part.items():
+            yield from estimates(item, signed or name in ("difference", "model_minus_readers"))
 
 
 @pytest.mark.parametrize("result", SAMPLES.values(), ids=SAMPLES)
@@ -299,8 +299,8 @@ def test_all_that_was_measured_is_in_both_files(written, result):
     for number in expected:
         assert number in text and number in markdown
     prints = [result["fingerprints"]["data"], *result["fingerprints"]["models"].values()]
-    for each in (*prints, "2.13.0", result["protocol"]["score"], *result["prompts"]["findings"]):
-        assert " ".join(each.split()) in text and " ".join(each.split()) in markdown
+    for item in (*prints, "2.13.0", result["protocol"]["score"], *result["prompts"]["findings"]):
+        assert " ".join(item.split()) in text and " ".join(item.split()) in markdown
     for lists in result["prompts"]["findings"].values():
         for sentence in (*lists["positive"], *lists["negative"]):
             assert sentence in text and sentence in markdown
@@ -622,9 +622,15 @@ def test_maps_of_models_with_their_own_processors_less_the_map_of_no_finding(tmp
     phrase = axes[0].get_title().split("“")[1].rstrip("”")
     showing = [i for i, row in enumerate(pairs["labels"]) if row["Edema"] == 1.0]
     index = min(showing, key=lambda i: sum(value == 1.0 for value in pairs[i]["labels"].values()))
-    unit = lambda x: x / x.norm(dim=-1, keepdim=True)  # noqa: E731
+
+    def unit(x):
+        return x / x.norm(dim=-1, keepdim=True)
+
     for k, (name, (_, processor)) in enumerate(models.items()):
-        embed = lambda s, processor=processor: unit(model.get_text_features(**processor(text=s)).pooler_output[0])  # noqa: E731
+
+        def embed(text, model=model, processor=processor):
+            return unit(model.get_text_features(**processor(text=text)).pooler_output[0])
+
         with torch.no_grad():
             out = model(**processor(images=pairs[index]["image"], text=phrase))
             absent = torch.stack([embed(s) for s in sentences]).mean(dim=0)

@@ -37,6 +37,10 @@ ROOT = Path(__file__).parents[2]
 BATCH = 6
 
 
+def unit(x):
+    return x / x.norm(dim=-1, keepdim=True)
+
+
 @pytest.fixture(scope="module")
 def pairs():
     return load_pairs("synthetic", "test", num_images=130, image_size=40, seed=2)  # 22 batches
@@ -122,7 +126,10 @@ def test_an_evaluation_that_was_killed_goes_on(model, processor, tmp_path):
     command = [sys.executable, "evaluate_zeroshot.py", "--model", str(folder), "--output_dir", str(out)]
     command += ["--num_images", "240", "--batch_size", "2", "--examples", "0", "--resamples", "20"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-    parts = lambda: sorted(out.glob("cache/*/part-*.npz"))  # noqa: E731
+
+    def parts():
+        return sorted(out.glob("cache/*/part-*.npz"))
+
     deadline = time.monotonic() + 120
     while len(parts()) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -146,7 +153,6 @@ def test_an_evaluation_that_was_killed_goes_on(model, processor, tmp_path):
 def test_cosines_peaks_and_entropies_with_padding(scored, model, processor, pairs):
     """Against the model itself, batch by batch."""
     whole, prompts = scored(), load_prompts("synthetic")
-    unit = lambda x: x / x.norm(dim=-1, keepdim=True)  # noqa: E731
     with torch.no_grad():
         sides = {}
         for key in ("positive", "negative"):
@@ -181,7 +187,6 @@ def cnr(values, inside):
 def test_every_way_of_looking_at_a_map(scored, model, processor, pairs):
     """Against the model's own maps: sentence and tokens, pixels and patches, boxes and masks, plain and subtracted."""
     whole = scored()
-    unit = lambda x: x / x.norm(dim=-1, keepdim=True)  # noqa: E731
     with torch.no_grad():
         rows = [
             unit(model.get_text_features(**processor(text=s)).pooler_output[0]) for s in load_no_finding("synthetic")
@@ -198,12 +203,12 @@ def test_every_way_of_looking_at_a_map(scored, model, processor, pairs):
         with torch.no_grad():
             patches = model(**inputs).patch_embeds[0]
             for resolution, size in (("pixel", (32, 32)), ("patch", None)):
-                of = model.get_similarity_map(**inputs, size=size)
+                own_maps = model.get_similarity_map(**inputs, size=size)
                 empty = (patches @ no_finding).view(1, 1, *model.get_similarity_map(**inputs).text_to_patch.shape[1:])
                 if size:
                     empty = torch.nn.functional.interpolate(empty, size, mode="bilinear", align_corners=False)
                 # The sentence, then its tokens between [CLS] and the full stop before [SEP].
-                plain = torch.cat([of.text_to_patch, of.token_to_patch[0, 1:-2]])
+                plain = torch.cat([own_maps.text_to_patch, own_maps.token_to_patch[0, 1:-2]])
                 maps[resolution, "plain"], maps[resolution, "minus_no_finding"] = plain, plain - empty[0]
         grid = tuple(maps["patch", "plain"].shape[1:])
         mask = picture_mask([region["mask"] for region in regions], processor.image_processor)
@@ -371,4 +376,4 @@ def test_fingerprints_know_what_changed_and_not_where_it_lies(model, processor, 
         loaded.logit_scale += 1e-3
     assert model_fingerprint(loaded, processor) != model_fingerprint(model, processor)
     processor.image_processor.image_mean = [0.5, 0.5, 0.5]
-    assert len({model_fingerprint(each, processor) for each in (model, loaded)}) == 2
+    assert len({model_fingerprint(entry, processor) for entry in (model, loaded)}) == 2

@@ -33,7 +33,10 @@ def softmax(values):
 
 def pair_loop(cosines, temperature):
     """One pair's valid tokens as lists of cosines, in Python's own float64."""
-    mean = lambda numbers: math.fsum(numbers) / len(numbers)  # noqa: E731
+
+    def mean(numbers):
+        return math.fsum(numbers) / len(numbers)
+
     token_entropies = [entropy(softmax([c / temperature for c in row])) for row in cosines]
     patch_entropies = [entropy(softmax([c / temperature for c in column])) for column in zip(*cosines)]
     ginis = []
@@ -44,7 +47,7 @@ def pair_loop(cosines, temperature):
     return {
         "token_entropy": mean(token_entropies),
         "patch_entropy": mean(patch_entropies),
-        "effective_patches": mean([math.exp(each) for each in token_entropies]),
+        "effective_patches": mean([math.exp(entry) for entry in token_entropies]),
         "gini": mean(ginis),
         "negative_share": mean([c < 0 for row in cosines for c in row]),
         "peak": mean([max(row) for row in cosines]),

@@ -122,10 +122,10 @@ def test_auroc_and_average_precision_are_scikit_learns_on_the_repeated_rows(ties
 def test_fractional_weights_are_scikit_learns_sample_weight():
     labels, scores = draw(100)
     weights = np.random.default_rng(1).random((5, 100))
-    for i, each in enumerate(weights):
-        reference = roc_auc_score(labels, scores, sample_weight=each)
+    for i, item in enumerate(weights):
+        reference = roc_auc_score(labels, scores, sample_weight=item)
         assert weighted_auroc(labels, scores, weights)[i] == pytest.approx(reference, abs=1e-12)
-        reference = average_precision_score(labels, scores, sample_weight=each)
+        reference = average_precision_score(labels, scores, sample_weight=item)
         assert weighted_average_precision(labels, scores, weights)[i] == pytest.approx(reference, abs=1e-12)
 
 
@@ -173,20 +173,20 @@ def test_a_resample_without_a_class_is_undefined():
 
 def test_decisions_are_scored_as_scikit_learn_scores_them():
     columns = [draw(80, seed) for seed in range(3)]
-    labels, scores = (np.stack(each, axis=1) for each in zip(*columns))
+    labels, scores = (np.stack(item, axis=1) for item in zip(*columns))
     decisions = (scores > 0.5).astype(float)
     weights = weights_of(80)
     counts = tier.Confusion(labels, decisions)(weights)
     for f in range(3):
-        for i, each in enumerate(weights):
+        for i, item in enumerate(weights):
             pair = (labels[:, f], decisions[:, f])
-            (tn, fp), (fn, tp) = confusion_matrix(*pair, sample_weight=each)
+            (tn, fp), (fn, tp) = confusion_matrix(*pair, sample_weight=item)
             assert [count[i, f] for count in counts] == [tp, fp, fn, tn]
-            reference = matthews_corrcoef(*pair, sample_weight=each)
+            reference = matthews_corrcoef(*pair, sample_weight=item)
             assert tier.matthews(counts)[i, f] == pytest.approx(reference, abs=1e-12)
-            assert tier.f1(counts)[i, f] == pytest.approx(f1_score(*pair, sample_weight=each), abs=1e-12)
-            assert tier.sensitivity(counts)[i, f] == pytest.approx(recall_score(*pair, sample_weight=each), abs=1e-12)
-            reference = recall_score(*pair, sample_weight=each, pos_label=0)
+            assert tier.f1(counts)[i, f] == pytest.approx(f1_score(*pair, sample_weight=item), abs=1e-12)
+            assert tier.sensitivity(counts)[i, f] == pytest.approx(recall_score(*pair, sample_weight=item), abs=1e-12)
+            reference = recall_score(*pair, sample_weight=item, pos_label=0)
             assert tier.specificity(counts)[i, f] == pytest.approx(reference, abs=1e-12)
 
 
@@ -222,12 +222,12 @@ def test_calibration_error_against_a_loop():
     labels = (rng.random(204) < probabilities**0.5).astype(float)
     labels[5] = math.nan
     weights = weights_of(204, 10)
-    for error, each in zip(calibration_error(labels, probabilities, weights), weights):
-        expected, total = 0.0, sum(w for w, y in zip(each, labels) if y == y)
+    for error, item in zip(calibration_error(labels, probabilities, weights), weights):
+        expected, total = 0.0, sum(w for w, y in zip(item, labels) if y == y)
         for k in range(10):
             inside = [
                 (w, p, y)
-                for w, p, y in zip(each, probabilities, labels)
+                for w, p, y in zip(item, probabilities, labels)
                 if y == y and w and (k / 10 < p <= (k + 1) / 10 or (k == 0 and p == 0))
             ]
             weight = sum(w for w, _, _ in inside)
@@ -263,8 +263,8 @@ def platt(labels, scores):
         logits = parameters[0] * scores / scale + parameters[1]
         return (np.logaddexp(0, logits) - targets * logits).sum()
 
-    found = optimize.minimize(loss, [0.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-12})
-    return found.x[0] / scale, found.x[1]
+    outcome = optimize.minimize(loss, [0.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-12})
+    return outcome.x[0] / scale, outcome.x[1]
 
 
 @pytest.mark.parametrize("separable", [False, True])
@@ -352,14 +352,14 @@ def test_means_of_rows_and_of_groups_against_numpy():
     names = ["nodule", "edema", "rare", "absent"]
     means = tier.group_means(values, groups, names, weights)
     assert means.shape == (6, 4, 2)
-    for i, each in enumerate(weights):
+    for i, item in enumerate(weights):
         kept = ~np.isnan(values[:, 0])
-        mean = np.average(values[kept, 0], weights=each[kept])
+        mean = np.average(values[kept, 0], weights=item[kept])
         assert tier.weighted_mean(values, weights)[i, 0] == pytest.approx(mean)
         for g, name in enumerate(names):
             rows = (groups == name) & kept
-            if each[rows].sum():
-                mean = np.average(values[rows, 0], weights=each[rows])
+            if item[rows].sum():
+                mean = np.average(values[rows, 0], weights=item[rows])
                 assert means[i, g, 0] == pytest.approx(mean)
                 assert tier.group_means(values[:, 0], groups, names, weights)[i, g] == pytest.approx(mean)
             else:
@@ -501,8 +501,8 @@ def delong_by_definition(labels, models):
     """AUROCs and their covariance (2, 2), equations of DeLong et al. 1988 with the whole m x n kernel."""
     kernels = [kernel(scores[labels == 1], scores[labels == 0]) for scores in models]
     m, n = kernels[0].shape
-    theta = [each.sum() / (m * n) for each in kernels]
-    v10, v01 = [each.sum(axis=1) / n for each in kernels], [each.sum(axis=0) / m for each in kernels]
+    theta = [item.sum() / (m * n) for item in kernels]
+    v10, v01 = [item.sum(axis=1) / n for item in kernels], [item.sum(axis=0) / m for item in kernels]
     covariance = np.zeros((2, 2))
     for r in range(2):
         for s in range(2):
@@ -516,7 +516,7 @@ def obuchowski_by_definition(labels, models, subjects):
     """AUROCs and their covariance for clustered data, by loops over clusters (Obuchowski 1997)."""
     kernels = [kernel(scores[labels == 1], scores[labels == 0]) for scores in models]
     m, n = kernels[0].shape
-    theta = [each.mean() for each in kernels]
+    theta = [item.mean() for item in kernels]
     clusters = sorted(set(subjects))
     owner_positive, owner_negative = subjects[labels == 1], subjects[labels == 0]
     with_positive, with_negative = len(set(owner_positive)), len(set(owner_negative))
@@ -568,7 +568,7 @@ def test_clusters_of_one_row_are_delongs():
     alone = tier.delong(labels, a, b)
     assert tier.delong(labels, a, b, subjects=[f"p{i}" for i in range(60)]) == pytest.approx(alone, rel=1e-12)
     # Twice the same image of everyone says nothing new: about the same error, not one smaller by the root of two.
-    twice = tier.delong(*(np.repeat(each, 2) for each in (labels, a, b)), subjects=np.arange(120) // 2)
+    twice = tier.delong(*(np.repeat(item, 2) for item in (labels, a, b)), subjects=np.arange(120) // 2)
     assert twice["standard_error"] == pytest.approx(alone["standard_error"], rel=0.02)
 
 

@@ -41,6 +41,10 @@ from modeling_tier.evaluation.zero_shot import recall, wrong_before
 ROOT = Path(__file__).parents[2]
 
 
+def unit(x):
+    return x / x.norm(dim=-1, keepdim=True)
+
+
 @pytest.fixture(scope="module")
 def pairs():
     return load_pairs("synthetic", "test", num_images=60, image_size=40, seed=2)
@@ -56,7 +60,6 @@ def test_against_the_protocol_pair_by_pair(model, processor, pairs, prompts):
     metrics, details = evaluate_zero_shot(model, processor, pairs, prompts, batch_size=7, progress=False)
     assert model.training, "the mode is given back"
     model.eval()
-    unit = lambda x: x / x.norm(dim=-1, keepdim=True)  # noqa: E731
 
     def embed(sentences):
         rows = [unit(model.get_text_features(**processor(text=s)).pooler_output[0]) for s in sentences]
@@ -330,12 +333,12 @@ def test_the_same_model_twice_in_two_processes(model, processor, tmp_path):
     assert one["name"] == "model" and list(one["compared"]) == ["model (2)"]
     other = one["compared"]["model (2)"]
     assert other["metrics"] == one["metrics"]
-    differences = [each for unit in other["difference"]["classification"].values() for each in unit.values()]
+    differences = [entry for unit in other["difference"]["classification"].values() for entry in unit.values()]
     differences += [row for row in other["difference"]["localisation_maps"]]
     differences += [other["difference"]["sparsity"]["with_padding"], other["difference"]["retrieval"]["text_to_image"]]
-    found = [values for each in differences for values in each.values() if isinstance(values, dict)]
-    assert len(found) > 100 and all(values["value"] in (0, None) for values in found)
-    p_values = [values[name] for values in found for name in ("p_bootstrap", "p_delong", "p_holm") if name in values]
+    outcome = [values for entry in differences for values in entry.values() if isinstance(values, dict)]
+    assert len(outcome) > 100 and all(values["value"] in (0, None) for values in outcome)
+    p_values = [values[name] for values in outcome for name in ("p_bootstrap", "p_delong", "p_holm") if name in values]
     assert len(p_values) > 100 and set(p_values) <= {1, None}
 
 
@@ -378,7 +381,7 @@ def test_an_ensemble_is_the_mean_of_its_members_scores():
     shared = {"findings": ["Edema", "Pneumonia"], "rows": np.arange(5), "labels": labels}
     scores = [rng.normal(size=(5, 2)) for _ in range(3)]
     results = {
-        f"epoch-{i}": ({"num_images": 5, "auroc": i}, shared | {"scores": each}) for i, each in enumerate(scores)
+        f"epoch-{i}": ({"num_images": 5, "auroc": i}, shared | {"scores": entry}) for i, entry in enumerate(scores)
     }
     metrics, details = combine_members(results)
     mean = np.mean(scores, axis=0)
