@@ -32,11 +32,16 @@ _FURTHER_KEYS = {
     "adapter_config",
     "attn_implementation",
     "auto_map",
+    "bos_token_id",
+    "cls_token_id",
     "custom_pipelines",
+    "eos_token_id",
     "experts_implementation",
     "model_type",
+    "pad_token_id",
     "per_layer_config",
     "quantization_config",
+    "sep_token_id",
     "tie_word_embeddings",
     "tokenizer_class",
     "use_cache",
@@ -220,9 +225,9 @@ def _sub_config(name: str, config, default: str, from_file: bool = False) -> Pre
 
 def _check_encoder_options(name: str, config_class, options: dict) -> None:
     known = {field.name for field in fields(config_class)} | set(config_class.attribute_map)
-    for option in options:
-        if option in known or option in _FURTHER_KEYS or hasattr(config_class, option):
-            continue
+    unknown = [name for name in options if not (name in known or name in _FURTHER_KEYS or hasattr(config_class, name))]
+    written = config_class().to_dict() if unknown else {}  # names that are set, and saved, without being fields
+    for option in (name for name in unknown if name not in written):
         near = get_close_matches(option, sorted(known), n=1, cutoff=0.8)
         if near:
             raise ValueError(

@@ -81,6 +81,18 @@ def test_keys_of_every_configuration_are_no_options_of_ours():
     assert TierConfig(**config.to_dict()).to_dict() == config.to_dict()
 
 
+@pytest.mark.parametrize("vision", VISION_CONFIGS)
+def test_what_a_configuration_says_of_itself_is_known(vision, monkeypatch):
+    """Also names that are no fields, and ends of a text for an encoder without them."""
+    warnings = []
+    monkeypatch.setattr("modeling_tier.configuration_tier.logger.warning", warnings.append)
+    text = TEXT_CONFIGS["distilbert"].to_dict() | {"bos_token_id": 2, "eos_token_id": 3}
+    TierConfig(text_config=text, vision_config=VISION_CONFIGS[vision].to_dict(), image_pooling="mean")
+    assert not warnings
+    TierConfig(text_config=text | {"colour": "red"})
+    assert len(warnings) == 1 and "colour" in warnings[0]
+
+
 def test_a_file_may_have_keys_of_another_version(tmp_path):
     TierConfig().save_pretrained(tmp_path)
     content = json.loads((tmp_path / "config.json").read_text())
