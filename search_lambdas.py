@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--config", help="YAML file with the options of each trial")
-    parser.add_argument("--data_dir", help="where the data set lies; the same as --data.options.data_dir")
+    parser.add_argument("--data_dir", help="folder of the data set; the same as --data.options.data_dir")
     parser.add_argument("--output_dir", default="runs/search", help="folder of the search (default: %(default)s)")
     parser.add_argument(
         "--method",

@@ -39,7 +39,7 @@ def main() -> None:
     )
     add = parser.add_argument
     add("--config", help="YAML file with the options by section")
-    add("--data_dir", help="where the data set lies; the same as --data.options.data_dir")
+    add("--data_dir", help="folder of the data set; the same as --data.options.data_dir")
     add("--list_options", action="store_true", help="print every --section.option and every data set, and exit")
     add("--push_to_hub", action="store_true", help="publish the model when its training has ended")
     add("--hub_model_id", metavar="user/name", help="repository on the Hub; made before the training starts")

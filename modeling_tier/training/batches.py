@@ -42,7 +42,7 @@ MIN_STREAM = 1000  # pairs of a stream before the fraction of unreadable picture
 class Batches:
     """
     Batches of this process. The order of an epoch depends on the seed and the epoch alone, and every process takes its
-    own part of each global batch; what does not fill a step is left for another epoch's order.
+    own part of each global batch; pairs that do not fill a step are not used in that epoch.
 
     A stream is shuffled in a buffer, and its shards (or, if they do not divide evenly, its pairs) are dealt out to the
     processes, so that in one pass none is seen by two. Every epoch begins a new pass, its shards in another order, and
@@ -93,8 +93,8 @@ class Batches:
         if self.steps_per_epoch == 0:
             raise ValueError(
                 f"The training set has {number} {'pairs' if self.choices is None else 'studies'}, fewer than one step "
-                f"needs: training.batch_size {self.batch_size} x gradient_accumulation_steps {self.micro} x "
-                f"{self.processes} processes."
+                f"needs: training.batch_size {self.batch_size} x training.gradient_accumulation_steps "
+                f"{self.micro} x {self.processes} processes."
             )
 
     def of_epoch(self, epoch: int, first_step: int = 0) -> Iterator[dict[str, torch.Tensor]]:
@@ -300,9 +300,9 @@ def share_of_subjects(pairs: Dataset | IterableDataset, share: float, seed: int)
     if isinstance(pairs, IterableDataset):
         raise ValueError("data.subject_share needs a data set that is not streamed.")
     subjects = [i if subject is None else str(subject) for i, subject in enumerate(pairs["subject_id"][:])]
-    each = list(dict.fromkeys(subjects))
-    chosen = np.random.default_rng([seed, 1]).permutation(len(each))[: math.ceil(share * len(each))]
-    chosen = {each[i] for i in chosen}
+    distinct = list(dict.fromkeys(subjects))
+    chosen = np.random.default_rng([seed, 1]).permutation(len(distinct))[: math.ceil(share * len(distinct))]
+    chosen = {distinct[i] for i in chosen}
     return pairs.select([i for i, subject in enumerate(subjects) if subject in chosen])
 
 

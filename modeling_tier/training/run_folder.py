@@ -110,7 +110,7 @@ def _too_few_epochs(checkpoint: Checkpoint, epochs: int) -> str:
 def _is_occupied(output_dir: Path, resume: str | None, checkpoint: Checkpoint | None) -> bool:
     """Whether the folder holds something that a new run would replace."""
     if (output_dir / "training_config.yaml").is_file() and not (output_dir / "log.jsonl").is_file():
-        # A run that ended before its first step, on an error that has been mended, is nobody's loss.
+        # A run that ended before its first step left nothing worth keeping.
         return any((output_dir / name).exists() for name in ("checkpoints", "model.safetensors", MOVING))
     if resume == "auto" and not checkpoint and (output_dir / "training_config.yaml").is_file():
         # Stopped before its first checkpoint: there is nothing to go on from, and nothing to lose.
@@ -124,16 +124,16 @@ def _check_sources_outside(config: TrainConfig, output_dir: Path) -> None:
     for key, value in flat(config.to_dict()).items():
         path = Path(value).resolve() if isinstance(value, str) and key != "output_dir" else None
         if path and os.path.exists(path) and output_dir.resolve() in (path, *path.parents):
-            raise ValueError(f"{key}: {value} lies in output_dir, which training.overwrite replaces.")
+            raise ValueError(f"{key}: {value} is in output_dir, which training.overwrite replaces.")
 
 
 def set_aside(output_dir: Path) -> None:
     """Clear the folder for a run that replaces another, which is only moved."""
     aside, moving = output_dir / ASIDE, output_dir / MOVING
-    if aside.is_dir():  # of a start that was killed; what is beside it is nobody's loss
+    if aside.is_dir():  # of a start that was killed before its first step
         return _empty(output_dir)
     moving.mkdir(exist_ok=True)  # killed before its new name, it is filled up by the next start
-    # The file by which a run is known goes last.
+    # Last the file that identifies a run, so that a kill in between leaves a folder known as a run.
     for child in sorted(output_dir.iterdir(), key=lambda path: path.name == "training_config.yaml"):
         if child.name not in (MOVING, LOCK_FILE):
             child.rename(moving / child.name)

@@ -137,23 +137,17 @@ def set_up(
     set_seed(config.seed)  # of the weights, which all processes make alike
     # Data
     data = _load_data(config, accelerator)
-    if accelerator.is_main_process and not checkpoint:
-        _save_new_processor(config, data, output_dir)
-    accelerator.wait_for_everyone()
-    processor, clean_processor = (TierProcessor.from_pretrained(output_dir) for _ in range(2))
+    if not checkpoint:
+        main_process_decides(lambda: _save_new_processor(config, data, output_dir))
+    processor, clean_processor = _load_processor(output_dir), _load_processor(output_dir)
     _check_evaluation(config, data)
     conditions = _conditions(config, accelerator, data, clean_processor)
     if checkpoint:
         main_process_decides(lambda: check_data(checkpoint, conditions))
-    train_pairs = data.train
-    if config.data.subject_share < 1:
-        train_pairs = share_of_subjects(train_pairs, config.data.subject_share, config.seed)
-    batches = Batches(train_pairs, processor, config, accelerator)
+    batches = Batches(_drawn_pairs(config, data), processor, config, accelerator)
     # Model and optimiser
     model = _build_model(config, processor, accelerator)
-    max_logit_scale = MAX_LOGIT_SCALE  # as CLIP; a pretrained model may begin above it, as SigLIP's do
-    if config.model.pretrained:
-        max_logit_scale = max(MAX_LOGIT_SCALE, model.logit_scale.item())
+    max_logit_scale = _max_logit_scale(config, model)
     optimizer = build_optimizer(model, config.optimizer)
     scheduler = build_scheduler(optimizer, config.optimizer, batches.steps_per_epoch * config.training.epochs)
     parts = Trainables(accelerator, *prepare(accelerator, model, optimizer, config), scheduler)
@@ -216,6 +210,27 @@ def _save_new_processor(config: TrainConfig, data: RunData, output_dir: Path) ->
     """Saved, loaded and saved again: from then on, saving what was loaded changes no file."""
     build_processor(config, data.train).save_pretrained(output_dir)
     TierProcessor.from_pretrained(output_dir).save_pretrained(output_dir)
+
+
+def _load_processor(output_dir: Path) -> TierProcessor:
+    try:
+        return TierProcessor.from_pretrained(output_dir)
+    except Exception as error:  # of many kinds, for damaged files
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"The tokenizer or image processor in {output_dir} cannot be loaded: {type(error).__name__}: {reason}"
+        ) from error
+
+
+def _drawn_pairs(config: TrainConfig, data: RunData) -> Dataset | IterableDataset:
+    if config.data.subject_share == 1:
+        return data.train
+    return share_of_subjects(data.train, config.data.subject_share, config.seed)
+
+
+def _max_logit_scale(config: TrainConfig, model: TierModel) -> float:
+    """As CLIP; but a pretrained model may begin above it, as SigLIP's do."""
+    return max(MAX_LOGIT_SCALE, model.logit_scale.item()) if config.model.pretrained else MAX_LOGIT_SCALE
 
 
 def _check_evaluation(config: TrainConfig, data: RunData) -> None:

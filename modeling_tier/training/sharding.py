@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0.
-"""What FSDP2 and DeepSpeed need to be told, and an unsharded model out of what they spread over the processes."""
+"""Sharded training: what FSDP2 and DeepSpeed need, and the unsharded model of all processes' parts."""
 
 from pathlib import Path
 

@@ -203,7 +203,7 @@ def test_a_run_is_replaced_only_when_the_new_one_can_begin(finished, tmp_path, m
     monkeypatch.chdir(tmp_path)
     for folder in ("run", "link"):
         for option, message in {
-            f"--tokenizer.pretrained={folder}/checkpoints/best": "tokenizer.pretrained: .* lies in output_dir",
+            f"--tokenizer.pretrained={folder}/checkpoints/best": "tokenizer.pretrained: .* is in output_dir",
             "--tokenizer.pretrained=nowhere": "connect",
             "--training.batch_size=64": "fewer than one step",
         }.items():
@@ -212,7 +212,7 @@ def test_a_run_is_replaced_only_when_the_new_one_can_begin(finished, tmp_path, m
             assert contents(tmp_path / "run") == before
         config = tiny(folder, "--training.overwrite=true")
         config.model = ModelOptions(pretrained=folder)
-        with pytest.raises(ValueError, match=f"model.pretrained: {folder} lies in output_dir"):
+        with pytest.raises(ValueError, match=f"model.pretrained: {folder} is in output_dir"):
             train(config)
         assert contents(tmp_path / "run") == before
     # Killed while it was set aside, then started again
