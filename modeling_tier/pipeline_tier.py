@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import Pipeline, ZeroShotImageClassificationPipeline
 
+from .encoders_tier import max_text_length
 from .entropy_tier import l2_normalize
 from .maps_tier import interpolation, overlay_map, picture_geometry, words_of
 from .processing_tier import TierProcessor
@@ -98,6 +99,7 @@ class TierZeroShotPipeline(Pipeline):
         )
         self._embeds: dict[tuple[str, ...], torch.Tensor] = {}
         self._embedded_by: list[tuple] | None = None
+        self._unknown: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def __call__(
         self,
@@ -133,6 +135,8 @@ class TierZeroShotPipeline(Pipeline):
                 - `map` (`maps="array"`): float32 array (H, W) over the pixels of the original picture, cosines of the
                   patches with the positive embedding, bilinear in between; NaN where the processor cuts the picture
                 - `overlay` (`maps="overlay"`): this map over the picture, as [`overlay_map`] paints it
+                - `note`, only where the tokenizer does not know words of the positive sentences: the model has not
+                  learned them, so the score says little
             for a list of pictures a list of these, for a stream an iterator.
 
         Raises:
@@ -202,7 +206,7 @@ class TierZeroShotPipeline(Pipeline):
             raise ValueError(f"Unknown option {next(iter(unknown))!r} of {type(self).__name__}.")
         given = {"maps": maps} if maps else {}
         read = given | ({"frame": frame} if frame else {})
-        return read, given | ({"prompts": prompts} if prompts else {}), given | {"findings": list(prompts or ())}
+        return read, given | ({"prompts": prompts} if prompts else {}), given | {"prompts": prompts or {}}
 
     def preprocess(self, image, maps=None, frame=None) -> dict:
         picture = open_radiograph(image, self.processor.reading_options(frame)).convert("RGB")
@@ -226,7 +230,7 @@ class TierZeroShotPipeline(Pipeline):
             answer["maps"] = cosines.unflatten(2, image.grid)
         return answer | {name: inputs[name] for name in ("size", "input_size", "picture") if name in inputs}
 
-    def postprocess(self, answer, findings, maps=None) -> list[dict]:
+    def postprocess(self, answer, prompts, maps=None) -> list[dict]:
         positive, negative = (answer[name][0].double() for name in ("positive", "negative"))
         difference = positive - negative
         score = torch.sigmoid(math.exp(self.model.logit_scale.item()) * difference)
@@ -234,8 +238,12 @@ class TierZeroShotPipeline(Pipeline):
             raise ValueError("The model gives NaN for this picture or these sentences (half precision?).")
         rows = [
             {"finding": finding, "score": score[i].item(), "difference": difference[i].item()}
-            for i, finding in enumerate(findings)
+            for i, finding in enumerate(prompts)
         ]
+        for row, sentences in zip(rows, prompts.values()):
+            unknown = self._unknown_words(sentences["positive"])
+            if unknown:
+                row["note"] = f"The tokenizer does not know: {', '.join(unknown)}. The score says little."
         if maps:
             for row, fine in zip(rows, self._over_picture(answer["maps"][0].numpy(), answer)):
                 if maps == "array":
@@ -277,7 +285,7 @@ class TierZeroShotPipeline(Pipeline):
     def _check_tokens(self, input_ids: torch.Tensor) -> None:
         """Raise ValueError if they are not of this model's vocabulary, or more than its text encoder has positions."""
         config = self.model.config.text_config
-        vocabulary, positions = (getattr(config, name, None) for name in ("vocab_size", "max_position_embeddings"))
+        vocabulary, positions = getattr(config, "vocab_size", None), max_text_length(config)
         if vocabulary and input_ids.max() >= vocabulary:
             raise ValueError(
                 f"The tokenizer gives the token id {input_ids.max()}, but the model's vocabulary has {vocabulary}: "
@@ -288,6 +296,23 @@ class TierZeroShotPipeline(Pipeline):
                 f"A sentence has {input_ids.shape[1]} tokens, but the text encoder has {positions} positions: set "
                 "model_max_length of the processor's tokenizer to what the model was trained with."
             )
+
+    def _unknown_words(self, sentences: tuple[str, ...]) -> tuple[str, ...]:
+        """Words of which the tokenizer makes its unknown token, or single characters alone."""
+        if sentences not in self._unknown:
+            tokenizer = self.processor.tokenizer
+            words: dict[str, None] = {}
+            for sentence in sentences if tokenizer.is_fast else ():
+                tokens = tokenizer(sentence, return_offsets_mapping=True)
+                offsets, ids = tokens["offset_mapping"], tokens["input_ids"]
+                for word, positions in words_of(sentence, offsets):
+                    spelled = all(offsets[i][1] - offsets[i][0] <= 1 for i in positions)
+                    if any(ids[i] == tokenizer.unk_token_id for i in positions) or (spelled and len(word) > 3):
+                        words[word] = None
+            if len(self._unknown) >= _MAX_KEPT:
+                self._unknown.clear()
+            self._unknown[sentences] = tuple(words)
+        return self._unknown[sentences]
 
     def _over_picture(self, coarse: np.ndarray, seen: dict) -> np.ndarray:
         """From maps (F, h, w) on the patch grid to the pixels (F, H, W) of the original picture."""

@@ -31,32 +31,32 @@ def dataset(pixels: np.ndarray, photometric="MONOCHROME2", sop_class=DX, **eleme
     meta = pydicom.dataset.FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = sop_class, pydicom.uid.generate_uid()
     meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    found = pydicom.dataset.FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
-    found.SOPClassUID, found.SOPInstanceUID = sop_class, meta.MediaStorageSOPInstanceUID
+    dicom_file = pydicom.dataset.FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+    dicom_file.SOPClassUID, dicom_file.SOPInstanceUID = sop_class, meta.MediaStorageSOPInstanceUID
     colours = pixels.ndim == 3 and pixels.shape[2] == 3
     if pixels.ndim == 3 and not colours:
-        found.NumberOfFrames = len(pixels)
-    found.Rows, found.Columns = pixels.shape[:2] if colours else pixels.shape[-2:]
-    found.SamplesPerPixel, found.PhotometricInterpretation = 3 if colours else 1, photometric
+        dicom_file.NumberOfFrames = len(pixels)
+    dicom_file.Rows, dicom_file.Columns = pixels.shape[:2] if colours else pixels.shape[-2:]
+    dicom_file.SamplesPerPixel, dicom_file.PhotometricInterpretation = 3 if colours else 1, photometric
     if colours:
-        found.PlanarConfiguration = 0
-    found.BitsAllocated = 8 * pixels.dtype.itemsize
-    found.BitsStored = 8 if found.BitsAllocated == 8 else 12
-    found.HighBit, found.PixelRepresentation = found.BitsStored - 1, int(pixels.dtype.kind == "i")
-    found.PixelData = pixels.tobytes() + b"\0" * (pixels.nbytes % 2)
+        dicom_file.PlanarConfiguration = 0
+    dicom_file.BitsAllocated = 8 * pixels.dtype.itemsize
+    dicom_file.BitsStored = 8 if dicom_file.BitsAllocated == 8 else 12
+    dicom_file.HighBit, dicom_file.PixelRepresentation = dicom_file.BitsStored - 1, int(pixels.dtype.kind == "i")
+    dicom_file.PixelData = pixels.tobytes() + b"\0" * (pixels.nbytes % 2)
     for name, value in elements.items():
-        setattr(found, name, value)
-    return found
+        setattr(dicom_file, name, value)
+    return dicom_file
 
 
-def saved(found, **options) -> bytes:
+def saved(dicom_file, **options) -> bytes:
     file = io.BytesIO()
-    found.save_as(file, **options or {"enforce_file_format": True})
+    dicom_file.save_as(file, **options or {"enforce_file_format": True})
     return file.getvalue()
 
 
-def read(found, **options) -> np.ndarray:
-    return np.asarray(load_radiograph(saved(found), **options))[..., 0].astype(float)
+def read(dicom_file, **options) -> np.ndarray:
+    return np.asarray(load_radiograph(saved(dicom_file), **options))[..., 0].astype(float)
 
 
 def full_range(pixels: np.ndarray) -> np.ndarray:
@@ -119,8 +119,8 @@ WINDOW = {"WindowCenter": 1500, "WindowWidth": 1000}
 @pytest.mark.parametrize("inverted", [False, True])
 def test_the_window_of_the_file(ramp, elements, expected, inverted):
     expected = expected(ramp.astype(float))
-    found = dataset(ramp, "MONOCHROME1" if inverted else "MONOCHROME2", **elements)
-    np.testing.assert_allclose(read(found), 255 - expected if inverted else expected, atol=0.6)
+    dicom_file = dataset(ramp, "MONOCHROME1" if inverted else "MONOCHROME2", **elements)
+    np.testing.assert_allclose(read(dicom_file), 255 - expected if inverted else expected, atol=0.6)
 
 
 def test_the_pipeline_of_pydicom_gives_the_same(ramp):
@@ -128,15 +128,17 @@ def test_the_pipeline_of_pydicom_gives_the_same(ramp):
 
     elements = {"RescaleSlope": 1.5, "RescaleIntercept": -30, "WindowCenter": 2500, "WindowWidth": 3000}
     for shape in ("IDENTITY", "INVERSE"):
-        found = dataset(ramp, PresentationLUTShape=shape, **elements)
-        values = apply_presentation_lut(apply_voi_lut(apply_modality_lut(ramp, found), found), found)
-        np.testing.assert_allclose(read(found), full_range(values), atol=0.51)  # the window ends within the picture
+        dicom_file = dataset(ramp, PresentationLUTShape=shape, **elements)
+        values = apply_presentation_lut(apply_voi_lut(apply_modality_lut(ramp, dicom_file), dicom_file), dicom_file)
+        np.testing.assert_allclose(
+            read(dicom_file), full_range(values), atol=0.51
+        )  # the window ends within the picture
 
 
 def test_inverse_twice_is_inverse_once(ramp):
     """A DX file with MONOCHROME1 has to say INVERSE too: it is the same inversion."""
-    found = dataset(ramp, "MONOCHROME1", PresentationLUTShape="INVERSE")
-    np.testing.assert_allclose(read(found), 255 - full_range(ramp), atol=0.51)
+    dicom_file = dataset(ramp, "MONOCHROME1", PresentationLUTShape="INVERSE")
+    np.testing.assert_allclose(read(dicom_file), 255 - full_range(ramp), atol=0.51)
 
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME2", "MONOCHROME1"])
@@ -145,8 +147,8 @@ def test_padding_is_black_and_does_not_count(ramp, photometric, contrast):
     padded = ramp.copy()
     padded[:, :9] = 4095
     padded[:, 9:12] = 4000
-    found = dataset(padded, photometric, PixelPaddingValue=4095, PixelPaddingRangeLimit=4000)
-    result = read(found, dicom_contrast=contrast)
+    dicom_file = dataset(padded, photometric, PixelPaddingValue=4095, PixelPaddingRangeLimit=4000)
+    result = read(dicom_file, dicom_contrast=contrast)
     assert (result[:, :12] == 0).all()
     expected = read(dataset(ramp[:, 12:].copy(), photometric), dicom_contrast=contrast)
     np.testing.assert_array_equal(result[:, 12:], expected)
@@ -155,9 +157,9 @@ def test_padding_is_black_and_does_not_count(ramp, photometric, contrast):
 def test_a_padding_value_of_signed_pixels_that_is_written_as_unsigned(ramp):
     signed = ramp.astype(np.int16) - 2000
     signed[:5] = -2048
-    found = dataset(signed, BitsStored=16, HighBit=15)
-    found[0x00280120] = pydicom.DataElement(0x00280120, "US", 2**16 - 2048)
-    result = read(found)
+    dicom_file = dataset(signed, BitsStored=16, HighBit=15)
+    dicom_file[0x00280120] = pydicom.DataElement(0x00280120, "US", 2**16 - 2048)
+    result = read(dicom_file)
     assert (result[:5] == 0).all()
     np.testing.assert_allclose(result[5:], full_range(signed[5:]), atol=0.51)
 
@@ -176,8 +178,8 @@ def test_equalized_as_mimic_cxr_jpg_was_made(ramp):
             for grey in set(greys.ravel().tolist())
         }
         expected = np.vectorize(table.get)(greys)
-        found = dataset(pixels, photometric, **WINDOW)
-        np.testing.assert_array_equal(read(found, dicom_contrast="equalized"), expected)
+        dicom_file = dataset(pixels, photometric, **WINDOW)
+        np.testing.assert_array_equal(read(dicom_file, dicom_contrast="equalized"), expected)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -209,7 +211,7 @@ def test_a_frame_by_its_number(ramp, tmp_path):
 
 
 def test_a_frame_has_a_window_of_its_own(ramp):
-    found = dataset(np.stack([ramp, ramp]), sop_class="1.2.840.10008.5.1.4.1.1.2.1")
+    dicom_file = dataset(np.stack([ramp, ramp]), sop_class="1.2.840.10008.5.1.4.1.1.2.1")
 
     def group(center):
         window, rescale, item = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
@@ -218,20 +220,20 @@ def test_a_frame_has_a_window_of_its_own(ramp):
         item.FrameVOILUTSequence, item.PixelValueTransformationSequence = [window], [rescale]
         return item
 
-    found.SharedFunctionalGroupsSequence = [group(3000)]
-    found.PerFrameFunctionalGroupsSequence = [group(1500), pydicom.Dataset()]
+    dicom_file.SharedFunctionalGroupsSequence = [group(3000)]
+    dicom_file.PerFrameFunctionalGroupsSequence = [group(1500), pydicom.Dataset()]
     for frame, center in ((1, 1500), (2, 3000)):
         expected = linear_window(ramp.astype(float) - 10, center, 1000)
-        np.testing.assert_allclose(read(found, frame=frame), expected, atol=0.51)
+        np.testing.assert_allclose(read(dicom_file, frame=frame), expected, atol=0.51)
 
 
 @pytest.mark.parametrize("syntax", ["ImplicitVRLittleEndian", "ExplicitVRLittleEndian"])
 def test_files_without_preamble(ramp, syntax):
-    found = dataset(ramp)
-    found.file_meta.TransferSyntaxUID = getattr(pydicom.uid, syntax)
+    dicom_file = dataset(ramp)
+    dicom_file.file_meta.TransferSyntaxUID = getattr(pydicom.uid, syntax)
     writer = pydicom.filebase.DicomBytesIO()
     writer.is_little_endian, writer.is_implicit_VR = True, syntax.startswith("Implicit")
-    pydicom.filewriter.write_dataset(writer, found)
+    pydicom.filewriter.write_dataset(writer, dicom_file)
     content = writer.getvalue()
     assert b"DICM" not in content[:200]
     np.testing.assert_allclose(np.asarray(load_radiograph(content))[..., 0], full_range(ramp), atol=0.51)
@@ -253,29 +255,29 @@ def test_what_is_no_radiograph_is_refused(ramp, sop_class, name, tmp_path):
 
 
 def test_a_report_has_no_picture(ramp):
-    found = dataset(ramp, sop_class="1.2.840.10008.5.1.4.1.1.88.11")
+    dicom_file = dataset(ramp, sop_class="1.2.840.10008.5.1.4.1.1.88.11")
     for name in ("Rows", "Columns", "PixelData"):
-        del found[name]
+        del dicom_file[name]
     with pytest.raises(ValueError, match=r"without a picture \(Basic Text SR Storage\)"):
-        load_radiograph(saved(found))
-    found = dataset(ramp)
-    del found.PixelData
+        load_radiograph(saved(dicom_file))
+    dicom_file = dataset(ramp)
+    del dicom_file.PixelData
     with pytest.raises(ValueError, match="without pixels"):
-        load_radiograph(saved(found))
+        load_radiograph(saved(dicom_file))
 
 
 def test_sizes_are_looked_at_before_pixels(ramp):
-    found = dataset(ramp, Rows=40_000, Columns=40_000)
+    dicom_file = dataset(ramp, Rows=40_000, Columns=40_000)
     with pytest.raises(ValueError, match="40000 x 40000.*max_pixels"):
-        load_radiograph(saved(found))
+        load_radiograph(saved(dicom_file))
     with pytest.raises(ValueError, match="cannot be read"):  # says more than it holds
         load_radiograph(saved(dataset(ramp, Rows=4_000)))
 
 
 def test_a_deflated_file(ramp):
-    found = dataset(ramp)
-    found.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
-    np.testing.assert_allclose(read(found), full_range(ramp), atol=0.51)
+    dicom_file = dataset(ramp)
+    dicom_file.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    np.testing.assert_allclose(read(dicom_file), full_range(ramp), atol=0.51)
 
 
 @needs_real_files
@@ -293,12 +295,14 @@ def test_the_window_of_a_real_radiograph():
 @needs_real_files
 def test_a_real_palette_without_preamble():
     path = REAL / "OT-PAL-8-face.dcm"
-    found = pydicom.dcmread(path, force=True)
+    dicom_file = pydicom.dcmread(path, force=True)
     tables = [
-        np.frombuffer(getattr(found, f"{colour}PaletteColorLookupTableData"), "<u2")
+        np.frombuffer(getattr(dicom_file, f"{colour}PaletteColorLookupTableData"), "<u2")
         for colour in ("Red", "Green", "Blue")
     ]
-    stored = np.frombuffer(found.PixelData, np.uint8)[: found.Rows * found.Columns].reshape(found.Rows, found.Columns)
+    stored = np.frombuffer(dicom_file.PixelData, np.uint8)[: dicom_file.Rows * dicom_file.Columns].reshape(
+        dicom_file.Rows, dicom_file.Columns
+    )
     expected = np.stack([table[np.minimum(stored, len(table) - 1)] for table in tables], axis=2) / 65535 * 255
     np.testing.assert_allclose(np.asarray(load_radiograph(path)), expected, atol=0.51)
 

@@ -98,8 +98,8 @@ def test_scores_are_those_of_the_evaluation(read, batch_size):
     answers = list(read(KeyDataset(pairs, "image"), findings=prompts, batch_size=batch_size))
     assert [[row["finding"] for row in rows] for rows in answers] == [list(prompts)] * 10
     for name, known in (("difference", "scores"), ("score", "probabilities")):
-        found = [[row[name] for row in rows] for rows in answers]
-        np.testing.assert_allclose(found, details[known], rtol=0, atol=1e-5)
+        answer = [[row[name] for row in rows] for rows in answers]
+        np.testing.assert_allclose(answer, details[known], rtol=0, atol=1e-5)
     assert np.ptp(details["scores"]) > 0.01, "there is something to compare"
 
 
@@ -135,8 +135,8 @@ def test_the_score_is_the_softmax_over_the_two_logits(read, picture):
 def test_lists_batches_and_streams(read, tmp_path):
     pixels = np.random.default_rng(1).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
     paths = [tmp_path / f"{i}.png" for i in range(5)]
-    for path, each in zip(paths, pixels):
-        Image.fromarray(each).save(path)
+    for path, picture in zip(paths, pixels):
+        Image.fromarray(picture).save(path)
     expected = [read(path, findings=FINDINGS) for path in paths]
     assert not same(expected[0], expected[1])
     forms = {
@@ -195,16 +195,16 @@ def test_16_bit_and_dicom_are_read_by_their_own_range(read, tmp_path):
 def test_maps_are_those_of_the_model_for_the_mean_of_the_positive_sentences(read, picture):
     sentences = ["there is a large effusion", "left effusion"]
     findings = {"effusion": {"positive": sentences, "negative": ["no effusion"]}}
-    found = read(picture, findings=findings, maps="array")[0]
+    answer = read(picture, findings=findings, maps="array")[0]
     pixel_values = read.processor(images=picture)["pixel_values"]
     text = read.processor(text=sentences)
     maps = read.model.get_similarity_map(pixel_values, **text, size=(32, 32)).text_to_patch.detach()
     with torch.no_grad():
         unit = torch.nn.functional.normalize(read.model.get_text_features(**text).pooler_output, dim=-1)
     expected = maps.mean(dim=0) / unit.mean(dim=0).norm()
-    assert found["map"].dtype == np.float32 and found["map"].shape == (32, 32)
-    np.testing.assert_allclose(found["map"], expected.numpy(), atol=1e-5)
-    assert np.ptp(found["map"]) > 0.01
+    assert answer["map"].dtype == np.float32 and answer["map"].shape == (32, 32)
+    np.testing.assert_allclose(answer["map"], expected.numpy(), atol=1e-5)
+    assert np.ptp(answer["map"]) > 0.01
 
 
 @pytest.mark.parametrize(
@@ -256,11 +256,11 @@ def test_the_map_is_nan_exactly_where_the_processor_cuts_the_picture(model, toke
     image_processor = CLIPImageProcessor(size={"shortest_edge": 48}, crop_size={"height": 32, "width": 32})
     read = TierZeroShotPipeline(model=model, processor=TierProcessor(image_processor, tokenizer), device="cpu")
     picture = Image.new("L", (180, 96))  # resized to 90 x 48, then 29 columns and 8 rows go on each side
-    found = read(picture, findings=["effusion"], maps="array")[0]["map"]
-    assert found.shape == (96, 180)
-    rows, columns = (~np.isnan(found)).any(axis=1).nonzero()[0], (~np.isnan(found)).any(axis=0).nonzero()[0]
+    answer = read(picture, findings=["effusion"], maps="array")[0]["map"]
+    assert answer.shape == (96, 180)
+    rows, columns = (~np.isnan(answer)).any(axis=1).nonzero()[0], (~np.isnan(answer)).any(axis=0).nonzero()[0]
     assert (rows[0], rows[-1], columns[0], columns[-1]) == (16, 79, 58, 121)
-    assert np.isfinite(found[16:80, 58:122]).all() and np.isfinite(found).sum() == 64 * 64
+    assert np.isfinite(answer[16:80, 58:122]).all() and np.isfinite(answer).sum() == 64 * 64
 
 
 def test_an_overlay_leaves_the_rim_bare(read):
@@ -298,16 +298,16 @@ def test_words_of_several_tokens_are_one(model, processor, picture):
     )
     processor = TierProcessor(processor.image_processor, tokenizer)
     read = TierZeroShotPipeline(model=model, processor=processor, device="cpu")
-    found = read.word_maps(picture, "left-side effusion, strange. - effusion left left")
-    assert found["words"] == ["left-side", "effusion", "strange"], "the last words are cut off by the tokenizer"
+    answer = read.word_maps(picture, "left-side effusion, strange. - effusion left left")
+    assert answer["words"] == ["left-side", "effusion", "strange"], "the last words are cut off by the tokenizer"
     text = processor(text=["left-side effusion, strange. - effusion left left"])
     assert text["input_ids"].tolist() == [[1, 4, 6, 2, 3, 0, 0, 5, 4]]
     tokens = model.get_similarity_map(processor(images=picture)["pixel_values"], **text, size=(32, 32)).token_to_patch[
         0
     ]
     expected = torch.stack([tokens[[0, 2]].mean(0), tokens[[3, 4]].mean(0), tokens[6]])
-    assert found["maps"].shape == (3, 32, 32) and found["maps"].dtype == np.float32
-    np.testing.assert_allclose(found["maps"], expected.numpy(), atol=1e-5)
+    assert answer["maps"].shape == (3, 32, 32) and answer["maps"].dtype == np.float32
+    np.testing.assert_allclose(answer["maps"], expected.numpy(), atol=1e-5)
 
 
 def test_special_tokens_and_punctuation_are_no_words(read, picture):
@@ -475,6 +475,23 @@ def test_what_is_asked_for_in_the_constructor_is_the_default_of_each_call(model,
         read(picture, threshold=0.5)
 
 
+def test_words_that_the_tokenizer_does_not_know_get_a_note(model, processor, picture):
+    tokenizer = Tokenizer(
+        models.WordPiece(
+            {token: i for i, token in enumerate(["[UNK]", "effusion", "c", "##o", "##l", "##d", "o", "."])}
+        )
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[UNK]", model_max_length=24
+    )
+    read = TierZeroShotPipeline(model=model, processor=TierProcessor(processor.image_processor, tokenizer))
+    known, spelled, unknown = read(picture, findings=["effusion", "cold effusion", "pneumonia o"])
+    assert "note" not in known
+    assert spelled["note"] == "The tokenizer does not know: cold. The score says little."
+    assert unknown["note"].startswith("The tokenizer does not know: pneumonia.")
+
+
 def test_a_model_object_brings_its_processor(read, picture, tmp_path):
     read.save_pretrained(tmp_path)
     expected = read(picture, findings=FINDINGS)
@@ -533,7 +550,7 @@ def test_limits_of_the_processor_hold_in_the_pipeline(model, processor, picture)
         read(picture, findings=FINDINGS)
 
 
-def test_a_processor_of_another_model_is_told(model, processor, picture):
+def test_a_processor_of_another_model_is_an_error(model, processor, picture):
     tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "effusion": 500}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[UNK]")

@@ -398,7 +398,7 @@ def test_wrong_options_are_named(options):
         load_radiograph(np.zeros((4, 4), np.uint8), **options)
 
 
-def test_a_clipped_picture_is_told(ramp, recwarn):
+def test_a_clipped_picture_gets_a_warning(ramp, recwarn):
     clipped = Image.open(io.BytesIO(FORMATS["16-bit grey"](ramp))).convert("RGB")
     with pytest.warns(UserWarning, match=r"9\d% of the pixels.*pure white.*16 bits"):
         load_radiograph(clipped)

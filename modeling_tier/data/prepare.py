@@ -28,11 +28,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from datasets import Dataset
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from ..files import LOCK_FILE, locked_folder, replaced_file
-from ..reading_tier import load_radiograph
+from ..reading_tier import ReadingOptions, open_radiograph
 from .columns import CHEXPERT_LABELS, SPLITS, check_subjects
 from .mimic_cxr import FEATURES, NO_REPORT, UNREADABLE, image_path, pair_columns, plan
 from .prepared import (
@@ -157,7 +157,7 @@ def shrink(path: str, size: int) -> bytes:
     A picture as a grey JPEG whose shorter side has `size` pixels, or as many as it has.
 
     JPEG files are decoded at the smallest of the scales 1, 1/2, 1/4, 1/8 that has enough pixels, which the format's
-    cosine transform gives almost for nothing.
+    cosine transform gives almost for nothing. All others are read by [`load_radiograph`], whose limits hold here too.
 
     Raises:
         ValueError: if it is missing, unreadable or too small, with the reason.
@@ -168,18 +168,17 @@ def shrink(path: str, size: int) -> bytes:
         if not content:
             raise ValueError("the file is empty")
         image = Image.open(io.BytesIO(content))
-        scale = size / min(image.size)
+        if image.format != "JPEG" or image.mode not in ("L", "RGB"):  # 16 bits, palettes, CMYK
+            image = open_radiograph(content).convert("L")
         if min(image.size) < MIN_SIDE:
             raise ValueError(f"fewer than {MIN_SIDE} pixels a side")
+        ReadingOptions().check_size(*image.size)
+        scale = size / min(image.size)
         target = image.size if scale >= 1 else (round(image.width * scale), round(image.height * scale))
-        box = None  # of the picture within its last, perhaps incomplete, pixels
-        if image.mode in ("L", "RGB"):
-            _, box = image.draft("L", target) or (None, None)
-            image = image.convert("L")
-        else:  # 16 bits, palettes, CMYK
-            image = load_radiograph(image).convert("L")
+        _, box = image.draft("L", target) or (None, None)  # the picture within its last, perhaps incomplete, pixels
+        image = image.convert("L").resize(target, Image.Resampling.BICUBIC, box)
         buffer = io.BytesIO()
-        image.resize(target, Image.Resampling.BICUBIC, box).save(buffer, "JPEG", quality=95)
+        ImageOps.exif_transpose(image).save(buffer, "JPEG", quality=95)
         return buffer.getvalue()
     except FileNotFoundError:
         raise ValueError("the file is missing") from None

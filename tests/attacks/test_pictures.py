@@ -185,12 +185,12 @@ def test_elements_of_dicom_files():
     def attack(elements, contrast):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = pydicom.dcmread(io.BytesIO(content))
+            dicom_file = pydicom.dcmread(io.BytesIO(content))
             file = io.BytesIO()
             try:
                 for name, value in elements.items():
-                    setattr(found, name, value)
-                found.save_as(file)
+                    setattr(dicom_file, name, value)
+                dicom_file.save_as(file)
             except Exception:
                 return  # no such file can be written
         holds(file.getvalue(), dicom_contrast=contrast)
@@ -203,16 +203,16 @@ def png(width: int, height: int, chunks: list[tuple[bytes, bytes]]) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + b"".join(chunk(*each) for each in chunks) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + head + b"".join(chunk(*item) for item in chunks) + chunk(b"IEND", b"")
 
 
 def deflated_dicom() -> bytes:
     pydicom = pytest.importorskip("pydicom")
-    found = pydicom.dcmread(io.BytesIO(FORMATS["DICOM"](RAMP)))
-    found.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
-    found.PixelData = bytes(3 * 2**29)
+    dicom_file = pydicom.dcmread(io.BytesIO(FORMATS["DICOM"](RAMP)))
+    dicom_file.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    dicom_file.PixelData = bytes(3 * 2**29)
     file = io.BytesIO()
-    found.save_as(file, enforce_file_format=True)
+    dicom_file.save_as(file, enforce_file_format=True)
     return file.getvalue()
 
 
