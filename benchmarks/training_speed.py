@@ -23,7 +23,7 @@ from modeling_tier.data import load_pairs
 from modeling_tier.evaluation.tables import aligned
 from modeling_tier.training import load_config, setup, train
 from modeling_tier.training.batches import Batches
-from modeling_tier.training.building import build_model, build_processor
+from modeling_tier.training.building import build_model, build_processor, compile_encoders
 from modeling_tier.training.optimization import build_optimizer
 
 
@@ -42,8 +42,7 @@ def bare_step(config) -> Callable[[dict], None]:
     model = build_model(config, processor).to(DEVICE).train()
     optimizer, bfloat16 = build_optimizer(model, config.optimizer), config.training.mixed_precision == "bf16"
     if config.training.compile:
-        for encoder in (model.text_model, model.vision_model):
-            encoder.compile()
+        compile_encoders(model)
 
     def step(batch):
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=bfloat16):

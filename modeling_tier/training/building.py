@@ -120,3 +120,17 @@ def build_model(config: TrainConfig, processor: TierProcessor) -> TierModel:
 def _ends(tokenizer) -> tuple[int | None, int | None]:
     ids = tokenizer("").input_ids
     return (ids[0], ids[-1]) if len(ids) == 2 else (tokenizer.bos_token_id, tokenizer.eos_token_id)
+
+
+def compile_encoders(model: TierModel) -> None:
+    """
+    torch.compile for both encoders. A transformer's layers are compiled one by one: they are alike and share one
+    graph, which is made in seconds, where a graph of the whole encoder takes a minute, and another one for texts of
+    another length. An encoder that is no single list of layers is compiled as a whole.
+    """
+    torch._dynamo.config.recompile_limit = 64  # of a layer's code, which both encoders, training and evaluation share
+    for encoder in (model.text_model, model.vision_model):
+        lists = [module for module in encoder.modules() if isinstance(module, torch.nn.ModuleList) and len(module)]
+        alike = len(lists) == 1 and len({type(layer) for layer in lists[0]}) == 1
+        for module in lists[0] if alike else [encoder]:
+            module.compile()

@@ -131,7 +131,7 @@ class TrainingOptions:
         None, "pairs embedded at once; smaller than batch_size: the same step in less memory, by gradient caching"
     )
     gradient_checkpointing: bool = option(False, "whether activations are computed again in the backward pass")
-    compile: bool = option(False, "whether both encoders are compiled (torch.compile)")
+    compile: bool = option(False, "whether the layers of both encoders are compiled (torch.compile)")
     mixed_precision: str = option("no", "no | bf16 | fp16")
     log_every: int = option(10, "optimiser steps between two lines of the log")
     save_every_steps: int | None = option(None, "optimiser steps between checkpoints; null: after each epoch")

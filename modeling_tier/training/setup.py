@@ -21,7 +21,7 @@ from ..evaluation.measures import BY_NAME, LOCALISATION
 from ..modeling_tier import TierModel
 from ..processing_tier import TierProcessor
 from .batches import Batches, share_of_subjects
-from .building import build_model, build_processor
+from .building import build_model, build_processor, compile_encoders
 from .checkpoints import Checkpoint, best_epochs, best_step, drop_later_checkpoints, settle_ensemble
 from .configuration import TrainConfig, config_prompts
 from .fingerprint import data_fingerprint, processor_fingerprint
@@ -272,8 +272,7 @@ def _build_model(config: TrainConfig, processor: TierProcessor, accelerator: Acc
                     f"WARNING: training.gradient_checkpointing does nothing for {type(encoder).__name__}."
                 )
     if config.training.compile:
-        for encoder in (model.text_model, model.vision_model):
-            encoder.compile()
+        compile_encoders(model)
     return model
 
 
