@@ -331,7 +331,8 @@ def _end_token_position(
     order, do end with 2. A text tells which is true: after a true end token there is only padding.
     """
     end_ids = config.eos_token_id if isinstance(config.eos_token_id, (list, tuple)) else [config.eos_token_id]
-    ends = torch.isin(input_ids, torch.tensor(end_ids, device=input_ids.device))
+    # Not made on the device, which the host would wait for.
+    ends = torch.isin(input_ids, torch.tensor(end_ids).to(input_ids.device, non_blocking=True))
     first_end = ends.to(torch.int).argmax(dim=-1)
     if min(end_ids) >= config.vocab_size:  # it cannot occur; CLIPTextModel takes the first token
         return first_end

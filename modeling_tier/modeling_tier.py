@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead
@@ -502,17 +502,18 @@ class TierModel(TierPreTrainedModel):
                 CPU, where looking costs nothing) outside of its vocabulary.
         """
         self._check_text(input_ids, attention_mask)
+        config: PreTrainedConfig = self.config.text_config
         num_tokens = input_ids.shape[1]
-        if self.config.text_config.model_type in LAST_POOLED_TEXT:
+        if config.model_type in LAST_POOLED_TEXT:
             if position_ids is not None:
                 raise ValueError("SigLIP's text encoder takes no position_ids here: its texts are padded.")
-            input_ids, attention_mask = pad_to_full_length(self.config.text_config, input_ids, attention_mask), None
+            input_ids, attention_mask = pad_to_full_length(config, input_ids, attention_mask), None
         # Not every text encoder takes every one of these.
         optional = {"position_ids": position_ids, "token_type_ids": token_type_ids}
         kwargs.update({name: value for name, value in optional.items() if value is not None})
         outputs = self.text_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
         token_embeds = self.text_projection(outputs.last_hidden_state)
-        position = global_token_position(self.config.text_config, input_ids, attention_mask).to(token_embeds.device)
+        position = global_token_position(config, input_ids, attention_mask).to(token_embeds.device)
         embeds = token_embeds[torch.arange(position.shape[0], device=position.device), position]
         outputs["pooler_output"] = embeds
         return TierEncoding(embeds, token_embeds[:, :num_tokens], None, outputs)
@@ -531,7 +532,7 @@ class TierModel(TierPreTrainedModel):
         Raises:
             ValueError: if the pixels have another shape or are integers, or the encoder's states are no grid.
         """
-        config = self.config.vision_config
+        config: PreTrainedConfig = self.config.vision_config
         check_pixels(config, pixel_values)
         if interpolate_pos_encoding:
             kwargs["interpolate_pos_encoding"] = True
@@ -562,13 +563,17 @@ class TierModel(TierPreTrainedModel):
             patches = hidden_states.flatten(0, 1).unsqueeze(1)
             patch_embeds = self.visual_projection(patches).unflatten(0, hidden_states.shape[:2])
         else:
-            projected = self.visual_projection(hidden_states)
-            patch_embeds = projected[:, 1:] if with_class_token else projected
-            embeds = projected[:, 0] if with_class_token else projected.mean(dim=1)
+            patch_embeds = self.visual_projection(hidden_states)
+            if with_class_token:  # split, whose gradient is written once, where two slices each pad theirs with zeros
+                class_embeds, patch_embeds = patch_embeds.split([1, grid[0] * grid[1]], dim=1)
+                embeds = class_embeds[:, 0]
+            else:
+                embeds = patch_embeds.mean(dim=1)
         outputs["pooler_output"] = embeds
         return TierEncoding(embeds, patch_embeds, grid, outputs)
 
     def _check_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
+        config: PreTrainedConfig = self.config.text_config
         shape = tuple(input_ids.shape)
         if input_ids.ndim != 2 or 0 in shape or input_ids.is_floating_point():
             raise ValueError(
@@ -577,15 +582,15 @@ class TierModel(TierPreTrainedModel):
             )
         if attention_mask is not None and attention_mask.shape != input_ids.shape:
             raise ValueError(f"attention_mask must have the shape of input_ids, {shape}; got {attention_mask.shape}.")
-        longest = max_text_length(self.config.text_config)
+        longest = max_text_length(config)
         if longest is not None and shape[1] > longest:
             raise ValueError(
-                f"The texts have {shape[1]} tokens, and {self.config.text_config.model_type!r} takes at most "
+                f"The texts have {shape[1]} tokens, and {config.model_type!r} takes at most "
                 f"{longest}: truncate them (processor(..., truncation=True, max_length={longest}))."
             )
         # On another device this would wait for it; while a graph is traced there are no values to look at.
         if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
-            vocab_size = self.config.text_config.vocab_size
+            vocab_size = config.vocab_size
             lowest, highest = torch.aminmax(input_ids)
             if lowest < 0 or highest >= vocab_size:
                 wrong = highest if highest >= vocab_size else lowest
@@ -622,7 +627,9 @@ class TierModel(TierPreTrainedModel):
         """Positions (M, T) that count in the two entropies; None if all do."""
         mask = None if attention_mask is None else attention_mask.to(torch.bool)
         if not self.config.count_special_tokens:
-            special = torch.isin(input_ids, torch.tensor(self.config.special_token_ids, device=input_ids.device))
+            # Not made on the device, which the host would wait for.
+            special_ids = torch.tensor(self.config.special_token_ids).to(input_ids.device, non_blocking=True)
+            special = torch.isin(input_ids, special_ids)
             mask = ~special if mask is None else mask & ~special
         return mask
 
