@@ -155,7 +155,7 @@ class Hub:
             "files": {".gitattributes": b"*.safetensors filter=lfs\n"},
             "message": "initial commit",
         }
-        self.repositories[repository] = {"private": private, "branches": {"main": [first]}}
+        self.repositories[repository] = {"private": private, "branches": {"main": [first]}, "tags": {}, "gated": False}
 
     def files(self, repository: str, revision: str = "main") -> dict[str, bytes]:
         """Those of the last commit of a branch, or of a commit."""
@@ -166,6 +166,7 @@ class Hub:
         branches = self.repositories[repository]["branches"]
         if revision in branches:
             return branches[revision][-1]
+        revision = self.repositories[repository]["tags"].get(revision, revision)
         return next((each for commits in branches.values() for each in commits if each["id"] == revision), None)
 
     def commits(self, repository: str, branch: str = "main") -> list[str]:
@@ -301,6 +302,35 @@ class _HubHandler(http.server.BaseHTTPRequestHandler):
         found["branches"][name] = list(found["branches"]["main"])
         self.answer(201, {})
 
+    def refs(self, repository: str):
+        found = self.readable(repository)
+        if found is None:
+            return
+        branches = [(name, f"refs/heads/{name}", commits[-1]["id"]) for name, commits in found["branches"].items()]
+        tags = [(name, f"refs/tags/{name}", commit) for name, commit in found["tags"].items()]
+        named = [
+            [{"name": name, "ref": ref, "targetCommit": commit} for name, ref, commit in part]
+            for part in (branches, tags)
+        ]
+        self.answer(200, {"branches": named[0], "tags": named[1], "converts": []})
+
+    def tag(self, repository: str, revision: str):
+        found = self.writable(repository)
+        if found is None:
+            return
+        name = json.loads(self.body)["tag"]
+        if name in found["tags"]:
+            return self.answer(409, {"error": "Reference already exists"})
+        found["tags"][name] = self.hub.commit(repository, revision)["id"]
+        self.answer(201, {})
+
+    def settings(self, repository: str):
+        found = self.writable(repository)
+        if found is None:
+            return
+        found["gated"] = json.loads(self.body).get("gated", found["gated"])
+        self.answer(200, {})
+
     def tree(self, repository: str, revision: str, folder: str | None):
         if self.readable(repository) is None:
             return
@@ -431,6 +461,9 @@ _ROUTES = [
     ("GET", f"/api/models/{_REPOSITORY}/auth-check/write", _HubHandler.auth_check),
     ("GET", f"/api/models/{_REPOSITORY}/tree/([^/]+)(/.*)?", _HubHandler.tree),
     ("POST", f"/api/models/{_REPOSITORY}/branch/(.+)", _HubHandler.branch),
+    ("GET", f"/api/models/{_REPOSITORY}/refs", _HubHandler.refs),
+    ("POST", f"/api/models/{_REPOSITORY}/tag/(.+)", _HubHandler.tag),
+    ("PUT", f"/api/models/{_REPOSITORY}/settings", _HubHandler.settings),
     ("POST", f"/api/models/{_REPOSITORY}/preupload/(.+)", _HubHandler.preupload),
     ("POST", f"/api/models/{_REPOSITORY}/commit/(.+)", _HubHandler.take_commit),
     ("POST", rf"/{_REPOSITORY}\.git/info/lfs/objects/batch", _HubHandler.large_files),

@@ -165,7 +165,7 @@ def look(tmp_path):
     number = iter(range(100))
 
     def prepare(folder, **options):
-        return prepare_release(folder, tmp_path / f"staging-{next(number)}", NAME, **options)
+        return prepare_release(folder, tmp_path / f"staging-{next(number)}", repo_id=NAME, **options)
 
     return prepare
 
@@ -714,6 +714,97 @@ def test_what_an_earlier_release_had_and_this_one_has_not_is_taken_away(run, eva
     files = hub.files(NAME)
     assert not [name for name in files if name.startswith("evaluation/")]
     assert {"mine.md", "old/config.json", ".gitattributes"} <= set(files) and len(hub.commits(NAME)) == 2
+
+
+def test_each_release_has_a_name_by_which_it_is_pulled(run, hub, capsys):
+    publish(run, NAME)
+    publish(run, NAME)  # nothing has changed, so this is the same release
+    first = hub.commit(NAME, "main")["id"]
+    assert hub.repositories[NAME]["tags"] == {"release-1": first}
+    assert "revision='release-1'" in capsys.readouterr().out
+    (run / "environment.json").unlink()
+    publish(run, NAME, tag="v2")
+    assert hub.repositories[NAME]["tags"] == {"release-1": first, "v2": hub.commit(NAME, "main")["id"]}
+    assert hub.files(NAME, "release-1") != hub.files(NAME, "v2")
+    (run / "metrics.json").unlink()
+    with pytest.raises(ValueError, match="another release called v2: take another --tag"):
+        publish(run, NAME, tag="v2")
+
+
+def test_a_gated_repository_asks_for_what_the_terms_of_the_data_ask(run, hub, cached):
+    say(run, *MIMIC, "--tokenizer.pretrained=org/tokenizer")
+    publish(run, NAME, gated="manual")
+    assert hub.repositories[NAME]["gated"] == "manual"
+    data = ModelCard(hub.files(NAME)["README.md"].decode()).data.to_dict()
+    assert "I am entitled to use MIMIC-CXR and keep to its terms" in data["extra_gated_fields"]
+    with pytest.raises(ValueError, match="'auto' or 'manual'"):
+        publish(run, NAME, gated="yes")
+
+
+def test_a_dry_run_shows_the_card(run, capsys):
+    publish(run, NAME, dry_run=True)
+    shown = capsys.readouterr().out.partition("the model card:\n")[2].rpartition("A dry run")[0]
+    card = ModelCard("\n".join(line[2:] for line in shown.splitlines()))
+    assert card.data.model_name == "tiny-tier" and "## How to use" in card.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["user/name", "{run}"], r"{run} is a folder and user/name is none: the folder comes first"),
+        (["{run}/nowhere", NAME], r"There is no folder {run}/nowhere"),
+        (["{run}/config.json", NAME], r"is a file: name the model's folder, {run}"),
+        (["{run}", NAME, "--evaluation", "{run}/nowhere"], r"--evaluation: there is no folder {run}/nowhere"),
+        (["{run}", NAME, "--evaluation", "{run}/config.json"], r"is a file: name its folder, {run}"),
+        (["{run}", NAME, "--evaluation", "{run}/.."], r"there is no .*metrics.json: name a folder that evaluate"),
+        (["{run}", NAME, "--accept_texts", "12345678"], None),
+    ],
+)
+def test_a_wrong_argument_is_named(arguments, message, run, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["publish", *(each.format(run=run) for each in arguments), "--dry_run"])
+    if message is None:
+        main()
+        assert "there are no free texts" in capsys.readouterr().out
+    else:
+        with pytest.raises(SystemExit, match=message.format(run=run)):
+            main()
+
+
+def test_an_address_that_is_no_hub_is_named(run, hub, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", f"{hub.endpoint}/nothing")
+    with pytest.raises(OSError, match="404 for http.*HF_ENDPOINT.* is no Hub"):
+        publish(run, NAME)
+
+
+def test_own_sentences_go_only_with_the_code_under_which_they_were_shown(run, evaluated, tmp_path, look, capsys):
+    evaluation = shutil.copytree(evaluated, tmp_path / "evaluation")
+    results = json.loads((evaluation / "metrics.json").read_text())
+    results["prompts"]["findings"]["Edema"]["positive"] = ["The lungs of Mr Heffalump are wet."]
+    (evaluation / "metrics.json").write_text(json.dumps(results))
+    release = look(run, evaluation=evaluation)
+    assert not release.problems
+    assert not [name for name, content in published(release).items() if b"Heffalump" in content]
+    (code,) = re.findall(r"--accept_texts (\w{8})", release.listing())
+    assert "The lungs of Mr Heffalump are wet." in release.listing()
+    agreed = look(run, evaluation=evaluation, accept_texts=code)
+    assert b"Heffalump" in published(agreed)["evaluation/metrics.json"] and not agreed.problems
+    results["prompts"]["findings"]["Edema"]["positive"] = ["Mr Woozle is wet, p10000032."]
+    (evaluation / "metrics.json").write_text(json.dumps(results))
+    with pytest.raises(ValueError, match="not the texts that were listed"):
+        look(run, evaluation=evaluation, accept_texts=code)
+    (code,) = re.findall(r"--accept_texts (\w{8})", look(run, evaluation=evaluation).listing())
+    assert any("a subject of MIMIC" in each for each in look(run, evaluation=evaluation, accept_texts=code).problems)
+
+
+@pytest.mark.slow
+def test_a_published_model_is_pulled_into_an_empty_folder_and_its_examples_run(run, hub, monkeypatch, capsys):
+    publish(run, NAME)
+    monkeypatch.setattr(sys, "argv", ["publish", "--check", NAME])
+    main()
+    assert "the 2 examples of its card ran" in capsys.readouterr().out
+    hub.commit(NAME, "main")["files"]["pipeline_tier.py"] = b"raise OSError('broken')"
+    with pytest.raises(SystemExit, match="the examples of its card fail: OSError: broken"):
+        main()
 
 
 def test_large_files_go_in_parts(run, hub):

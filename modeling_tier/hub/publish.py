@@ -4,6 +4,7 @@ Publish a trained model on the Hub, in one commit:
 
     python -m modeling_tier.publish runs/tier user/name --dry_run    # list what would go, and what stays
     python -m modeling_tier.publish runs/tier user/name              # into a private repository
+    python -m modeling_tier.publish --check user/name                # pull it into an empty folder, run its examples
 
 The model, its code, its processor, a model card, the numbers that were measured, and figures without pictures of a
 data set. What the terms of a data set keep at home stays: pictures, sentences, identifiers, places on this machine.
@@ -24,9 +25,10 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from ..training import TrainConfig
+from .check import check
 from .origin import check_shareable, may_be_shown, option, origin_of, vocabulary_problem
-from .release import ReleaseOptions, check_folder, prepare_release
-from .repository import check_names, check_repository, explained_errors, send
+from .release import Release, ReleaseOptions, check_folder, prepare_release
+from .repository import check_names, check_repository, explained_errors, send, tag_release
 
 
 def publish(
@@ -40,6 +42,8 @@ def publish(
     revision: str | None = None,
     message: str | None = None,
     accept_texts: str | None = None,
+    tag: str | None = None,
+    gated: str | None = None,
 ) -> str | None:
     """
     Look through a model's folder, print what goes and what stays, and send it in one commit. The folder is not
@@ -49,7 +53,7 @@ def publish(
         folder: a complete model folder, such as `train.py` leaves.
         repo_id: "user/name".
         private: whether the repository is a private one. One that is there already is not changed in that.
-        dry_run: whether to print the list and end; needs no token and no network.
+        dry_run: whether to print the list and the card, and end; needs no token and no network.
         evaluation: folder that `evaluate_zeroshot.py` has written for this model; default: the folder "evaluation" in
             the model's.
         shareable: whether the owner of "pairs" lets everybody see them.
@@ -57,6 +61,9 @@ def publish(
         revision: branch of the commit, made if it is not there; default: main.
         message: of the commit.
         accept_texts: the code under which the list shows the texts of your own that may go.
+        tag: name of the release, by which it can be pulled; default: release-1, release-2, ...
+        gated: "auto" or "manual": who wants the files must first agree to the terms, and is let in by the Hub or by
+            you.
 
     Returns:
         address of the commit; None after a dry run.
@@ -74,7 +81,11 @@ def publish(
         accept_texts=accept_texts,
         revision=revision,
         message=message,
+        tag=tag,
+        gated=gated,
     )
+    if gated not in (None, "auto", "manual"):
+        raise ValueError(f"gated must be 'auto' or 'manual'; got {gated!r}.")
     folder = Path(folder)
     check_folder(folder)
     command = command_line(folder, chosen, private)
@@ -87,14 +98,23 @@ def publish(
                 f"mended: {command}"
             )
         if dry_run:
+            print("the model card:", *(f"| {line}" for line in release.card().splitlines()), sep="\n")
             print(f"A dry run: nothing was sent to {repo_id}.")
             return None
-        api = HfApi()
         with explained_errors(repo_id, f"{folder} is complete as it was. Go on with: {command}"):
-            check_repository(api, repo_id, private)
-            url = send(api, release, repo_id, revision, message or "Publish a TIER model")
-    print(f"Published: {url}")
+            url, name = _publish(release, chosen, private)
+    print(f"Published: {url}\nIts name is {name}: pull it with revision={name!r}.")
     return url
+
+
+def _publish(release: Release, chosen: ReleaseOptions, private: bool) -> tuple[str, str]:
+    """Address of the commit, and name of the release."""
+    api = HfApi()
+    check_repository(api, chosen.repo_id, private)
+    commit = send(api, release, chosen.repo_id, chosen.revision, chosen.message or "Publish a TIER model")
+    if chosen.gated:
+        api.update_repo_settings(chosen.repo_id, gated=chosen.gated)
+    return commit.commit_url, tag_release(api, chosen.repo_id, commit.oid, chosen.tag)
 
 
 def _fields(chosen: ReleaseOptions) -> dict:
@@ -128,7 +148,7 @@ def command_line(folder: Path, chosen: ReleaseOptions, private: bool) -> str:
     words = ["python", "-m", "modeling_tier.publish", str(folder), chosen.repo_id]
     flags = {"public": not private, "shareable": chosen.shareable, "accept_vocabulary": chosen.accept_vocabulary}
     words += [f"--{name}" for name, given in flags.items() if given]
-    values = ("evaluation", "revision", "message", "accept_texts")
+    values = ("evaluation", "revision", "message", "accept_texts", "tag", "gated")
     words += [word for name in values if (value := getattr(chosen, name)) for word in (f"--{name}", str(value))]
     return shlex.join(words)
 
@@ -141,10 +161,16 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("folder", help="a complete model folder, such as train.py leaves")
-    add("repo_id", metavar="user/name", help="repository on the Hub; made if it is not there")
+    add("folder", nargs="?", help="a complete model folder, such as train.py leaves")
+    add("repo_id", nargs="?", metavar="user/name", help="repository on the Hub; made if it is not there")
+    add(
+        "--check",
+        metavar="user/name",
+        help="instead of publishing: pull this repository into an empty folder, and run its card's examples, "
+        "which run its code",
+    )
     add("--public", action="store_true", help="for everybody to see; default: private")
-    add("--dry_run", action="store_true", help="list what would go and what stays, and end; no token, no network")
+    add("--dry_run", action="store_true", help="list what would go, show the card, and end; no token, no network")
     add("--evaluation", help="folder of an evaluation of this model; default: the folder 'evaluation' in the model's")
     add("--shareable", action="store_true", help="the pictures and sentences of your own `pairs` may be seen by all")
     add(
@@ -155,15 +181,26 @@ def _parser() -> argparse.ArgumentParser:
     add("--accept_texts", metavar="CODE", help="send the texts of your own that the list shows under this code")
     add("--revision", help="branch, made if it is not there; default: main")
     add("--message", help="of the commit")
+    add("--tag", help="name of the release, by which it can be pulled; default: release-1, release-2, ...")
+    add("--gated", choices=("auto", "manual"), help="whoever wants the files must agree to the terms first")
     return parser
 
 
 def main() -> None:
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
-    arguments = vars(_parser().parse_args())
-    private = not arguments.pop("public")
+    parser = _parser()
+    arguments = vars(parser.parse_args())
+    private, checked = not arguments.pop("public"), arguments.pop("check")
+    if checked is None and arguments["repo_id"] is None:
+        parser.error("name a model's folder and its name on the Hub, user/name; or --check user/name")
+    if checked is not None and arguments["folder"] is not None:
+        parser.error("--check takes the name of a repository alone, without a folder")
     try:
-        publish(**arguments, private=private)
+        if checked is not None:
+            number = check(checked, arguments["revision"])
+            print(f"{checked}: pulled into an empty folder, and the {number} examples of its card ran.")
+        else:
+            publish(**arguments, private=private)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

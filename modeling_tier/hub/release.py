@@ -143,6 +143,11 @@ class Release:
             lines + [f"note: {each}" for each in self.notes] + [f"STOP: {each}" for each in self.problems]
         )
 
+    def card(self) -> str:
+        """The text of the model card."""
+        content = self.files["README.md"]
+        return (content if isinstance(content, bytes) else content.read_bytes()).decode()
+
     def _texts(self) -> list[str]:
         texts = list(dict.fromkeys(self.texts))
         if not texts:
@@ -174,9 +179,11 @@ class ReleaseOptions:
     """Of the commit; looked through."""
     tag: str | None = None
     """Of the release; looked through."""
+    gated: str | None = None
+    """"auto" or "manual": who wants the model must ask; the card says for what."""
 
 
-def prepare_release(folder: Path, staging: Path, repo_id: str, **options) -> Release:
+def prepare_release(folder: Path, staging: Path, **options) -> Release:
     """
     Look through a model's folder and put together what would go to the Hub. Nothing in the folder is changed. The
     model's files are written anew from the loaded model into `staging`, so that nothing rides along in them.
@@ -184,14 +191,15 @@ def prepare_release(folder: Path, staging: Path, repo_id: str, **options) -> Rel
     Args:
         folder: a complete model folder, such as a training run's.
         staging: an empty folder.
-        repo_id: name on the Hub, for the card.
-        **options: fields of [`ReleaseOptions`].
+        **options: fields of [`ReleaseOptions`]; `repo_id` is needed.
 
     Raises:
-        ValueError: if the folder is no complete model, the evaluation is of another one, `shareable` is said of a
+        ValueError: if the message, the branch or the tag hold what must not leave, the folder is no complete model,
+            the evaluation is of another one, `shareable` is said of a
             data set that never is, or `accept_texts` is the code of other texts.
     """
-    chosen = ReleaseOptions(repo_id, **options)
+    chosen = ReleaseOptions(**options)
+    _check_named(chosen)
     run = _Run.read(folder, chosen)
     release = _build(run, chosen, staging, Release())
     code = chosen.accept_texts
@@ -264,6 +272,7 @@ def _build(run: _Run, chosen: ReleaseOptions, staging: Path, release: Release) -
         evaluation=results,
         base_model=run.origin.base_model,
         revision=chosen.revision,
+        gated=chosen.gated is not None,
         has_pipeline="pipeline_tier.py" in release.files,
         has_environment=ENVIRONMENT in release.files,
         pictures=results["dataset"] if f"evaluation/figures/{_MAPS}.png" in release.files else None,
@@ -545,10 +554,14 @@ def _scan(release: Release, chosen: ReleaseOptions, words: Kind, places: list[Pa
     if release.accepted:
         for each in dict.fromkeys(release.texts):
             release.problems += scan_text(f"{each.file}, {each.key}", each.text, places)
-    named = {"the commit's message": chosen.message, "the branch": chosen.revision, "the tag": chosen.tag}
-    for name, text in named.items():
-        if text:
-            release.problems += scan_text(name, text, places)
+
+
+def _check_named(chosen: ReleaseOptions) -> None:
+    """Raise ValueError for a message, a branch or a tag that must not leave."""
+    named = {"--message": chosen.message, "--revision": chosen.revision, "--tag": chosen.tag}
+    found = [sign for name, text in named.items() if text for sign in scan_text(name, text, [Path.cwd(), Path.home()])]
+    if found:
+        raise ValueError(f"{found[0]}. Everybody who sees the repository sees it: say it in other words.")
 
 
 # Files

@@ -3,10 +3,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
@@ -60,8 +61,8 @@ def check_repository(api: HfApi, repo_id: str, private: bool) -> None:
     api.auth_check(repo_id, write=True)
 
 
-def send(api: HfApi, release: Release, repo_id: str, revision: str | None, message: str) -> str:
-    """One commit: what goes, and the deletion of what an earlier release has left. Returns its address."""
+def send(api: HfApi, release: Release, repo_id: str, revision: str | None, message: str) -> CommitInfo:
+    """One commit: what goes, and the deletion of what an earlier release has left."""
     if revision:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     operations = [
@@ -70,7 +71,33 @@ def send(api: HfApi, release: Release, repo_id: str, revision: str | None, messa
     ]
     existing = api.list_repo_files(repo_id, revision=revision)
     operations += [CommitOperationDelete(path) for path in existing if path not in release.files and is_managed(path)]
-    return api.create_commit(repo_id, operations, commit_message=message, revision=revision).commit_url
+    return api.create_commit(repo_id, operations, commit_message=message, revision=revision)
+
+
+def tag_release(api: HfApi, repo_id: str, commit: str, tag: str | None) -> str:
+    """
+    Give a commit the name of a release, so that it can be pulled by it.
+
+    Args:
+        api: of the Hub.
+        repo_id: "user/name".
+        commit: its id.
+        tag: name of the release; None: release-1, release-2, ..., unless the commit has a name already.
+    """
+    tags = _tags(api, repo_id)
+    if tag is None:
+        own = sorted(name for name, target in tags.items() if target == commit)
+        if own:
+            return own[0]
+        tag = next(name for number in count(1) if (name := f"release-{number}") not in tags)
+    elif tags.get(tag, commit) != commit:
+        raise ValueError(f"The model is sent, but {repo_id} has another release called {tag}: take another --tag.")
+    api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=tag in tags)
+    return tag
+
+
+def _tags(api: HfApi, repo_id: str) -> dict[str, str]:
+    return {each.name: each.target_commit for each in api.list_repo_refs(repo_id).tags}
 
 
 @contextmanager

@@ -1,0 +1,293 @@
+# Licensed under the Apache License, Version 2.0.
+"""What the model card says of the numbers: tables, the metadata's results, and ways to fail."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from huggingface_hub import EvalResult
+
+from ..evaluation.failure_modes import (
+    MAX_NEGATIVE_FRACTION,
+    MIN_PEAK,
+    MIN_PEAK_SPREAD,
+    has_collapsed,
+    has_fixed_peaks,
+)
+from ..evaluation.measures import (
+    BY_NAME,
+    CALIBRATION,
+    CARD,
+    DECISION,
+    LOCALISATION,
+    RANKING,
+    RETRIEVAL,
+    SPARSITY,
+    WHOLE_SET,
+    Measure,
+    shown_in,
+)
+
+
+class Row(NamedTuple):
+    """One measured number."""
+
+    title: str
+    value: float
+    low: float | None
+    high: float | None
+    metric: str | None = None
+    """Its name in the card's metadata, where it is one of the main numbers."""
+    note: str = ""
+
+    @property
+    def text(self) -> str:
+        return f"{self.value:.3f}{self.note}"
+
+    @property
+    def interval(self) -> str:
+        return "" if self.low is None else f"{self.low:.3f} to {self.high:.3f}"
+
+
+class Group(NamedTuple):
+    title: str
+    rows: list[Row]
+
+    @property
+    def intervals(self) -> bool:
+        return any(row.low is not None for row in self.rows)
+
+
+@dataclass
+class Results:
+    """What was measured on one split of a data set."""
+
+    dataset: str
+    split: str
+    about: str
+    metrics: dict
+    confidence: str = ""
+    name: str = ""
+    """Of the data set, for readers."""
+    groups: list[Group] = field(init=False)
+
+    def __post_init__(self):
+        self.groups = [group for group in measured(self.metrics) if group.rows]
+
+    @property
+    def title(self) -> str:
+        return f"{self.name or self.dataset}, {self.split} split"
+
+
+def all_results(evaluation: dict, validation: dict, training: dict, titles: dict[str, str]) -> list[Results]:
+    """
+    The evaluation's first, then the run's own; those that hold a number.
+
+    Args:
+        evaluation: an evaluation's `metrics.json` of this model; empty if there is none.
+        validation: what the run has measured, "validation" in its own `metrics.json`.
+        training: `training_config.yaml`.
+        titles: of the data sets.
+    """
+    found = [_of_evaluation(evaluation, titles)] if evaluation else []
+    data, own = training.get("data") or {}, training.get("evaluation") or {}
+    other = own.get("dataset")
+    rest = {key: value for key, value in validation.items() if key != other}
+    for dataset, metrics, split in (
+        (other, validation.get(other), own.get("split", "validation")),
+        (data.get("name"), rest, "validation"),
+    ):
+        if metrics:
+            images = metrics.get("num_images")
+            about = f"{f'{images:,} images, measured' if images else 'Measured'} in training. "
+            about += "The checkpoint was chosen by such numbers, which flatters them. Without intervals."
+            name = titles.get(dataset, "")
+            found.append(Results(dataset or "validation data", split, about, metrics, name=name))
+    return [results for results in found if results.groups]
+
+
+def _of_evaluation(evaluation: dict, titles: dict[str, str]) -> Results:
+    settings, counts = evaluation.get("settings", {}), evaluation.get("counts", {})
+    number = ", ".join(f"{counts[name]:,} {name}" for name in ("images", "studies", "subjects") if name in counts)
+    about = f"Zero-shot{f', {number}' if number else ''}."
+    if protocol := evaluation.get("protocol", {}).get("name"):
+        about += f" Protocol `{protocol}`."
+    if smoothing := settings.get("smooth_maps"):
+        about += f" Before they were measured, maps were smoothed by a gaussian of {smoothing:g} patches, as BioViL's."
+    elif evaluation["metrics"].get("localisation"):
+        about += (
+            " Maps were measured as they are. BioViL's published numbers are of maps smoothed by a gaussian of 1.5 "
+            "patches, which raises the CNR: compare with `evaluate_zeroshot.py --smooth_maps 1.5`."
+        )
+    if settings.get("resamples"):
+        about += (
+            f" Intervals are percentiles of a bootstrap over subjects ({settings['resamples']:,} resamples): they "
+            "speak of this model on other subjects, not of other training runs."
+        )
+    confidence, dataset = f"{settings.get('confidence', 0.95):.0%}", evaluation["dataset"]
+    return Results(dataset, evaluation["split"], about, evaluation["metrics"], confidence, titles.get(dataset, ""))
+
+
+def measured(metrics: dict) -> list[Group]:
+    """Every number that a card shows, of an evaluation's metrics or of a run's."""
+    groups = {
+        "Classification": _classification(metrics),
+        "Localisation": _localisation(metrics),
+        "Sparsity of the maps": _sparsity(metrics),
+        "Retrieval": _retrieval(metrics),
+    }
+    return [Group(title, [row for row in rows if row is not None]) for title, rows in groups.items()]
+
+
+def _classification(metrics: dict) -> list[Row | None]:
+    classes = (metrics.get("classification") or {}).get("image") or {}
+    auroc = {name: values.get("auroc") for name, values in classes.items()} or metrics.get("auroc") or {}
+    rows = []
+    for measure in shown_in(CARD, RANKING, DECISION, CALIBRATION):
+        title = measure.full or measure.title
+        if measure.name == "auroc":
+            rows.append(_row(f"{title}, mean over the findings", auroc.get("mean"), measure.hub_name))
+            rows += [_row(f"{title}, {_cell(name)}", value) for name, value in auroc.items() if name != "mean"]
+        else:
+            value = (classes.get("mean") or {}).get(measure.name)
+            rows.append(_row(f"{title}, mean", value, measure.hub_name))
+    return rows
+
+
+def _localisation(metrics: dict) -> list[Row | None]:
+    plain, with_intervals = metrics.get("localisation") or {}, metrics.get("localisation_intervals") or {}
+    rows = []
+    for measure in shown_in(CARD, LOCALISATION):
+        value = (with_intervals.get(measure.name) or plain.get(measure.name) or {}).get("mean")
+        rows.append(_row(f"{measure.title}, mean", value, measure.hub_name, _reference(measure, metrics)))
+    return rows
+
+
+def _sparsity(metrics: dict) -> list[Row | None]:
+    sparsity = (metrics.get("sparsity") or {}).get("without_padding") or {}
+    return [
+        _row(m.title, sparsity.get(m.name, metrics.get(m.name)), m.hub_name or None, _reference(m, metrics))
+        for m in shown_in(CARD, SPARSITY, WHOLE_SET)
+    ]
+
+
+def _retrieval(metrics: dict) -> list[Row | None]:
+    recall = metrics.get("retrieval_intervals") or metrics.get("retrieval") or {}
+    ways = {"image_to_text": "text of an image", "text_to_image": "image of a text"}
+    return [
+        _row(f"{title}, {m.full}", (recall.get(way) or {}).get(m.name), f"{m.hub_name}_{way}")
+        for way, title in ways.items()
+        for m in shown_in(CARD, RETRIEVAL)
+    ]
+
+
+def _reference(measure: Measure, metrics: dict) -> str:
+    """What a number is to be read beside, such as the chance level."""
+    value = BY_NAME[measure.reference].mean_of(metrics) if measure.reference else None
+    return "" if _number(value) is None else f" ({measure.reference_word} {value:.3f})"
+
+
+def _row(title: str, measured: dict | float | None, metric: str | None = None, note: str = "") -> Row | None:
+    """None for what was not measured, or has no value."""
+    estimate = measured if isinstance(measured, dict) else {"value": measured}
+    value = _number(estimate.get("value"))
+    if value is None:
+        return None
+    low, high = _number(estimate.get("low")), _number(estimate.get("high"))
+    return Row(title, value, *((None, None) if low is None or high is None else (low, high)), metric, note)
+
+
+def _number(value) -> float | None:
+    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if known else None
+
+
+def _cell(name: str) -> str:
+    return name.replace("|", "/").replace("\n", " ")
+
+
+def eval_results(results: Iterable[Results]) -> list[EvalResult]:
+    """The main numbers, for the metadata."""
+    return [
+        EvalResult(
+            task_type="zero-shot-image-classification",
+            task_name="Zero-shot image classification",
+            dataset_type=each.dataset,
+            dataset_name=each.title,
+            dataset_split=each.split,
+            metric_type=row.metric,
+            metric_name=row.title,
+            metric_value=round(row.value, 4),
+        )
+        for each in results
+        for group in each.groups
+        for row in group.rows
+        if row.metric
+    ]
+
+
+def failure_modes(results: Iterable[Results]) -> list[str]:
+    """
+    What the measured numbers say about the ways to fail, each by the first results that tell; nothing about what was
+    not measured.
+    """
+    said: dict = {}
+    for each in results:
+        for judge in (_fixed_place, _collapse, _elsewhere, _uncalibrated):
+            text = None if judge in said else judge(each.metrics)
+            if text:
+                said[judge] = f"{text} ({each.title})"
+    return list(said.values())
+
+
+def _fixed_place(metrics: dict) -> str | None:
+    spread = _number(metrics.get("peak_spread"))
+    if spread is None:
+        return None
+    verdict = (
+        "**whatever the image, every sentence points at one place, and the maps say nothing about the images**"
+        if has_fixed_peaks(spread)
+        else f"it would be near 0, below {MIN_PEAK_SPREAD}, if every sentence pointed at one fixed place"
+    )
+    return f"One fixed place: the spread of the peaks over the images is {spread:.3f} (0 to 1); {verdict}."
+
+
+def _collapse(metrics: dict) -> str | None:
+    negative, peak = _number(metrics.get("negative_share")), _number(metrics.get("peak"))
+    if negative is None or peak is None:
+        return None
+    verdict = (
+        "**the patches have turned against the tokens, and the maps are worthless**"
+        if has_collapsed(negative, peak)
+        else f"a collapse would show as more than {MAX_NEGATIVE_FRACTION:.0%} with a largest one below {MIN_PEAK}"
+    )
+    return (
+        f"Collapse of the maps: {negative:.1%} of the token-to-patch cosines are negative, and a token's largest is "
+        f"{peak:.3f} on average; {verdict}."
+    )
+
+
+def _elsewhere(metrics: dict) -> str | None:
+    plain, intervals = metrics.get("localisation") or {}, metrics.get("localisation_intervals") or {}
+    chance = _number((plain.get("chance") or {}).get("mean"))
+    hit = _row("", ((intervals if "pointing_game" in intervals else plain).get("pointing_game") or {}).get("mean"))
+    if hit is None or chance is None:
+        return None
+    least, most = (hit.value, hit.value) if hit.low is None else (hit.low, hit.high)
+    verdict = "more than" if least > chance else "**less than**" if most < chance else "**not distinguishable from**"
+    return (
+        "Maps that point elsewhere, which an AUROC does not show: the largest value of a sentence's map lies in the "
+        f"ground-truth region in {hit.value:.3f} of the cases, {verdict} what chance gives ({chance:.3f})."
+    )
+
+
+def _uncalibrated(metrics: dict) -> str | None:
+    mean = ((metrics.get("classification") or {}).get("image") or {}).get("mean") or {}
+    error = _row("", mean.get("ece"))
+    if error is None:
+        return None
+    return (
+        f"Uncalibrated scores: the mean expected calibration error is {error.value:.3f}. Do not read a score as the "
+        "probability of a finding."
+    )
