@@ -36,7 +36,7 @@ from modeling_tier.hub.card import TEMPLATE
 from modeling_tier.hub.known_fields import Selection, local_source
 from modeling_tier.hub.known_results import Results
 from modeling_tier.hub.release import prepare_release
-from modeling_tier.hub.scan import redrawn_figure, scan
+from modeling_tier.hub.scan import redrawn_figure, scan, scan_text
 from modeling_tier.publish import main, publish
 from modeling_tier.training import load_config
 from modeling_tier.training.building import train_tokenizer
@@ -459,6 +459,59 @@ def test_a_number_among_the_words_stops_it_whatever_was_accepted(word, tmp_path,
 def test_each_sign_is_seen(text):
     (found, *_) = scan("folder/file.json", f"first line\n {text} \n".encode())
     assert found.startswith("folder/file.json, line 2: looks like")
+
+
+# One of each kind; none is real. Put together here, so that no scanner takes this file for a leak.
+PLANTED = {
+    "token of the Hub": "hf_" + "AbCdEfGhIjKlMnOpQrStUvWxYzAbCdEfGh",
+    "AWS key": "AKIA" + "IOSFODNN7EXAMPLQ",
+    "AWS secret": "wJalrXUtnFEMI/K7MDENG" + "/bPxRfiCYEXAMPLQKEY",
+    "SSH key": "ssh-rsa " + "AAAAB3NzaC1yc2EAAAADAQABAAABgQC7 ward",
+    "private key": "-----BEGIN " + "OPENSSH PRIVATE KEY-----",
+    "GitHub token": "ghp_" + "Ab1Cd2Ef3Gh4Ij5Kl6Mn7Op8Qr9St0Uv1Wx2",
+    "Slack token": "xoxb-" + "123456789012-123456789012-AbCdEfGhIjKlMnOpQrStUvWx",
+    "basic authentication": "https://alice:hunter22x9@" + "hospital.org/data",
+    "e-mail": "alice.smith@hospital.org",
+    "IP address": "10.20.30.41",
+    "record number": "MRN 0048213",
+    "telephone": "(617) 555-0199",
+    "telephone, international": "+44 20 7946 0958",
+    "social security number": "123-45-6789",
+}
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+def test_secrets_and_addresses_are_seen_in_messages_and_files(kind):
+    (found, *_) = scan_text("--message", f"By {PLANTED[kind]}")
+    assert found.startswith("--message: looks like")
+    if kind != "AWS secret":  # without its name, random characters and nothing else
+        assert scan("config.json", f'{{"note": "{PLANTED[kind]}"}}'.encode())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Release 1.2.0 of 2026-11-26 (epoch 12/20)",
+        "AUROC 0.8123 on 12,345 images; lambda_token 0.2 -> 0.1",
+        "tier-biovil-mimic-cxr-v2-lr1e-4-bs256-seed42",
+        "microsoft/BiomedVLP-CXR-BERT-specialized",
+        "No acute cardiopulmonary process: 3-4 cm, right > left.",
+        "torch 2.13.0, huggingface_hub 2.4.0, cuDNN 9.1.0.70",
+    ],
+)
+def test_clean_texts_are_let_through(text):
+    assert scan_text("--message", text) == []
+
+
+def test_a_secret_in_a_message_ends_it_before_anything_is_loaded(hub):
+    for option in ("message", "revision", "tag"):
+        with pytest.raises(ValueError, match=f"--{option}: looks like a token of the Hub"):
+            prepare_release(Path("nowhere"), Path("nowhere"), repo_id=NAME, **{option: PLANTED["token of the Hub"]})
+
+
+def test_a_folder_of_one_letter_is_not_found_in_the_name_of_the_model():
+    assert scan("README.md", b"user/x and root/tier", places=[Path("/x"), Path("/tier")]) == []
+    assert scan("README.md", b"see /x/y here", places=[Path("/x")])
 
 
 def test_places_and_pictures_are_seen():

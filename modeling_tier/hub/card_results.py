@@ -246,7 +246,7 @@ def _fixed_place(metrics: dict) -> str | None:
     if spread is None:
         return None
     verdict = (
-        "**whatever the image, every sentence points at one place, and the maps say nothing about the images**"
+        "**whatever the picture, every sentence points at one place, and the maps say nothing about the pictures**"
         if has_fixed_peaks(spread)
         else f"it would be near 0, below {MIN_PEAK_SPREAD}, if every sentence pointed at one fixed place"
     )

@@ -15,6 +15,7 @@ from typing import Literal
 
 from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
 from detect_secrets.core.scan import scan_line
+from detect_secrets.plugins.high_entropy_strings import Base64HighEntropyString, HexHighEntropyString
 from detect_secrets.settings import transient_settings
 from PIL import Image
 
@@ -61,9 +62,15 @@ _PUBLISHED_WORDS = (
 )
 _LONG_NUMBER = re.compile(r"\d{5,}|\d{3}[-.]\d{4}")
 
-# What looks at randomness or at words such as "token" finds much in a model's files; it is used on free text alone.
-_GUESSING_DETECTORS = ("Base64HighEntropyString", "HexHighEntropyString", "KeywordDetector")
-_REPLACED_DETECTORS = ("IPPublicDetector",)  # takes releases of software for addresses
+# The detectors of randomness name every word of a line that has no quotes: they are asked for long words alone. Those
+# that look for words such as "token" find much in a model's files: they are used on free text alone.
+_RANDOMNESS = {
+    "Base64HighEntropyString": Base64HighEntropyString(4.5),
+    "HexHighEntropyString": HexHighEntropyString(3.0),
+}
+_LONG_WORD = re.compile(r"[0-9A-Za-z+/=_-]{20,}")
+_GUESSING_DETECTORS = ("KeywordDetector",)
+_REPLACED_DETECTORS = ("IPPublicDetector", *_RANDOMNESS)  # the first takes releases of software for addresses
 
 _BINARY_KINDS = {
     "PNG": b"\x89PNG",
@@ -145,6 +152,14 @@ def _secrets(lines: list[str], kind: Kind) -> Iterator[tuple[int, str]]:
                 continue
             for secret in scan_line(line):
                 yield number, secret.type
+            if kind == "text" and any(_is_random(word) for word in _LONG_WORD.findall(line)):
+                yield number, "random characters"
+
+
+def _is_random(word: str) -> bool:
+    detectors = _RANDOMNESS.values()
+    mixed = bool(re.search(r"\d", word) and re.search(r"[A-Za-z]", word))
+    return mixed and any(each.calculate_shannon_entropy(word) > each.entropy_limit for each in detectors)
 
 
 def binary_kind(content: bytes) -> str | None:
