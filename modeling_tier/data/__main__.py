@@ -49,7 +49,7 @@ def _add_prepare(command: argparse.ArgumentParser) -> None:
     add("reports_dir", "folder of the reports, if they are not in data_dir")
     add("reports", "or their zip file, mimic-cxr-reports.zip")
     add("size", "pixels of the shorter side", type=int)
-    add("section", "text of a pair; impression_or_findings: the first that is there", choices=SECTIONS)
+    add("section", "text of a pair; impression_or_findings: the first that exists", choices=SECTIONS)
     add("split_by", "paper: 10%% of the subjects for validation, as arXiv 2212.06710", choices=SPLIT_RULES)
     add("views", "frontal: AP and PA", choices=VIEWS)
     add("labeler", "whose labels; radiologist: part of the test set of 2.1.0 alone", choices=LABELERS)

@@ -31,7 +31,7 @@ _TABLES = {
     "test": ["test_labels.csv", "groundtruth.csv"],
 }
 _IMAGE_FOLDERS = {"train": ("train",), "validation": ("valid", "val"), "test": ("test",)}
-# Folders of the download: in one archive, or in parts that lie beside each other.
+# Folders of the download: in one archive, or in parts, all in one folder.
 _ARCHIVES = ("", "CheXpert-v1.0", "CheXpert-v1.0-small", "CheXpert")
 _PARTS = "CheXpert-v1.0 batch *"
 _READERS = ("radiologists/benchmark_radiologists", "radiologists")
@@ -168,7 +168,7 @@ def _patient_folders(root: Path, names: tuple[str, ...]) -> dict[str, Path]:
 
 
 def _check_subjects(folder: Path) -> None:
-    """Over all the tables that are there."""
+    """Over all the tables that exist."""
     subjects = {}
     for split, names in _TABLES.items():
         paths = [path for name in names for path in (folder / name, folder / f"{name}.gz") if path.is_file()]

@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0.
-"""The columns that all data sets share, and the promise that no subject stands in two splits."""
+"""The columns that all data sets share, and the promise that no subject is in two splits."""
 
 from collections.abc import Iterable, Mapping
 
@@ -37,7 +37,7 @@ def pair_features(
     Args:
         labels: names of the findings; without any there is no column `labels`.
         ids: type of `subject_id` and `study_id`: "int64" where the data set's own are numbers, else "string".
-        regions: whether places of findings are known.
+        regions: whether ground-truth regions of the findings are known.
         mask: whether regions have masks beside their boxes.
     """
     features = {
@@ -77,7 +77,7 @@ def check_split(name: str, split: str, known: Iterable[str] = SPLITS) -> None:
 
 def check_subjects(name: str, splits: Mapping[str, Iterable]) -> None:
     """
-    The promise that no subject stands in two splits.
+    The promise that no subject is in two splits.
 
     Args:
         name: of the data set or folder, for the message.
@@ -92,7 +92,7 @@ def check_subjects(name: str, splits: Mapping[str, Iterable]) -> None:
             shared = earlier & (subjects := set(subjects))
             if shared:
                 raise ValueError(
-                    f"{name}: {len(shared)} subjects stand in both {other} and {split}, such as {min(shared)}. "
+                    f"{name}: {len(shared)} subjects are in both {other} and {split}, such as {min(shared)}. "
                     "A model must not be tested on patients that it was trained on."
                 )
         seen[split] = set(subjects)

@@ -282,7 +282,7 @@ def _subjects_of(path: Path) -> set[int]:
     if not path.is_file():
         raise ValueError(f"There is no file {path} (exclude_subjects).")
     if path.suffix == ".json":
-        raise ValueError(f"{path} (exclude_subjects) must be the csv file, which lies beside the json file.")
+        raise ValueError(f"{path} (exclude_subjects) must be the csv file, which is published with the json file.")
     table = read_table(path, (), ("subject_id", "path"), limit=0)  # a skipped row would be trained on
     if "subject_id" in table:
         return set(to_integers(table, ["subject_id"], path, limit=0)["subject_id"])

@@ -46,8 +46,8 @@ def ms_cxr(
 
     Args:
         split: "test": all of MS-CXR is for testing.
-        data_dir: folder of MIMIC-CXR-JPG, or one that `prepare` has written; boxes are brought to the size that the
-            pictures have there.
+        data_dir: folder of MIMIC-CXR-JPG, or one that `prepare` has written; boxes are scaled to the size of its
+            pictures.
         boxes: the csv or json file of MS-CXR; by default `MS_CXR_Local_Alignment_v1.1.0.csv` (or .json, or v1.0.0, or
             `ms_cxr.csv`) in `data_dir`.
         mimic_split: "all", or the images of that part of MIMIC-CXR alone: of the official split, or of the prepared

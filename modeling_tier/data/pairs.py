@@ -135,7 +135,7 @@ def pairs(
     result = common(part, columns, reading, where, folder)
     if made:
         keys = [name for name in ("subject_id", "image_id", "text") if name in columns]
-        keep = partial(_is_of, split=split, keys=keys, share=validation_share)
+        keep = partial(_is_of, split=split, keys=keys, fraction=validation_share)
         if isinstance(result, IterableDataset):
             result = result.filter(keep)
         else:
@@ -153,10 +153,10 @@ def _subjects(part: Dataset, column: str, where: str) -> set[str]:
     return {_id(value) for value in _values(part, column)} - {None}
 
 
-def _is_of(row: dict, split: str, keys: list[str], share: float) -> bool:
+def _is_of(row: dict, split: str, keys: list[str], fraction: float) -> bool:
     """Whether a row belongs to this one of the training set and the validation set that is made of it."""
     key = next(row[name] for name in keys if row[name])
-    held_out = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64 < share
+    held_out = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64 < fraction
     return held_out == (split == "validation")
 
 

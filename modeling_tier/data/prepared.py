@@ -10,7 +10,7 @@ from .columns import check_split
 
 
 PREPARATION, SUMMARY, REJECTED = "preparation.json", "summary.json", "rejected.csv"
-FORMAT = 2  # to be raised with every change of what stands in a shard, the rules of texts and labels among it
+FORMAT = 2  # to be raised with every change of a shard's content, the rules for texts and labels included
 
 
 _REPAIR = "delete it and run the command that prepared the folder again, which writes what is missing"

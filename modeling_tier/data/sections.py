@@ -8,8 +8,8 @@ misspellings are impressions; a heading that names the view, such as PORTABLE CH
 impressions and findings do not count; of several sections of one name the last is taken; a report without impression
 and findings has a "last paragraph".
 
-What goes beyond them: a known heading may be written in small letters where a sentence cannot be running on, or stand
-in capitals without a colon alone on its line; FINAL REPORT ends what stands before it; a comparison is never taken for
+What goes beyond them: a known heading may be written in small letters where a sentence cannot be running on, or in
+capitals without a colon alone on its line; FINAL REPORT ends what comes before it; a comparison is never taken for
 the report; and headings within the findings or the impression (LUNGS, HEART) belong to that section.
 """
 
@@ -94,7 +94,7 @@ def report_text(report: str, section: str = "impression") -> str:
     Args:
         report: the whole report.
         section: "impression" (as arXiv 2212.06710), "findings", "impression_or_findings" (the impression, else the
-            findings, else the last paragraph), or "both" (findings, then impression, as far as they are there).
+            findings, else the last paragraph), or "both" (findings, then impression, as far as they exist).
 
     Raises:
         ValueError: for another section.
@@ -115,7 +115,7 @@ def report_text(report: str, section: str = "impression") -> str:
 
 def split_report(report: str) -> list[tuple[str, str]]:
     """
-    The sections of a report in their order, as (name, text with its line ends). What stands before the first heading
+    The sections of a report in their order, as (name, text with its line ends). What comes before the first heading
     is called "preamble", what follows FINAL REPORT without a heading "body". Names are in small letters, and one for
     all spellings.
     """
@@ -165,7 +165,7 @@ def _heading(line: str, before: str) -> tuple[str, str] | None:
 
 
 def _belongs(name: str, section: str, lines: list[str]) -> bool:
-    """Whether a heading is within the findings or the impression that it stands in."""
+    """Whether a heading is a part of the findings or the impression that it is found in."""
     if section not in ("impression", "findings", "view") or name in _SPELLINGS:
         return False
     if not _any_text(lines):  # directly below the section's own heading, as in "IMPRESSION:\n LUNGS: Clear."

@@ -35,7 +35,7 @@ FALLBACK = "cp1252"  # what older Windows programs write
 
 
 def is_missing(text: str | None) -> bool:
-    """Whether a cell stands for no value: blank, or "nan", "None", "N/A", "null"."""
+    """Whether a cell holds no value: blank, or "nan", "None", "N/A", "null"."""
     return text is None or text.strip().lower() in _MISSING
 
 
@@ -195,11 +195,11 @@ def read_table(
 ) -> pd.DataFrame:
     """
     The named columns of a csv or csv.gz file as texts without blanks at their ends, an empty field as "". Names of
-    columns may be written in other letter case. The index is such that a row stands in line index + 2 of the file.
+    columns may be written in other letter case. A row is in line index + 2 of the file.
     Rows that are not csv are skipped, as [`reject`] does.
 
     Raises:
-        ValueError: if a column of `columns` is missing (with those that are there), if more than the fraction `limit`
+        ValueError: if a column of `columns` is missing (with the existing ones), if more than the fraction `limit`
             of the rows is bad, or as [`csv_rows`].
     """
     columns, optional = list(columns), list(optional)
@@ -304,7 +304,7 @@ def inside(folder: Path, relative: str, where: str) -> Path:
     A path of a table within its folder. Links in the folder may lead elsewhere; the path itself may not.
 
     Raises:
-        ValueError: for a path that leaves the folder, with `where` it stands.
+        ValueError: for a path that leaves the folder, with `where` it was found.
     """
     plain = relative.replace("\\", "/")
     normal = os.path.normpath(plain)
@@ -344,7 +344,7 @@ def need_folder(name: str, data_dir, what: str) -> Path:
     The folder of a data set.
 
     Raises:
-        ValueError: if none is given, or it is not there, with what it should be.
+        ValueError: if none is given, or it does not exist, with what it should be.
     """
     if not data_dir:
         raise ValueError(f"{name} needs data_dir: {what}.")

@@ -190,7 +190,7 @@ def test_chexpert_says_what_is_wrong(chexpert):
     with pytest.raises(ValueError, match=r"valid\.csv, line 2: Path must be like"):
         load("validation")
     (chexpert / "valid.csv").write_text(content.replace("patient64541", "patient00001"))
-    with pytest.raises(ValueError, match="1 subjects stand in both train and validation, such as patient00001"):
+    with pytest.raises(ValueError, match="1 subjects are in both train and validation, such as patient00001"):
         load("validation")
     (chexpert / "valid.csv").unlink()
     with pytest.raises(ValueError, match=r"none of \['valid\.csv'"):
@@ -208,7 +208,7 @@ def test_chexpert_packed_tables_are_checked_for_subjects_too(chexpert):
     content = (chexpert / "train.csv").read_bytes()
     (chexpert / "train.csv").unlink()
     (chexpert / "train.csv.gz").write_bytes(gzip.compress(content.replace(b"patient00001", b"patient64541")))
-    with pytest.raises(ValueError, match="1 subjects stand in both train and validation, such as patient64541"):
+    with pytest.raises(ValueError, match="1 subjects are in both train and validation, such as patient64541"):
         load_pairs("chexpert", "validation", data_dir=chexpert)
 
 
@@ -388,7 +388,7 @@ def test_chestxray14_says_what_is_wrong(chestxray14):
         load()
     (chestxray14 / "BBox_List_2017.csv").write_text(boxes)
     (chestxray14 / "train_val_list.txt").write_text("00000002_000.png\n00000003_001.png\n")
-    with pytest.raises(ValueError, match="1 subjects stand in both train and test, such as 3"):
+    with pytest.raises(ValueError, match="1 subjects are in both train and test, such as 3"):
         load()
     (chestxray14 / "test_list.txt").unlink()
     with pytest.raises(ValueError, match=r"there is no test_list\.txt"):

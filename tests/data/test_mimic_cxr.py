@@ -389,7 +389,7 @@ def test_an_image_outside_of_the_folder_is_rejected_and_counted(tmp_path, dicom_
 
 def test_a_subject_in_two_splits_is_an_error(tmp_path):
     rows = [study(1), study(2), study(3, subject_id=10000002, split="test")]
-    with pytest.raises(ValueError, match="1 subjects stand in both train and test, such as 10000002"):
+    with pytest.raises(ValueError, match="1 subjects are in both train and test, such as 10000002"):
         load(write_tree(tmp_path, rows))
 
 

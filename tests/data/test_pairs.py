@@ -530,10 +530,10 @@ def test_a_subject_in_two_splits_is_refused(tmp_path):
     (tmp_path / "train.csv").write_text(csv_text(ROWS[:12]))
     (tmp_path / "test.jsonl").write_text(jsonl_text(ROWS[9:]))  # the same subjects, here as numbers
     for split in ("train", "validation", "test"):
-        with pytest.raises(ValueError, match="2 subjects stand in both (train and test|test and train), such as 4"):
+        with pytest.raises(ValueError, match="2 subjects are in both (train and test|test and train), such as 4"):
             load_pairs("pairs", split, data_dir=tmp_path, **OPTIONS)
     DatasetDict({"train": table(ROWS[:12]), "dev": table(ROWS[11:])}).save_to_disk(tmp_path / "saved")
-    with pytest.raises(ValueError, match="1 subjects stand in both train and validation, such as 5"):
+    with pytest.raises(ValueError, match="1 subjects are in both train and validation, such as 5"):
         load_pairs("pairs", "train", data_dir=tmp_path / "saved", **OPTIONS)
 
 
@@ -542,7 +542,7 @@ def test_a_subject_is_the_same_as_a_whole_number_and_as_a_float(tmp_path):
     write_pictures(tmp_path)
     (tmp_path / "train.csv").write_text(csv_text([row | {"patient": "17"} for row in ROWS[:10]]))
     (tmp_path / "test.csv").write_text(csv_text([ROWS[10] | {"patient": "17.0"}, ROWS[11] | {"patient": ""}]))
-    with pytest.raises(ValueError, match="1 subjects stand in both test and train, such as 17"):
+    with pytest.raises(ValueError, match="1 subjects are in both test and train, such as 17"):
         load_pairs("pairs", "test", data_dir=tmp_path, **OPTIONS)
 
 

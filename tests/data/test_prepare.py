@@ -338,7 +338,7 @@ def test_the_shards_themselves_are_checked_for_subjects_in_two_splits(tmp_path, 
         prepare(root, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(mimic_cxr, "check_subjects", lambda *_: None)
-    with pytest.raises(ValueError, match=f"{tmp_path}/out: 1 subjects stand in both train and test, such as 10000002"):
+    with pytest.raises(ValueError, match=f"{tmp_path}/out: 1 subjects are in both train and test, such as 10000002"):
         prepare(root, tmp_path / "out")
     with pytest.raises(ValueError, match="not finished"):
         load(tmp_path / "out")

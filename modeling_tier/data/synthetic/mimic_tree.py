@@ -46,7 +46,7 @@ _BOXES = (
 
 def write_mimic_tree(root: str | os.PathLike, num_images: dict[str, int], image_size: int = 96, seed: int = 0) -> None:
     """
-    Write the drawings as MIMIC-CXR-JPG 2.0.0 and its reports lie on a disk, so that the real loader can be run.
+    Write the drawings in the layout of MIMIC-CXR-JPG 2.0.0 and its reports, so that the real loader can be run.
 
     `files/p10/p10000032/s50414267/<dicom_id>.jpg` (JPEG, quality 95, 8-bit grey), the report beside the study's
     folder, the split, metadata, chexpert and negbio tables (.csv.gz), and the boxes in the form of MS-CXR

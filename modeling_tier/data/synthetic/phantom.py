@@ -1,6 +1,6 @@
 # Licensed under the Apache License, Version 2.0.
 """
-Frontal chest radiographs drawn by code, with findings at known places. Drawings, of no clinical meaning.
+Frontal chest radiographs drawn by code, with findings in known regions. Drawings, of no clinical meaning.
 
 The picture is a sum of soft-edged shapes over a unit square: `x` to the right, `y` down, `u = x - 0.5` from the
 midline. As on a light box, the patient's right is on the left of the picture (u < 0). Grey values are in [0, 1] until
@@ -44,7 +44,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What stays the same between the studies of one subject; lengths are shares of the picture."""
+    """What stays the same between the studies of one subject; lengths are fractions of the picture."""
 
     chest: float  # half width of the rib cage
     lung: float  # half width of both lungs together
@@ -54,7 +54,7 @@ class Anatomy:
     diaphragm: dict[str, float]  # y of the highest point, by side
     dome: float  # how far the diaphragm falls to its ends
     heart_ratio: float  # cardiothoracic ratio of the healthy heart
-    heart_shift: float  # share of the heart's width by which its centre lies to the left
+    heart_shift: float  # fraction of the heart's width by which its centre lies to the left
     heart_aspect: float  # height over width
     rib_spacing: float
     rib_phase: float
@@ -64,7 +64,7 @@ class Anatomy:
 
 
 class Region(NamedTuple):
-    """The place of one finding, or of one side of it."""
+    """The region of one finding, or of one side of it."""
 
     finding: Finding
     side: str | None
@@ -126,8 +126,13 @@ def sample_findings(rng: np.random.Generator) -> list[Finding]:
     if rng.random() < 0.25:
         return []
     failure, infection = rng.random() < 0.22, rng.random() < 0.25
-    one_side = lambda: str(rng.choice(["left", "right"]))  # noqa: E731
-    severity = lambda: float(rng.uniform())  # noqa: E731
+
+    def one_side() -> str:
+        return str(rng.choice(["left", "right"]))
+
+    def severity() -> float:
+        return float(rng.uniform())
+
     findings = []
     if rng.random() < (0.75 if failure else 0.12):
         findings.append(Finding("Cardiomegaly", severity()))

@@ -194,7 +194,10 @@ def write_report(rng: np.random.Generator, findings: list[Finding], view: str, o
         view: "PA" or "AP", sometimes named.
         omission: chance that the FINDINGS section passes over a finding, as readers do.
     """
-    pick = lambda sentences: str(sentences[rng.integers(len(sentences))])  # noqa: E731
+
+    def pick(sentences: tuple[str, ...]) -> str:
+        return str(sentences[rng.integers(len(sentences))])
+
     by_name = {finding.name: finding for finding in findings}
     sentences = []
     for name, templates in _POSITIVE.items():

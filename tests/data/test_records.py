@@ -1,0 +1,49 @@
+# Licensed under the Apache License, Version 2.0.
+"""The record of each data set: what the command line, the card and the scan before publishing rely on."""
+
+import importlib
+import pkgutil
+import re
+
+import pytest
+
+from modeling_tier import data
+from modeling_tier.data import DATASETS, PATH_OPTIONS
+
+
+# Ids in the form in which each data set is published.
+IDS = {
+    "mimic_cxr": ("p10000032", "s50414267", "02aa804e-bde0afdd-112c0b34-7bc16630-4e384014"),
+    "ms_cxr": ("files/p10/p10000032/s50414267",),
+    "chexpert": ("CheXpert-v1.0/valid/patient64541/study1/view1_frontal.jpg",),
+    "padchest": ("216840111366964013076187734852011291090445391_00-196-188.png",),
+    "chestxray14": ("00000001_000.png",),
+    "openi": ("1_IM-0001-3001.dcm.png", "CXR1_1_IM-0001-4001"),
+}
+
+
+def test_every_record_is_registered():
+    modules = [
+        importlib.import_module(f"{data.__name__}.{found.name}") for found in pkgutil.iter_modules(data.__path__)
+    ]
+    records = [module.RECORD for module in modules if hasattr(module, "RECORD")]
+    assert {record.name: record for record in records} == DATASETS and len(records) == len(DATASETS)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_a_record_says_who_may_have_it_and_what_its_ids_look_like(name):
+    record = DATASETS[name]
+    assert record.title and record.access and not record.access.endswith(".")
+    assert (record.shareable is False) == (record.address is not None) == (name in IDS)
+    assert set(record.distinctive_ids) <= set(record.id_patterns)
+    for example in IDS.get(name, ()):
+        assert any(re.search(pattern, example) for pattern in record.id_patterns.values())
+        assert not any(
+            re.search(pattern, "A small left effusion, 12.5 cm.") for pattern in record.id_patterns.values()
+        )
+
+
+def test_options_that_name_files_are_known_by_their_type():
+    assert DATASETS["mimic_cxr"].path_options == ("data_dir", "reports_dir", "reports", "exclude_subjects")
+    assert DATASETS["synthetic"].path_options == () and "split" not in DATASETS["synthetic"].options
+    assert set(PATH_OPTIONS) == {"data_dir", "reports", "reports_dir", "exclude_subjects", "boxes", "reads_dir"}
