@@ -226,8 +226,8 @@ BOMBS = {
     "1 x 60,000": lambda: saved(Image.new("L", (1, 60_000)), "PNG"),
     "13,000 x 13,000": lambda: saved(Image.new("1", (13_000, 13_000)), "PNG"),
     "2^31 - 1 squared": lambda: png(2**31 - 1, 2**31 - 1, [(b"IDAT", zlib.compress(b"\0" * 99))]),
-    "text that inflates": lambda: png(9, 9, [(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**30), 9))]),
-    "profile that inflates": lambda: png(9, 9, [(b"iCCP", b"a\0\0" + zlib.compress(bytes(2**30), 9))]),
+    "text that inflates": lambda: png(9, 9, [(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**28)))]),
+    "profile that inflates": lambda: png(9, 9, [(b"iCCP", b"a\0\0" + zlib.compress(bytes(2**28)))]),
     "GIF with a large screen": lambda: b"GIF89a" + struct.pack("<HH", 65535, 65535) + b"\0\0\0;",
     "GIF of many frames": lambda: saved(
         Image.new("L", (500, 500)),
