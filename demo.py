@@ -123,7 +123,14 @@ def check_same_options(config, folder: Path) -> None:
     path = folder / "training_config.yaml"
     if not path.is_file():
         return
-    changed = changed_options(load_config(path).to_dict(), config.to_dict())
+    try:
+        before = load_config(path).to_dict()
+    except ValueError as error:  # such as a run of another version, with other options
+        raise ValueError(
+            f"{path} cannot be read: {error} Choose another --output_dir, or train "
+            "anew with --training.overwrite true."
+        ) from error
+    changed = changed_options(before, config.to_dict())
     # How a run is started and shown does not change its model.
     free = ("output_dir", "training.resume_from_checkpoint", "training.overwrite", "training.progress")
     changed = [option for option in changed if option not in free]

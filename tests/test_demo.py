@@ -60,3 +60,11 @@ def test_a_demo_of_other_options_is_not_replaced_in_silence(tmp_path):
     (folder / "clip" / "training_config.yaml").write_text(config)
     with pytest.raises(ValueError, match="another value of .*training.epochs.*--training.overwrite true"):
         demo.run_demo(folder, [])
+
+
+def test_a_demo_of_another_version_is_named(tmp_path):
+    folder = tmp_path / "demo"
+    (folder / "clip").mkdir(parents=True)
+    (folder / "clip" / "training_config.yaml").write_text("optimizer: {an_option_of_old: 1}\n")
+    with pytest.raises(ValueError, match="clip/training_config.yaml cannot be read.*an_option_of_old.*overwrite true"):
+        demo.run_demo(folder, [])
