@@ -48,8 +48,10 @@ _SECRETS = {
 }
 _ADDRESSES = {
     "an e-mail address": r"[\w.+-]+@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}",
-    "an IP address": r"(?<![\w.+-])((25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(25[0-5]|2[0-4]\d|1?\d?\d)(?![\w+-]|\.\w)"
-    r"|(?i:(?<![\w:.])([0-9a-f]{1,4}:){7}[0-9a-f]{1,4}(?![\w:])|(?<![\w:.])fe80::[0-9a-f:]+)",
+    # A release of four numbers looks the same: it is known by the word before it.
+    "an IP address": r"(?i)(?<!cudnn )(?<!cuda )(?<!nccl )(?<!version )(?<!release )(?<![\w.+-])"
+    r"((25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(25[0-5]|2[0-4]\d|1?\d?\d)(?![\w+-]|\.\w)"
+    r"|(?<![\w:.])([0-9a-f]{1,4}:){7}[0-9a-f]{1,4}(?![\w:])|(?<![\w:.])fe80::[0-9a-f:]+",
     "a place on this machine": r"""(?<![\w/.:<>)\]}~*@-])(~|\.{1,2})?/([\w.@+ -]+/)*[\w@+-][\w.@+-]*/[\w.@+-]+"""
     r"|(?<![0-9A-Za-z])[A-Za-z]:\\+\w|(?<!\w)\\{2,4}\w+\\+\w|file://|(?<![\w/])~/\w",
     "a picture": r"data:image/|iVBORw0KGgo|/9j/4AAQ|R0lGODlh",
