@@ -296,7 +296,7 @@ def test_nothing_of_a_real_run_and_a_real_evaluation_on_such_a_tree_leaks(saved,
     for name, content in everything.items():
         assert not [each for each in names if each in name or each.encode() in content], name
         assert not [each for each in jpegs if each in content or base64.b64encode(each) in content], name
-        assert name.endswith(".png") == content.startswith(b"\x89PNG") and "maps" not in name
+        assert name.endswith(".png") == content.startswith(b"\x89PNG") and "similarity_maps" not in name
 
 
 def test_what_may_be_shown_goes_and_another_models_numbers_do_not(run, evaluated, look):

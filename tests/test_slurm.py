@@ -53,9 +53,10 @@ def test_a_job_that_is_asked_to_stop_is_queued_again_and_goes_on(job, tmp_path):
     assert "Asked to stop" in output, output[-3000:]
     assert (tmp_path / "calls").read_text() == "requeue 77\n"
     state = json.loads((tmp_path / "run/checkpoints/last/trainer_state.json").read_text())
-    assert state["step"] > 5 and state["pairs_per_step"] == 8
+    assert state["step"] > 5
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_is_not_queued_again(job, tmp_path):
     process = job("--training.epochs=0")
     output, _ = process.communicate(timeout=120)

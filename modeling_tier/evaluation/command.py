@@ -71,8 +71,12 @@ def _given_options(given: list[str]) -> dict[str, dict]:
     for name, section in merged.items():
         if name not in ("data", "validation"):
             raise ValueError(f"Unknown option --{name}; see --help.")
-        if not isinstance(section, dict) or set(section) != {"options"}:
+        if not isinstance(section, dict):
             raise ValueError(f"--{name} takes options of a data set, --{name}.options.NAME VALUE; got {section!r}.")
+        for unknown in section.keys() - {"options"}:
+            raise ValueError(
+                f"Unknown option --{name}.{unknown}; options of the data set are given as --{name}.options.NAME VALUE."
+            )
         if not isinstance(section["options"], dict):
             raise ValueError(f'--{name}.options must be like "{{image_size: 64}}"; got {section["options"]!r}.')
     return {name: section["options"] for name, section in merged.items()}

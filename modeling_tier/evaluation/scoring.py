@@ -424,7 +424,7 @@ def _content_digest(cell: dict) -> str:
 
 
 def _check_unreadable(reasons: list[str], number: int, total: int) -> None:
-    if reasons and number > math.ceil(MAX_UNREADABLE * total):  # a single picture ends no evaluation
+    if reasons and number > max(1, MAX_UNREADABLE * total):  # a single picture ends no evaluation
         raise ValueError(f"{reasons[0]} ({number} of the {total} images could not be read: more than 1%.)")
 
 

@@ -115,7 +115,7 @@ def test_a_file_may_replace_the_templates_of_a_protocol(tmp_path):
     ("addition", "protocol", "message"),
     [
         ("chexzero: {positive: ['{finding}']}", "chexzero", r"'chexzero' needs the lists \['positive', 'negative'\]"),
-        ("chexzero: {positive: [seen], negative: ['no {finding}']}", "chexzero", r"must have the place \{finding\}"),
+        ("chexzero: {positive: [seen], negative: ['no {finding}']}", "chexzero", r"must contain \{finding\}"),
         ("pipeline: {positive: ['a {finding}', 'the {finding}']}", "pipeline", "one positive sentence"),
         ("chexnet: {positive: ['{finding}']}", "tier", "unknown key 'chexnet'"),
         ("", "softmax", r"Unknown protocol 'softmax'; known are \['tier', 'chexzero', 'pipeline'\]"),

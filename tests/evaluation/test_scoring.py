@@ -120,6 +120,7 @@ def test_what_is_in_the_cache_is_not_computed_again_and_a_torn_part_is(scored, m
     assert_same(read_parts(tmp_path, pairs, BATCH), scored())
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_was_killed_goes_on(model, processor, tmp_path):
     folder, out = tmp_path / "model", tmp_path / "out"
     model.save_pretrained(folder), processor.save_pretrained(folder)

@@ -314,6 +314,7 @@ def test_command_line(model, processor, tmp_path):
         assert "Cardiomegaly" in (out / name).read_text()
 
 
+@pytest.mark.slow
 def test_the_same_model_twice_in_two_processes(model, processor, tmp_path):
     """Equal tables, p = 1, and the numbers of one process."""
     folder = tmp_path / "model"
@@ -403,4 +404,5 @@ def test_an_ensemble_names_its_models(tmp_path):
     (tmp_path / "ensemble.json").write_text('["b", "a"]')
     assert member_folders(str(tmp_path)) == {"b": str(tmp_path / "b"), "a": str(tmp_path / "a")}
     assert member_folders(str(tmp_path / "a")) == {"a": str(tmp_path / "a")}
-    assert member_folders("user/name") == {"name": "user/name"}
+    with pytest.raises(ValueError, match="no folder and no Hub repository named 'user/name'"):
+        member_folders("user/name")

@@ -54,6 +54,7 @@ def chexpert(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_the_papers_recipe(biovil_files, mimic, chexpert, tmp_path):  # noqa: F811
     places = biovil_files[2]
     command = [sys.executable, "-m", "modeling_tier.conversion", "biovil", str(tmp_path / "biovil")]

@@ -155,6 +155,7 @@ def test_what_changes_no_trial_may_change_when_a_search_goes_on(tmp_path, monkey
         assert len(search_lambdas(config, "random", trials, 0.5)) == trials
 
 
+@pytest.mark.slow
 def test_the_search_sets_its_own_options():
     for option in ("model.lambda_token", "training.overwrite"):
         command = [sys.executable, "search_lambdas.py", "--config", "configs/demo.yaml", f"--{option}", "0"]

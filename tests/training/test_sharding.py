@@ -52,6 +52,7 @@ def assert_same_steps(one: list[dict], other: list[dict], rtol: float = 1e-4):
         assert here["grad_norm"] == pytest.approx(there["grad_norm"], rel=10 * rtol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("configuration", "options"),
     [

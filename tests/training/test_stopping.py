@@ -331,6 +331,7 @@ def test_a_signal_to_all_processes_of_a_job_finds_the_workers_of_the_loader_too(
     assert state_of(folder)["step"] > 8 and b"Traceback" not in output
 
 
+@pytest.mark.slow
 def test_the_number_of_processes_may_change_on_the_way(tmp_path):
     """One process of 16 pairs, then two of 8; no dropout, no batch norm: as one process from beginning to end."""
     options = ["--model.text_config.hidden_dropout_prob=0", "--training.log_every=1"]
@@ -354,6 +355,7 @@ def test_the_number_of_processes_may_change_on_the_way(tmp_path):
         torch.testing.assert_close(weight, weights(tmp_path / "run/checkpoints/last")[name], rtol=0, atol=3e-4)
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_fails_in_the_first_process_ends_all(tmp_path):
     """The others wait for its result: they must not wait for ever."""
     rng = np.random.default_rng(0)
@@ -384,6 +386,7 @@ def run_to_its_end(folder):
     train(tiny(folder, *options, "--training.log_every=1", "--training.resume_from_checkpoint=auto"))
 
 
+@pytest.mark.slow
 def test_killed_at_twenty_moments_a_run_ends_as_if_it_had_not_been(tmp_path):
     """SIGKILL, at any moment, during the writing of a checkpoint too; every start goes on by itself."""
     context = multiprocessing.get_context("forkserver")  # which imports everything once

@@ -295,6 +295,7 @@ def test_checkpoints_are_chosen_on_another_data_set(as_the_paper):
     )
 
 
+@pytest.mark.slow
 def test_the_best_checkpoints_are_an_ensemble(as_the_paper, tmp_path):
     folder, best = as_the_paper
     auroc = [line["validation"]["synthetic"]["auroc"]["mean"] for line in lines(folder) if "validation" in line]

@@ -196,7 +196,7 @@ def test_null_is_no_text():
             "model.text_config.hiden_size=32",
             r"model: text_config: 'bert' has no option 'hiden_size'; did you mean 'hidden_size'",
         ),
-        ("model.vision_config.depth=[1]", r"'model.vision_config.depth' of resnet. Did you mean .*depths"),
+        ("model.vision_config.depth=[1]", r"vision_config: 'resnet' has no option 'depth'; did you mean 'depths'"),
         ("model.vision_config.depths=5", r"model: .*depths.* with value 5"),
         ("model.image_size=1000000", r"model.image_size must be at least 1 and at most 4096"),
         ("model.projection_dim=0", r"model.projection_dim must be at least 1"),
