@@ -52,8 +52,8 @@ def test_options_of_the_data_set_at_once_and_one_by_one(run):
     ("options", "message"),
     [
         (["--data.options", "40"], r"--data\.options must be like"),
-        (["--data.name", "pairs"], "--data takes options of a data set"),
-        (["--data", "{options: {image_size: 40}, name: x}"], "--data takes options of a data set"),
+        (["--data.name", "pairs"], r"Unknown option --data\.name; options of the data set are given as"),
+        (["--data", "{options: {image_size: 40}, name: x}"], r"Unknown option --data\.name; options of the data set"),
         (["--nonsense", "1"], "Unknown option --nonsense"),
         (["--data.options", "{sise: 4}"], "Unknown option 'sise'"),
         (["--smooth_maps", "-1"], "--smooth_maps must lie between 0 and 100"),
