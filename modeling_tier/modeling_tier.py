@@ -35,6 +35,8 @@ from .entropy_tier import l2_normalize, text_image_entropy
 
 logger = logging.get_logger(__name__)
 
+MAP_KINDS = ("cosine", "contribution")
+
 
 @dataclass
 class TierOutput(ModelOutput):
@@ -63,6 +65,8 @@ class TierOutput(ModelOutput):
             Embeddings of the tokens by the projection of `text_embeds`, L2-normalised.
         patch_embeds (`torch.Tensor` of shape `(N, P, D)`):
             Embeddings of the patches, row by row, by the projection of `image_embeds`, L2-normalised.
+        patch_weights (`torch.Tensor` of shape `(N, P)`, returned when `output_patch_weights` is `True`):
+            As [`TierModel.patch_weights`] gives them: what makes a map of contributions of one of cosines.
         text_model_output (`BaseModelOutputWithPooling`):
             The text encoder's output (SigLIP's: of the text padded to full length); its `pooler_output` is the
             projected global state before normalisation.
@@ -80,6 +84,7 @@ class TierOutput(ModelOutput):
     image_embeds: torch.Tensor | None = None
     token_embeds: torch.Tensor | None = None
     patch_embeds: torch.Tensor | None = None
+    patch_weights: torch.Tensor | None = None
     text_model_output: BaseModelOutputWithPooling | None = None
     vision_model_output: BaseModelOutputWithPooling | None = None
 
@@ -93,7 +98,7 @@ class TierOutput(ModelOutput):
 
 
 class TierSimilarityMap(NamedTuple):
-    """Cosine maps of N pairs on the patch grid (h, w), or on the pixels if a size was asked for."""
+    """Maps of N pairs on the patch grid (h, w), or on the pixels if a size was asked for."""
 
     token_to_patch: torch.Tensor
     """`(N, T, h, w)`: each token with each patch; 0 at padding."""
@@ -363,6 +368,7 @@ class TierModel(TierPreTrainedModel):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         size: tuple[int, int] | None = None,
+        kind: str = "cosine",
         **kwargs,
     ) -> TierSimilarityMap:
         """
@@ -370,17 +376,28 @@ class TierModel(TierPreTrainedModel):
         not smoothed; the authors of BioViL filter theirs by a gaussian of 1.5 patches (in the evaluation,
         `--smooth_maps 1.5`).
 
+        The cosine with the image's global embedding is a sum over the patches where this embedding is the mean of the
+        patches': with `z_p` a projected patch and `v` the mean of the P patches, both not normalised, and `t` of unit
+        length, `cos(v, t) = sum_p <z_p, t> / (P |v|)`. The map of contributions shows the summands: the cosine of each
+        patch, times its [`TierModel.patch_weights`].
+
         Args:
             pixel_values (`torch.Tensor` of shape `(N, 3, H, W)`): images; a single one is laid against all texts.
             input_ids (`torch.Tensor` of shape `(N, T)`): texts; a single one is laid against all images.
             attention_mask (`torch.Tensor` of shape `(N, T)`, *optional*): 1 at tokens, 0 at padding.
             size (`tuple[int, int]`, *optional*): height and width to which the maps are scaled, bilinearly: pass
                 `pixel_values.shape[-2:]` to lay them over the input. By default they stay on the patch grid (h, w).
+            kind (`str`, defaults to `"cosine"`): `"cosine"`, or `"contribution"`, with `image_pooling="mean"` alone.
             **kwargs: further inputs of the encoders, such as `token_type_ids`.
 
         Returns:
             [`TierSimilarityMap`]: `(token_to_patch (N, T, h, w), text_to_patch (N, h, w))`, rows from top to bottom.
+
+        Raises:
+            ValueError: if the numbers of images and texts do not fit, or the model has no map of this kind.
         """
+        if kind not in MAP_KINDS:
+            raise ValueError(f"kind must be one of {', '.join(map(repr, MAP_KINDS))}; got {kind!r}.")
         text_kwargs = {name: kwargs.pop(name, None) for name in ("position_ids", "token_type_ids")}
         image_kwargs = {"interpolate_pos_encoding": kwargs.pop("interpolate_pos_encoding", False)}
         if kwargs:
@@ -395,6 +412,8 @@ class TierModel(TierPreTrainedModel):
         # The text itself goes along as one more row of tokens.
         rows = torch.cat([text.local_embeds, text.embeds.unsqueeze(1)], dim=1)
         maps = l2_normalize(rows) @ l2_normalize(image.local_embeds).transpose(1, 2).to(rows.device)
+        if kind == "contribution":
+            maps = maps * self.patch_weights(image).unsqueeze(1).to(maps.device)
         maps = maps.unflatten(2, image.grid)
         if size is not None:
             maps = nn.functional.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
@@ -413,6 +432,7 @@ class TierModel(TierPreTrainedModel):
         token_type_ids: torch.LongTensor | None = None,
         return_loss: bool | None = None,
         output_entropy: bool = False,
+        output_patch_weights: bool = False,
         entropy_scale: float = 1.0,
         interpolate_pos_encoding: bool = False,
         cached_gradients: TierCachedGradients | None = None,
@@ -430,6 +450,7 @@ class TierModel(TierPreTrainedModel):
                 The mean over the processes of the gradients (as DDP takes it) is the gradient of that loss.
             output_entropy (`bool`, defaults to `False`): whether to compute both entropies where the loss does not
                 need them (`return_loss` not set, or both lambdas 0). They then serve as a diagnostic only.
+            output_patch_weights (`bool`, defaults to `False`): whether to return `patch_weights`.
             entropy_scale (`float`, defaults to 1.0): factor on both lambdas, for a ramp.
             interpolate_pos_encoding (`bool`, defaults to `False`): lets a vision transformer take another image size.
             cached_gradients ([`TierCachedGradients`], *optional*): for `return_loss` on a part of a batch whose
@@ -474,6 +495,7 @@ class TierModel(TierPreTrainedModel):
             image_embeds=image_embeds,
             token_embeds=l2_normalize(text.local_embeds),
             patch_embeds=l2_normalize(image.local_embeds),
+            patch_weights=self.patch_weights(image) if output_patch_weights else None,
             text_model_output=text.encoder_output,
             vision_model_output=image.encoder_output,
         )
@@ -571,6 +593,28 @@ class TierModel(TierPreTrainedModel):
                 embeds = patch_embeds.mean(dim=1)
         outputs["pooler_output"] = embeds
         return TierEncoding(embeds, patch_embeds, grid, outputs)
+
+    def patch_weights(self, image: TierEncoding) -> torch.Tensor:
+        """
+        The weights (N, P) by which the cosines of N images' patches with a text sum to the cosine of the image with
+        it: `|z_p| / (P |v|)`, see [`TierModel.get_similarity_map`].
+
+        Raises:
+            ValueError: if the global embedding is not the mean of the patches'.
+        """
+        if self.config.image_pooling != "mean":
+            reasons = {
+                "cls": "that of a class token, which is no sum over the patches",
+                "attention": "attention's with a perceptron behind it, which is no sum over the patches",
+            }
+            raise ValueError(
+                "Only with image_pooling='mean' does a patch contribute a part of the score; this model's global "
+                f"embedding is {reasons[self.config.image_pooling]}. Use its cosines."
+            )
+        dtype = torch.promote_types(image.local_embeds.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(image.local_embeds, dim=-1, dtype=dtype)  # (N, P)
+        mean_norm = torch.linalg.vector_norm(image.embeds, dim=-1, keepdim=True, dtype=dtype)  # (N, 1)
+        return norm / (norm.shape[1] * mean_norm).clamp(min=1e-12)
 
     def _check_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
         config: PreTrainedConfig = self.config.text_config

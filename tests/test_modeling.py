@@ -481,6 +481,36 @@ def test_similarity_map_on_pixels(inputs):
     torch.testing.assert_close(maps.text_to_patch, expected)
 
 
+@pytest.mark.parametrize(
+    ("text", "vision", "projection"),
+    [("bert", "resnet", "linear"), ("clip", "vit", "mlp"), ("bert", "clip", "linear")],
+)
+def test_contributions_of_the_patches_sum_to_the_score(inputs, text, vision, projection):
+    """In float64, and each is the formula's: the unnormalised patch with the unit text, over P times the mean's norm."""
+    model = build(text, vision, image_pooling="mean", projection=projection).double()
+    inputs = inputs | {"pixel_values": inputs["pixel_values"].double()}
+    out = model(**inputs, output_patch_weights=True)
+    maps = model.get_similarity_map(**inputs, kind="contribution")
+    scores = (out.text_embeds * out.image_embeds).sum(dim=1)
+    torch.testing.assert_close(maps.text_to_patch.sum(dim=(1, 2)), scores, rtol=1e-9, atol=1e-12)
+
+    patches = model.encode_image(inputs["pixel_values"]).local_embeds  # (N, P, D)
+    expected = torch.einsum("npd,ntd->ntp", patches, out.token_embeds)
+    expected = expected / (patches.shape[1] * patches.mean(dim=1).norm(dim=1)[:, None, None])
+    expected = expected * inputs["attention_mask"].unsqueeze(2)
+    torch.testing.assert_close(maps.token_to_patch.flatten(2), expected, rtol=1e-9, atol=1e-12)
+    cosines = (out.patch_embeds @ out.text_embeds.unsqueeze(2)).squeeze(2)
+    torch.testing.assert_close(cosines * out.patch_weights, maps.text_to_patch.flatten(1), rtol=1e-9, atol=1e-12)
+
+
+def test_contributions_are_only_of_a_score_that_is_a_sum(inputs):
+    for model, reason in ((build(), "class token"), (build("siglip", "siglip", **SIGLIP), "perceptron")):
+        with pytest.raises(ValueError, match=reason):
+            model.get_similarity_map(**inputs, kind="contribution")
+    with pytest.raises(ValueError, match="kind must be one of 'cosine', 'contribution'; got 'cosines'"):
+        build().get_similarity_map(**inputs, kind="cosines")
+
+
 # A citizen of transformers
 
 
