@@ -20,6 +20,7 @@ from .reading_tier import open_radiograph
 
 TASK = "tier-zero-shot"
 MAPS = (None, "array", "overlay")
+MAP_KINDS = ("cosine", "contribution")
 
 CAPTION_TASK = "zero-shot-image-classification"
 
@@ -35,11 +36,14 @@ class Question:
     positive_template: Any = "{}."
     negative_template: Any = "No {}."
     maps: str | None = None
+    map_kind: str = "cosine"
     frame: int | None = None
 
     def __post_init__(self):
         if self.maps not in MAPS:
             raise ValueError(f"maps must be one of {list(MAPS)}; got {self.maps!r}.")
+        if self.map_kind not in MAP_KINDS:
+            raise ValueError(f"map_kind must be one of {list(MAP_KINDS)}; got {self.map_kind!r}.")
 
     def replaced(self, **options: Any) -> "Question":
         """The same with the options that are not None."""
@@ -64,7 +68,8 @@ class TierZeroShotPipeline(Pipeline):
         model ([`TierModel`]): the model.
         processor ([`TierProcessor`], *optional*): its processor; by default that of the folder or repository from
             which the model was loaded.
-        findings, candidate_labels, positive_template, negative_template, maps, frame: defaults for each call.
+        findings, candidate_labels, positive_template, negative_template, maps, map_kind, frame: defaults for each
+            call.
         **kwargs: options of every pipeline of transformers: `device`, `batch_size`, `num_workers`, ...
     """
 
@@ -83,6 +88,7 @@ class TierZeroShotPipeline(Pipeline):
         positive_template=None,
         negative_template=None,
         maps: str | None = None,
+        map_kind: str | None = None,
         frame: int | None = None,
         **kwargs,
     ):
@@ -95,6 +101,7 @@ class TierZeroShotPipeline(Pipeline):
             positive_template=positive_template,
             negative_template=negative_template,
             maps=maps,
+            map_kind=map_kind,
             frame=frame,
         )
         self._embeds: dict[tuple[str, ...], torch.Tensor] = {}
@@ -108,6 +115,7 @@ class TierZeroShotPipeline(Pipeline):
         positive_template: str | list[str] | None = None,
         negative_template: str | list[str] | None = None,
         maps: str | None = None,
+        map_kind: str | None = None,
         frame: int | None = None,
         candidate_labels=None,
         **kwargs,
@@ -121,6 +129,9 @@ class TierZeroShotPipeline(Pipeline):
             positive_template, negative_template (`str` or `list[str]`): sentences that say that the finding is there,
                 `"{}."` by default, and that it is not, `"No {}."`, with `{}` for its name.
             maps (`str`, *optional*): `"array"` or `"overlay"` adds the map of each finding's positive sentences.
+            map_kind (`str`, *optional*): `"cosine"`, the default, or `"contribution"`: what each patch adds to the
+                cosine of the picture with the positive sentences ([`TierModel.get_similarity_map`]), for models
+                with `image_pooling="mean"`.
             frame (`int`, *optional*): of files of several frames, the one to read, counted from 1.
             candidate_labels: another name of `findings`.
             **kwargs: `batch_size` and `num_workers`.
@@ -133,8 +144,10 @@ class TierZeroShotPipeline(Pipeline):
                 - `difference`: cos(image, positive) - cos(image, negative), of the normalised means of the
                   sentences' embeddings
                 - `map` (`maps="array"`): float32 array (H, W) over the pixels of the original picture, cosines of the
-                  patches with the positive embedding, bilinear in between; NaN where the processor cuts the picture
-                - `overlay` (`maps="overlay"`): this map over the picture, as [`overlay_map`] paints it
+                  patches with the positive embedding, or their contributions, bilinear in between; NaN where the
+                  processor cuts the picture
+                - `overlay` (`maps="overlay"`): this map over the picture, as [`overlay_map`] paints it; of
+                  contributions, P times theirs, so that a patch of mean length has the colour of its cosine
                 - `note`, only where the tokenizer does not know words of the positive sentences: the model has not
                   learned them, so the score says little
             for a list of pictures a list of these, for a stream an iterator.
@@ -147,14 +160,19 @@ class TierZeroShotPipeline(Pipeline):
             positive_template=positive_template,
             negative_template=negative_template,
             maps=maps,
+            map_kind=map_kind,
             frame=frame,
         )
         images = _single_list_or_stream(images)
         if isinstance(images, list) and not images:
             return []
-        return super().__call__(images, prompts=asked.prompts(), maps=asked.maps, frame=asked.frame, **kwargs)
+        return super().__call__(
+            images, prompts=asked.prompts(), maps=asked.maps, map_kind=asked.map_kind, frame=asked.frame, **kwargs
+        )
 
-    def word_maps(self, image, sentence: str | list[str], frame: int | None = None) -> Any:
+    def word_maps(
+        self, image, sentence: str | list[str], frame: int | None = None, map_kind: str | None = None
+    ) -> Any:
         """
         Where the single words of a sentence point.
 
@@ -162,6 +180,7 @@ class TierZeroShotPipeline(Pipeline):
             image: one picture, as [`load_radiograph`] reads it, or a list.
             sentence: a text, or a list. Its words are what stands between spaces, without punctuation at their ends.
             frame: of files of several frames, the one to read, counted from 1.
+            map_kind: as for a call of the pipeline.
 
         Returns:
             `{"words": [W words], "maps": float32 array (W, H, W')}`: for each word the cosines with the patches over
@@ -178,7 +197,7 @@ class TierZeroShotPipeline(Pipeline):
             sentences = list(sentence) if isinstance(sentence, (list, tuple)) else [sentence] * len(images)
             if len(images) != len(sentences):
                 raise ValueError(f"{len(images)} pictures and {len(sentences)} sentences do not go together.")
-            return [self.word_maps(*pair, frame=frame) for pair in zip(images, sentences)]
+            return [self.word_maps(*pair, frame=frame, map_kind=map_kind) for pair in zip(images, sentences)]
         if not isinstance(sentence, str):
             raise ValueError(f"sentence must be a text or a list of texts; got {type(sentence).__name__}.")
         tokenizer = self.processor.tokenizer
@@ -192,7 +211,8 @@ class TierZeroShotPipeline(Pipeline):
         seen = self.preprocess(images, frame=frame)
         with self.device_placement(), torch.no_grad():
             pixel_values = seen["pixel_values"].to(self.device)
-            tokens = self.model.get_similarity_map(pixel_values, **inputs.to(self.device)).token_to_patch[0]
+            kind = self.defaults.replaced(map_kind=map_kind).map_kind
+            tokens = self.model.get_similarity_map(pixel_values, kind=kind, **inputs.to(self.device)).token_to_patch[0]
             coarse = torch.stack([tokens[positions].mean(dim=0) for _, positions in words]).float().cpu().numpy()
         return {"words": [word for word, _ in words], "maps": self._over_picture(coarse, seen)}
 
@@ -201,12 +221,13 @@ class TierZeroShotPipeline(Pipeline):
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
 
-    def _sanitize_parameters(self, prompts=None, maps=None, frame=None, **unknown):
+    def _sanitize_parameters(self, prompts=None, maps=None, map_kind="cosine", frame=None, **unknown):
         if unknown:
             raise ValueError(f"Unknown option {next(iter(unknown))!r} of {type(self).__name__}.")
         given = {"maps": maps} if maps else {}
         read = given | ({"frame": frame} if frame else {})
-        return read, given | ({"prompts": prompts} if prompts else {}), given | {"prompts": prompts or {}}
+        shown = given | {"map_kind": map_kind, "prompts": prompts or {}}
+        return read, shown, shown
 
     def preprocess(self, image, maps=None, frame=None) -> dict:
         picture = open_radiograph(image, self.processor.reading_options(frame)).convert("RGB")
@@ -214,7 +235,7 @@ class TierZeroShotPipeline(Pipeline):
         seen = {"pixel_values": pixel_values, "size": picture.size, "input_size": tuple(pixel_values.shape[-2:])}
         return seen | ({"picture": picture} if maps == "overlay" else {})
 
-    def _forward(self, inputs, prompts, maps=None) -> dict:
+    def _forward(self, inputs, prompts, maps=None, map_kind="cosine") -> dict:
         # Text first: a sentence that cannot be embedded costs no image.
         texts = self._embed([lists[key] for key in ("positive", "negative") for lists in prompts.values()])
         positive, negative = texts.chunk(2)  # (F, D) each
@@ -226,11 +247,13 @@ class TierZeroShotPipeline(Pipeline):
         }
         if maps:
             patches = l2_normalize(image.local_embeds.float())
-            cosines = positive.to(patches.device) @ patches.transpose(1, 2)  # (N, F, P)
-            answer["maps"] = cosines.unflatten(2, image.grid)
+            shown = positive.to(patches.device) @ patches.transpose(1, 2)  # (N, F, P)
+            if map_kind == "contribution":
+                shown = shown * self.model.patch_weights(image).unsqueeze(1)
+            answer["maps"] = shown.unflatten(2, image.grid)
         return answer | {name: inputs[name] for name in ("size", "input_size", "picture") if name in inputs}
 
-    def postprocess(self, answer, prompts, maps=None) -> list[dict]:
+    def postprocess(self, answer, prompts, maps=None, map_kind="cosine") -> list[dict]:
         positive, negative = (answer[name][0].double() for name in ("positive", "negative"))
         difference = positive - negative
         score = torch.sigmoid(math.exp(self.model.logit_scale.item()) * difference)
@@ -245,11 +268,12 @@ class TierZeroShotPipeline(Pipeline):
             if unknown:
                 row["note"] = f"The tokenizer does not know: {', '.join(unknown)}. The score says little."
         if maps:
+            limit = 1.0 if map_kind == "cosine" else 1 / math.prod(answer["maps"].shape[2:])
             for row, fine in zip(rows, self._over_picture(answer["maps"][0].numpy(), answer)):
                 if maps == "array":
                     row["map"] = fine
                 else:
-                    row["overlay"] = overlay_map(answer["picture"], fine)
+                    row["overlay"] = overlay_map(answer["picture"], fine, limit)
         return rows
 
     def _embed(self, lists: list[tuple[str, ...]]) -> torch.Tensor:

@@ -486,7 +486,7 @@ def test_similarity_map_on_pixels(inputs):
     [("bert", "resnet", "linear"), ("clip", "vit", "mlp"), ("bert", "clip", "linear")],
 )
 def test_contributions_of_the_patches_sum_to_the_score(inputs, text, vision, projection):
-    """In float64, and each is the formula's: the unnormalised patch with the unit text, over P times the mean's norm."""
+    """Each is <z_p, t> / (P |v|), of the unnormalised patch and the unit text."""
     model = build(text, vision, image_pooling="mean", projection=projection).double()
     inputs = inputs | {"pixel_values": inputs["pixel_values"].double()}
     out = model(**inputs, output_patch_weights=True)

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import TEXT_CONFIGS, VISION_CONFIGS
+from conftest import TEXT_CONFIGS, VISION_CONFIGS, tier_config
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -205,6 +205,30 @@ def test_maps_are_those_of_the_model_for_the_mean_of_the_positive_sentences(read
     assert answer["map"].dtype == np.float32 and answer["map"].shape == (32, 32)
     np.testing.assert_allclose(answer["map"], expected.numpy(), atol=1e-5)
     assert np.ptp(answer["map"]) > 0.01
+
+
+def test_contributions_sum_to_the_cosine_and_are_painted_at_the_scale_of_cosines(processor, picture):
+    torch.manual_seed(0)
+    model = TierModel(tier_config("clip", "vit", image_pooling="mean"))
+    read = TierZeroShotPipeline(model=model, processor=processor, findings=["effusion"], map_kind="contribution")
+    row = read(picture, maps="array")[0]
+    pixel_values = processor(images=picture)["pixel_values"]
+    text = processor(text=["effusion."])
+    with torch.no_grad():
+        cosine = model(pixel_values=pixel_values, **text)
+        coarse = model.get_similarity_map(pixel_values, **text, kind="contribution", size=(32, 32)).text_to_patch[0]
+    on_grid = model.get_similarity_map(pixel_values, **text, kind="contribution").text_to_patch[0]
+    expected = (cosine.text_embeds * cosine.image_embeds).sum().item()
+    assert on_grid.sum().item() == pytest.approx(expected, abs=1e-6)
+    np.testing.assert_allclose(row["map"], coarse.numpy(), atol=1e-6)
+    overlay = read(picture, maps="overlay")[0]["overlay"]
+    assert overlay.tobytes() == overlay_map(picture.convert("RGB"), row["map"], 1 / on_grid.numel()).tobytes()
+    words = read.word_maps(picture, "effusion .")["maps"]
+    tokens = model.get_similarity_map(pixel_values, **processor(text="effusion ."), kind="contribution", size=(32, 32))
+    position = processor.tokenizer("effusion .")["input_ids"].index(processor.tokenizer.vocab["effusion"])
+    np.testing.assert_allclose(words[0], tokens.token_to_patch[0, position].numpy(), atol=1e-6)
+    with pytest.raises(ValueError, match="map_kind must be one of"):
+        read(picture, map_kind="gradient")
 
 
 @pytest.mark.parametrize(
