@@ -29,7 +29,7 @@ class Probe(NamedTuple):
 # How a map can be looked at, as `variant_name` joins them. The first of each is what training and the demo report.
 REGIONS = ("box", "mask")
 RESOLUTIONS = ("pixel", "patch")
-MAPS = ("plain", "minus_no_finding")
+MAPS = ("plain", "minus_no_finding", "contribution", "contribution_minus_no_finding")
 
 
 def variant_name(region: str, resolution: str, kind: str) -> str:
@@ -48,6 +48,7 @@ def ground(
     image_processor,
     probe: Callable[[str], Probe],
     no_finding: torch.Tensor | None,
+    patch_weights: torch.Tensor | None,
     thorough: bool,
     smoothing: float = 0.0,
     row: int = 0,
@@ -63,6 +64,8 @@ def ground(
         image_processor: the one that made `pixel_values` of it.
         probe: from a phrase to its [`Probe`].
         no_finding: (D,), whose map is subtracted in the maps "minus_no_finding"; None: there are none.
+        patch_weights: (P,), by which cosines are multiplied in the maps of contributions
+            ([`TierModel.patch_weights`]); None: there are none.
         thorough: every combination of region (box, and mask where there is one), resolution (of `pixel_values`, and of
             the patches) and map, for sentences and single tokens; else the sentence's plain map against the box, at
             the resolution of the pixels.
@@ -84,8 +87,8 @@ def ground(
         if not thorough:
             embeds, tokens = embeds[:1], []
         maps = {"plain": embeds @ patch_embeds.T}  # (R, P)
-        if thorough and no_finding is not None:
-            maps["minus_no_finding"] = maps["plain"] - patch_embeds @ no_finding
+        if thorough:
+            maps = _all_kinds(maps["plain"], None if no_finding is None else patch_embeds @ no_finding, patch_weights)
         if smoothing:
             maps = {kind: smooth_maps(values, grid, smoothing) for kind, values in maps.items()}
         number = len(embeds)
@@ -100,6 +103,17 @@ def ground(
         )
     scores = join(parts) if parts else MapScores(np.array([], dtype=np.int64), *[np.array([], dtype=str)] * 3, {})
     return dataclasses.replace(scores, num_outside=num_outside)
+
+
+def _all_kinds(
+    plain: torch.Tensor, no_finding: torch.Tensor | None, patch_weights: torch.Tensor | None
+) -> dict[str, torch.Tensor]:
+    """Maps (R, P) by their kind in `MAPS`, of cosines (R, P), those (P,) of "no finding", and the weights (P,)."""
+    maps = {"plain": plain} if no_finding is None else {"plain": plain, "minus_no_finding": plain - no_finding}
+    if patch_weights is None:
+        return maps
+    names = {"plain": "contribution", "minus_no_finding": "contribution_minus_no_finding"}
+    return maps | {names[kind]: values * patch_weights for kind, values in maps.items()}
 
 
 def _measured(

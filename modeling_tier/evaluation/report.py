@@ -460,7 +460,9 @@ def _map_name(entry: dict) -> str:
     """What kind of map it is; without an entry, the plain one of the main numbers."""
     name = "single tokens" if entry.get("text") == "token" else "whole sentence"
     name += f", by {entry.get('resolution', 'pixel')}"
-    name += ", minus “No finding”" if entry.get("map") == "minus_no_finding" else ""
+    kind = entry.get("map") or ""
+    name += ", contributions" if kind.startswith("contribution") else ""
+    name += ", minus “No finding”" if kind.endswith("minus_no_finding") else ""
     return name + (", against masks" if entry.get("place") == "mask" else "")
 
 

@@ -18,7 +18,7 @@ from ..files import replaced_file
 from .measures import LOCALISATION, SPARSITY, group
 
 
-FORMAT = 2  # of the cache, beside its fields; another one when numbers of the same name come about otherwise
+FORMAT = 3  # of the cache, beside its fields; another one when numbers of the same name come about otherwise
 _SEPARATOR = ":"
 
 

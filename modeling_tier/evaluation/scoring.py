@@ -243,7 +243,8 @@ def score_batch(
         return scored
     inputs = {name: tensor.to(model.device) for name, tensor in batch["inputs"].items()}
     with probes.autocast:
-        out = model(**inputs, return_loss=with_text)
+        with_weights = thorough and model.config.image_pooling == "mean"
+        out = model(**inputs, return_loss=with_text, output_patch_weights=with_weights)
     image_embeds, patch_embeds = out.image_embeds.float(), out.patch_embeds.float()
     _check_numbers("image", batch, image_embeds, patch_embeds)
     scored.images = _image_scores(batch, image_embeds, patch_embeds, probes)
@@ -253,7 +254,8 @@ def score_batch(
         scored.pairs = _pair_scores(out, mask, thorough)
     if localisation and batch["regions"] is not None:
         grid = _grid(inputs["pixel_values"], patch_embeds)
-        images = zip(batch["rows"], batch["regions"], batch["sizes"], patch_embeds)
+        weights = out.patch_weights if with_weights else [None] * len(patch_embeds)
+        images = zip(batch["rows"], batch["regions"], batch["sizes"], patch_embeds, weights)
         scored.maps = join(
             [
                 ground(
@@ -264,11 +266,12 @@ def score_batch(
                     processor.image_processor,
                     probes.phrase,
                     probes.no_finding,
+                    patch_weights,
                     thorough,
                     smoothing,
                     row,
                 )
-                for row, regions, size, patches in images
+                for row, regions, size, patches, patch_weights in images
             ]
         )
     return scored

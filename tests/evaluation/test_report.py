@@ -60,7 +60,7 @@ class Maker:
 
     def variants(self, cell):
         kinds = {"text": ("sentence", "token"), "place": ("box", "mask"), "resolution": ("pixel", "patch")}
-        kinds["map"] = ("plain", "minus_no_finding")
+        kinds["map"] = ("plain", "minus_no_finding", "contribution", "contribution_minus_no_finding")
         return [
             dict(zip(kinds, kind)) | {key: cell() for key in ("pointing_game", "cnr", "miou", "iou")}
             for kind in itertools.product(*kinds.values())

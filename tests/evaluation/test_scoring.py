@@ -211,6 +211,10 @@ def test_every_way_of_looking_at_a_map(scored, model, processor, pairs):
                 # The sentence, then its tokens between [CLS] and the full stop before [SEP].
                 plain = torch.cat([own_maps.text_to_patch, own_maps.token_to_patch[0, 1:-2]])
                 maps[resolution, "plain"], maps[resolution, "minus_no_finding"] = plain, plain - empty[0]
+                own_maps = model.get_similarity_map(**inputs, size=size, kind="contribution")
+                maps[resolution, "contribution"] = torch.cat(
+                    [own_maps.text_to_patch, own_maps.token_to_patch[0, 1:-2]]
+                )
         grid = tuple(maps["patch", "plain"].shape[1:])
         mask = picture_mask([region["mask"] for region in regions], processor.image_processor)
         box = np.zeros((40, 40), bool)
@@ -221,7 +225,7 @@ def test_every_way_of_looking_at_a_map(scored, model, processor, pairs):
         number = len(maps["pixel", "plain"])
         assert whole.maps.phrase[place : place + number].tolist() == [phrase] * number
         assert whole.maps.token[place + 1 : place + number].tolist() == processor.tokenizer.tokenize(phrase)[:-1]
-        for resolution, kind in itertools.product(("pixel", "patch"), ("plain", "minus_no_finding")):
+        for resolution, kind in itertools.product(("pixel", "patch"), ("plain", "minus_no_finding", "contribution")):
             inside = mask if resolution == "pixel" else patch_mask(mask, grid)
             for i, values in enumerate(maps[resolution, kind].numpy()):
                 name = f"mask/{resolution}/{kind}"
