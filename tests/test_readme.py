@@ -166,6 +166,7 @@ def test_everything_that_is_made_smaller_stands_in_the_readme():
         assert any(words in block for block in SHELL), words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(SHELL)))
 def test_a_block_of_commands(checkout, number):
     if number == 0:
@@ -203,6 +204,7 @@ def check_page(block: str, checkout) -> None:
         process.wait(timeout=30)
 
 
+@pytest.mark.slow
 def test_the_blocks_of_python_one_after_the_other(checkout):
     folder, _ = checkout
     (folder / "blocks.py").write_text("\n".join([*PYTHON, EPILOGUE]), "utf-8")
@@ -210,6 +212,7 @@ def test_the_blocks_of_python_one_after_the_other(checkout):
     assert Image.open(folder / "cardiomegaly.png").size == Image.open(ROOT / "docs/radiograph.png").size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["training.md", "evaluation.md"])
 def test_the_blocks_of_python_in_a_document(checkout, page):
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / page).read_text("utf-8"), re.MULTILINE | re.DOTALL)

@@ -43,6 +43,7 @@ def job(tmp_path):
     return submit
 
 
+@pytest.mark.slow
 def test_a_job_that_is_asked_to_stop_is_queued_again_and_goes_on(job, tmp_path):
     process, log = job("--training.epochs=2000"), tmp_path / "run/log.jsonl"
     deadline = time.monotonic() + 120

@@ -297,6 +297,7 @@ def test_a_clip_folder_is_a_model_too(clip_model, processor, tmp_path):
     assert loaded(text="left effusion")["input_ids"].shape == (1, 4)
 
 
+@pytest.mark.slow
 def test_command_line(model, processor, tmp_path):
     folder, out = tmp_path / "model", tmp_path / "out"
     model.save_pretrained(folder), processor.save_pretrained(folder)

@@ -288,7 +288,11 @@ def test_a_second_signal_acts_at_once(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("to", "every_epochs"), [("the launcher, which passes it on", 1), ("all, as SLURM and Ctrl-C do", 1000)]
+    ("to", "every_epochs"),
+    [
+        ("the launcher, which passes it on", 1),
+        pytest.param("all, as SLURM and Ctrl-C do", 1000, marks=pytest.mark.slow),
+    ],
 )
 def test_two_processes_stop_at_the_same_step(tmp_path, to, every_epochs):
     folder = tmp_path / "run"

@@ -537,10 +537,13 @@ def test_processes_share_a_batch_without_overlap(processor, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        [],
-        ["--freeze.text_layers=1", "--freeze.patterns=[logit_scale]", "--optimizer.name=adam"],
+        pytest.param([], id="all trained"),
+        pytest.param(
+            ["--freeze.text_layers=1", "--freeze.patterns=[logit_scale]", "--optimizer.name=adam"],
+            id="parts frozen",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["all trained", "parts frozen"],
 )
 def test_two_processes_are_one(tmp_path, options):
     """The same global batch on one and on two processes: the same losses, gradients and weights; no dropout here."""
@@ -572,7 +575,7 @@ def test_two_processes_are_one(tmp_path, options):
 
 @pytest.mark.parametrize(
     "options",
-    [["chunk_size=3"], ["gradient_checkpointing=true"], ["compile=true"]],
+    [["chunk_size=3"], ["gradient_checkpointing=true"], pytest.param(["compile=true"], marks=pytest.mark.slow)],
     ids=lambda options: options[0].partition("=")[0],
 )
 def test_a_cheaper_step_is_the_same_step(tmp_path, monkeypatch, options):
