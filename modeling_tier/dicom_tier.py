@@ -6,8 +6,10 @@ The order is that of DICOM PS3.4 N.2: stored values, modality LUT or rescaling, 
 step is pydicom's.
 """
 
+import io
+import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,11 @@ CONTRASTS = ("window", "full_range", "equalized")
 NUM_HEAD_BYTES = 140
 
 _INSTALL_DECODERS = "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
-_MAX_INFLATED_BYTES = 2**30
+_MAX_INFLATED_BYTES = 2**28  # 64 million pixels of 32 bits
 _MAX_TABLE = 2**20  # distinct values for which a table is cheaper than every pixel
+
+# Start of a frame by each of JPEG's processes, of a hierarchy of frames, and of one of JPEG-LS.
+_JPEG_FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC} | {0xDE, 0xF7}
 
 # Storage classes whose pixels are no picture of a patient.
 _NO_PICTURES = {
@@ -83,17 +88,21 @@ def read_dicom(stream: Any, contrast: str, frame: int | None, check_size: Callab
         ImportError: if `pydicom` is not installed.
     """
     pydicom = _import_pydicom()
-    header = pydicom.dcmread(_inflated(pydicom, stream), stop_before_pixels=True, force=True)
+    stream = _inflated(pydicom, stream)
+    header = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
     _check_is_picture(header)
     check_size(int(header.Columns), int(header.Rows))
     index = _frame_index(header, frame)
     _complete_file_meta(pydicom, header)
     _check_decoder(pydicom, header.file_meta.TransferSyntaxUID)
     stream.seek(0)
-    dataset = pydicom.dcmread(_inflated(pydicom, stream), force=True)
+    dataset = pydicom.dcmread(stream, force=True)
     _complete_file_meta(pydicom, dataset)
     if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise ValueError("it is a DICOM file without pixels")
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax.is_transfer_syntax and syntax.is_encapsulated:
+        _check_compressed_size(pydicom, dataset, index)
     stored = pydicom.pixels.pixel_array(dataset, index=index)
     return _shown(pydicom, dataset, stored, contrast, index)
 
@@ -101,6 +110,8 @@ def read_dicom(stream: Any, contrast: str, frame: int | None, check_size: Callab
 def _import_pydicom() -> Any:
     try:
         import pydicom
+        import pydicom.encaps
+        import pydicom.filereader
         import pydicom.pixels
     except ImportError as error:
         raise ImportError(f"Reading a DICOM file needs pydicom: pip install pydicom ({error})") from error
@@ -108,20 +119,34 @@ def _import_pydicom() -> Any:
 
 
 def _inflated(pydicom: Any, stream: Any) -> Any:
-    """The stream; a deflated file is first inflated on trial, since one of 2 MB can hold gigabytes."""
+    """
+    The stream; of a deflated file its inflated elements, which pydicom reads as it reads a file without file meta
+    information. pydicom itself would inflate without a limit, and 2 MB can hold gigabytes.
+    """
     try:
-        syntax = pydicom.filereader.read_file_meta_info(stream).get("TransferSyntaxUID")
-        start = stream.tell()
-    except Exception:  # no file meta information, or a damaged one: dcmread says so better
-        syntax = start = None
-    if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:
-        stream.seek(start)
-        unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
-        unpacker.decompress(stream.read(), _MAX_INFLATED_BYTES)
-        if unpacker.unconsumed_tail:
-            raise ValueError(f"it inflates to more than {_MAX_INFLATED_BYTES // 2**20} MiB")
-    stream.seek(0)
-    return stream
+        pydicom.filereader.read_preamble(stream, force=True)
+        file_meta = pydicom.filereader.read_dataset(
+            stream, is_implicit_VR=False, is_little_endian=True, stop_when=_is_outside_of_file_meta
+        )
+        syntax = file_meta.get("TransferSyntaxUID")
+    except Exception:  # damaged file meta information: dcmread says so better
+        syntax = None
+    if syntax != pydicom.uid.DeflatedExplicitVRLittleEndian:
+        stream.seek(0)
+        return stream
+    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+    content = unpacker.decompress(stream.read(), _MAX_INFLATED_BYTES)
+    if not unpacker.eof:
+        if len(content) == _MAX_INFLATED_BYTES:
+            raise ValueError(
+                f"it inflates to {_MAX_INFLATED_BYTES // 2**20} MiB or more; save it under another transfer syntax"
+            )
+        raise ValueError("its deflated content is cut off")
+    return io.BytesIO(content)
+
+
+def _is_outside_of_file_meta(tag: Any, vr: str | None, length: int) -> bool:
+    return tag.group != 2
 
 
 def _check_is_picture(header: Any) -> None:
@@ -164,6 +189,55 @@ def _check_decoder(pydicom: Any, syntax: Any) -> None:
             f"it is compressed as {syntax.name}, for which no decoder is installed: {_INSTALL_DECODERS} (the extra "
             "`dicom` of the package)"
         )
+
+
+def _check_compressed_size(pydicom: Any, dataset: Any, index: int) -> None:
+    """
+    Raise ValueError if a compressed frame is larger than Rows and Columns say. Decoders believe the frame, and one of
+    2 kB can hold gigapixels.
+    """
+    tables = [dataset.get(name) for name in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")]
+    frame = pydicom.encaps.get_frame(
+        dataset.PixelData,
+        index,
+        number_of_frames=int(dataset.get("NumberOfFrames") or 1),
+        extended_offsets=tuple(tables) if all(tables) else None,
+    )
+    rows, columns, samples = int(dataset.Rows), int(dataset.Columns), int(dataset.get("SamplesPerPixel") or 1)
+    if dataset.file_meta.TransferSyntaxUID == pydicom.uid.RLELossless:
+        num_bytes = rows * columns * samples * max(1, int(dataset.BitsAllocated) // 8)
+        if len(frame) > 2 * num_bytes + 1024:  # in the worst case it grows by a 64th
+            raise ValueError(f"its compressed frame of {len(frame)} bytes is more than {columns} x {rows} pixels need")
+        return
+    for width, height, components in _compressed_sizes(frame):
+        if width * height * components > rows * columns * samples or 0 in (width, height):
+            raise ValueError(
+                f"its compressed frame has {width} x {height} pixels of {components} components, while the file says "
+                f"{columns} x {rows} of {samples}"
+            )
+
+
+def _compressed_sizes(frame: bytes) -> Iterator[tuple[int, int, int]]:
+    """Width, height and components as each header of a JPEG, JPEG-LS or JPEG 2000 codestream gives them."""
+    start = frame.find(b"\xff\x4f\xff\x51", 0, 4096)  # JPEG 2000, in a file format's box or without one
+    if start >= 0 and len(frame) >= start + 42:
+        right, bottom, left, top = struct.unpack_from(">4I", frame, start + 8)
+        yield right - left, bottom - top, struct.unpack_from(">H", frame, start + 40)[0]
+        return
+    position = 2
+    while position + 4 <= len(frame):
+        if frame[position] != 0xFF:
+            return
+        marker, length = frame[position + 1], int.from_bytes(frame[position + 2 : position + 4], "big")
+        if marker == 0xFF:  # fill bytes
+            position += 1
+            continue
+        if marker in _JPEG_FRAME_MARKERS and position + 10 <= len(frame):
+            height, width, components = struct.unpack_from(">HHB", frame, position + 5)
+            yield width, height, components
+        if marker == 0xDA:  # the first scan
+            return
+        position += 2 + length
 
 
 def _shown(pydicom: Any, dataset: Any, stored: np.ndarray, contrast: str, index: int) -> np.ndarray:

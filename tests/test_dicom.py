@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from modeling_tier import load_radiograph
 
@@ -278,6 +279,39 @@ def test_a_deflated_file(ramp):
     dicom_file = dataset(ramp)
     dicom_file.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
     np.testing.assert_allclose(read(dicom_file), full_range(ramp), atol=0.51)
+    with pytest.raises(ValueError, match="its deflated content is cut off"):
+        load_radiograph(saved(dicom_file)[:-20])
+
+
+def compressed(frame: bytes, syntax, pixels: np.ndarray) -> bytes:
+    """A file that says it has the size of `pixels`, with a frame that may be of another."""
+    dicom_file = dataset(pixels)
+    dicom_file.file_meta.TransferSyntaxUID = syntax
+    dicom_file.PixelData = pydicom.encaps.encapsulate([frame])
+    dicom_file["PixelData"].VR = "OB"
+    return saved(dicom_file)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "kind", "options"),
+    [
+        (pydicom.uid.JPEGBaseline8Bit, "JPEG", {}),
+        (pydicom.uid.JPEGBaseline8Bit, "JPEG", {"progressive": True}),
+        (pydicom.uid.JPEG2000Lossless, "JPEG2000", {"no_jp2": True}),
+        (pydicom.uid.JPEG2000Lossless, "JPEG2000", {}),
+    ],
+)
+def test_a_compressed_frame_larger_than_the_file_says_is_not_decoded(syntax, kind, options):
+    small, picture = np.zeros((16, 16), np.uint8), io.BytesIO()
+    Image.new("L", (900, 700)).save(picture, kind, **options)
+    with pytest.raises(ValueError, match="frame has 900 x 700 pixels of 1 components, while the file says 16 x 16"):
+        load_radiograph(compressed(picture.getvalue(), syntax, small))
+
+
+def test_a_run_length_frame_larger_than_the_file_says_is_not_decoded():
+    frame = np.array([1, 64, *[0] * 14], "<u4").tobytes() + b"\x81\0" * 5_000
+    with pytest.raises(ValueError, match="frame of 10064 bytes is more than 16 x 16 pixels need"):
+        load_radiograph(compressed(frame, pydicom.uid.RLELossless, np.zeros((16, 16), np.uint8)))
 
 
 @needs_real_files

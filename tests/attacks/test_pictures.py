@@ -216,6 +216,19 @@ def deflated_dicom() -> bytes:
     return file.getvalue()
 
 
+def dicom_of_another_size() -> bytes:
+    """It says 16 x 16, and its JPEG 2000 frame has 400 million pixels in 2 kB."""
+    pydicom = pytest.importorskip("pydicom")
+    dicom_file = pydicom.dcmread(io.BytesIO(FORMATS["DICOM"](np.zeros((16, 16), np.uint16))))
+    dicom_file.file_meta.TransferSyntaxUID = pydicom.uid.JPEG2000Lossless
+    frame = saved(Image.new("L", (20_000, 20_000)), "JPEG2000", no_jp2=True)
+    dicom_file.PixelData = pydicom.encaps.encapsulate([frame])
+    dicom_file["PixelData"].VR = "OB"
+    file = io.BytesIO()
+    dicom_file.save_as(file, enforce_file_format=True)
+    return file.getvalue()
+
+
 def saved(picture: Image.Image, kind: str, **options) -> bytes:
     file = io.BytesIO()
     picture.save(file, kind, **options)
@@ -236,6 +249,7 @@ BOMBS = {
         append_images=[Image.new("L", (500, 500), i) for i in range(200)],
     ),
     "deflated DICOM": deflated_dicom,
+    "compressed DICOM": dicom_of_another_size,
     "at the limit": lambda: saved(Image.new("L", (8000, 8000)), "PNG"),
 }
 
