@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -105,10 +105,13 @@ def locked_folder(folder: str | Path, timeout: float = 0) -> Iterator[None]:
         _write_holder(path)
         yield
     finally:
-        path.unlink(missing_ok=True)
+        # A process that opened the file before this and locks it afterwards is refused by filelock, from 3.21 on.
+        with suppress(OSError):  # Windows removes no open file
+            path.unlink(missing_ok=True)
         lock.release()
-        if not existed and not any(folder.iterdir()):
-            folder.rmdir()
+        if not existed:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
 
 
 def _write_holder(path: Path) -> None:

@@ -71,6 +71,27 @@ def test_a_lock_names_its_holder_and_dies_with_it(tmp_path):
     assert not (tmp_path / "new").exists(), "it was made for the lock alone"
 
 
+def test_a_lock_on_a_file_that_was_removed_meanwhile_is_none(tmp_path, monkeypatch):
+    """Between the opening and the locking of the file its holder goes, and another process comes."""
+    fcntl = pytest.importorskip("fcntl")
+    lock, path, others = fcntl.flock, tmp_path / ".lock", []
+
+    def late(descriptor, operation):
+        if not others and operation & fcntl.LOCK_EX:
+            path.unlink()
+            others.append(path.open("w"))
+            lock(others[0], fcntl.LOCK_EX)
+        return lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(ValueError, match="is in use by"), locked_folder(tmp_path):
+        pytest.fail("two hold it")
+    assert path.exists()
+    others[0].close()
+    with locked_folder(tmp_path):
+        pass
+
+
 def test_a_folder_that_was_there_stays(tmp_path):
     with locked_folder(tmp_path):
         (tmp_path / "metrics.json").write_text("{}")
