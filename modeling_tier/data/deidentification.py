@@ -10,12 +10,14 @@ import re
 
 
 _MARK = re.compile(
-    r"(?s:\[\*\*.{0,200}?\*\*\])"
+    r"(?s:\[\*\*(?:(?!\[\*\*).){0,200}?\*\*\])"
     r"|_{2,}"
     r"|X{3,}"
     r"|<\s*>|<[A-Za-z_]+>"
     r"|(?i:\[\s*(?:unk|redacted|removed|deidentified|de-identified)\s*\])"
 )
+
+_MAX_PASSES = 10  # random texts made of marks need up to 4
 
 # While the text is cleaned, one private character stands for each removed word.
 _LOST = "\ue000"
@@ -32,7 +34,21 @@ _LIST_ITEM = re.compile(rf"(?:^|(?<=[.;:] ))\d+[.)]\s*{_LOST}\s*[.;]?(?=\s|$)")
 
 
 def clean(text: str) -> str:
-    """One line without de-identification marks, and of the words around them only whole ones; "" without letters."""
+    """
+    One line without de-identification marks, and of the words around them only whole ones; "" without letters.
+
+    A cleaned text stays as it is when it is cleaned again: where taking a mark out makes another one of its
+    surroundings, that one goes as well. A text of marks within marks within marks, to no end, is no report: "".
+    """
+    for _ in range(_MAX_PASSES):
+        cleaned = _clean_once(text)
+        if cleaned == text:
+            return cleaned
+        text = cleaned
+    return ""
+
+
+def _clean_once(text: str) -> str:
     text = _MARK.sub(_LOST, text)
     text = re.sub(r"\s+", " ", text)
     if _LOST in text:

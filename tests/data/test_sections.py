@@ -2,7 +2,11 @@
 # ruff: noqa: E501
 """The text that a report gives, over the shapes that reports have."""
 
+import re
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from modeling_tier.data.deidentification import clean
 from modeling_tier.data.sections import SECTIONS, report_text, split_report, unknown_headings
@@ -187,6 +191,8 @@ MARKS = [
     "< >",
     "[REDACTED]",
 ]
+PIECES = ["[", "]", "(", ")", "<", ">", "/", "-", ".", ",", ";", ":", " ", "\n", '"', "_", "X", "**", "12", "3.", "'s"]
+PIECES += ["chest", "x-", "effusion", "and", "to"]
 POSITIONS = [
     ("alone", "M", ""),
     ("a sentence", "M. Edema.", "Edema."),
@@ -232,6 +238,28 @@ def test_text_without_marks_is_kept():
     assert clean(text) == text
 
 
+@settings(max_examples=1500, deadline=None, derandomize=True, database=None)
+@given(st.lists(st.sampled_from([*MARKS, *PIECES]) | st.text(max_size=3), max_size=14).map("".join))
+def test_a_cleaned_text_is_not_changed_by_cleaning(text):
+    cleaned = clean(text)
+    assert clean(cleaned) == cleaned
+    assert not re.search(r"__|XXX|<\s*>|\[\*\*[^*\[\]]*\*\*\]|\[(unk|REDACTED)\]", cleaned)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Clear ((___)) lungs.", "Clear lungs."),
+        ("Clear [(___)].", "Clear."),
+        ("Clear lungs: [**[**Name**]**].", "Clear lungs."),
+        ("Clear lungs <<unk>>.", "Clear lungs."),
+    ],
+)
+def test_marks_that_stand_in_what_another_leaves(text, expected):
+    assert clean(text) == expected
+
+
 def test_a_long_line_takes_no_long_time():
     for text in ("a" * 50_000 + " ___", "[**" * 20_000 + " ___", "_/" * 100_000, "1/" * 100_000 + "___"):
         clean(text)
+    assert clean("a " + "([" * 5_000 + "___" + "])" * 5_000) == ""
