@@ -3,7 +3,8 @@
 Radiographs from every form in which they come, as 8-bit pictures.
 
 The same picture gives the same pixels as a path, a URL, a data URI, bytes, an open file, a cell of `datasets`, a PIL
-image, an array or a tensor.
+image, an array or a tensor. Nothing of torch is imported: the exported encoders read pictures by copies of this file
+and of dicom_tier.
 """
 
 import base64
@@ -22,7 +23,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 
 from .dicom_tier import CONTRASTS, NUM_HEAD_BYTES, is_dicom, read_dicom
@@ -180,9 +180,9 @@ def _read(image: Any, options: ReadingOptions) -> Image.Image:
         return _read_stream(io.BytesIO(image), options)
     if isinstance(image, Image.Image):
         return _read_pil(image, options)
-    if isinstance(image, torch.Tensor):
+    if hasattr(image, "detach") and hasattr(image, "numpy"):  # a tensor of torch
         image = image.detach().cpu()
-        return _from_array((image.float() if image.dtype == torch.bfloat16 else image).numpy(), options)
+        return _from_array((image.float() if str(image.dtype) == "torch.bfloat16" else image).numpy(), options)
     if hasattr(image, "__array__"):
         return _from_array(np.asarray(image), options)
     if hasattr(image, "read"):
@@ -474,7 +474,7 @@ def _warn_if_clipped(picture: Image.Image, name: str | None) -> None:
     sample = picture.resize((64, 64), Image.Resampling.NEAREST)  # the histogram of all would cost a tenth of the time
     histogram = sample.histogram()
     fraction = min(histogram[255::256]) / (64 * 64)
-    if _CLIPPED_FRACTION < fraction < 1:
+    if fraction > _CLIPPED_FRACTION:
         warnings.warn(
             f"{fraction:.0%} of the pixels of {name or 'a picture'} are pure white. A picture of 16 bits that was "
             "converted to 8 bits without scaling looks so: its scores are worth nothing. Give the file itself.",

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import TEXT_CONFIGS, VISION_CONFIGS
 from PIL import Image
+from test_reading import FORMATS
 from transformers import CLIPImageProcessor
 
 from modeling_tier import TierConfig, TierModel, TierProcessor, TierZeroShotPipeline
@@ -139,6 +140,41 @@ def test_the_example_runs_where_there_is_no_torch(exported, picture, tmp_path):
         assert maps["findings"].tolist() == FINDINGS
         expected = model.get_similarity_map(**processor(images=picture, text=["cardiomegaly."])).text_to_patch[0]
         np.testing.assert_allclose(maps["maps"][1], expected.detach().numpy(), atol=1e-4)
+
+
+READ_ALL = """
+import sys
+from pathlib import Path
+import numpy as np
+sys.modules["torch"] = sys.modules["transformers"] = sys.modules["modeling_tier"] = None
+folder, pictures, output = sys.argv[1:]
+sys.path.insert(0, folder)
+from run import Reader
+reader = Reader(folder)
+np.savez(output, **{path.name: reader.pixel_values(path) for path in Path(pictures).iterdir()})
+try:
+    reader.pixel_values(Path(pictures, "missing.png"))
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("exported", ["bert-resnet"], indirect=True)
+def test_pictures_are_read_as_the_package_reads_them(exported, tmp_path):
+    """In each format, by the files of the folder alone."""
+    _, processor, folder = exported
+    ramp = np.linspace(200, 3800, 48 * 64).reshape(64, 48).T.astype(np.uint16)
+    (tmp_path / "pictures").mkdir()
+    for kind, write in FORMATS.items():
+        (tmp_path / "pictures" / kind).write_bytes(write(ramp))
+    command = [sys.executable, "-c", READ_ALL, folder, tmp_path / "pictures", tmp_path / "read.npz"]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert "missing.png cannot be read: No such file" in process.stdout
+    with np.load(tmp_path / "read.npz") as found:
+        for kind in FORMATS:
+            expected = processor(images=tmp_path / "pictures" / kind)["pixel_values"][0].numpy()
+            np.testing.assert_allclose(found[kind], expected, atol=0.05, err_msg=kind)
 
 
 @pytest.fixture

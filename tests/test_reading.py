@@ -402,6 +402,8 @@ def test_a_clipped_picture_gets_a_warning(ramp, recwarn):
     clipped = Image.open(io.BytesIO(FORMATS["16-bit grey"](ramp))).convert("RGB")
     with pytest.warns(UserWarning, match=r"9\d% of the pixels.*pure white.*16 bits"):
         load_radiograph(clipped)
+    with pytest.warns(UserWarning, match="100% of the pixels.*pure white"):
+        load_radiograph(Image.fromarray(ramp + 256).convert("RGB"))
     recwarn.clear()
     load_radiograph(Image.fromarray(scaled(ramp).astype(np.uint8)))
     assert not recwarn.list

@@ -36,6 +36,8 @@ TOLERANCE = 1e-4  # of an embedding's numbers, so of cosines
 
 _TEXTS = ["There is a small left pleural effusion.", "No cardiomegaly.", "Clear."]
 _DYNAMIC = torch.export.Dim.DYNAMIC
+_READING_FILES = ("reading_tier.py", "dicom_tier.py")
+_READING_OPTIONS = ("dicom_contrast", "max_pixels", "max_aspect_ratio")
 _OTHER_PIXELS = 0.1  # of a pixel value: what two libraries make of one rounding is less, another resizing far more
 
 
@@ -77,7 +79,8 @@ def export_onnx(model: TierModel, processor: TierProcessor, output_dir: str | Pa
             tokenizer makes one, `attention_mask` (M, T) to `text_embeds`
             (M, D) and `token_embeds` (M, T, D)), all embeddings of unit length, N, M and T free, the weights in
             `*.onnx.data`; the tokenizer's and the image processor's files; `tier.json` with the temperature
-            exp(logit_scale), the patch grid (h, w) and how texts are cut and padded; and `run.py`.
+            exp(logit_scale), the patch grid (h, w), how texts are cut and padded and how pictures are read; `run.py`
+            and `tier_reading`, the package's own files that read pictures.
 
     Raises:
         ValueError: if an encoder cannot be exported, or the exported one gives other numbers than the model, in which
@@ -127,11 +130,21 @@ def export_onnx(model: TierModel, processor: TierProcessor, output_dir: str | Pa
                 "pad_id": tokenizer.pad_token_id,
                 "pad_token": tokenizer.pad_token,
             },
+            "reading": {name: getattr(processor, name) for name in _READING_OPTIONS},
         }
         (folder / "tier.json").write_text(json.dumps(settings, indent=2) + "\n")
-        shutil.copyfile(Path(__file__).with_name("run_onnx.py"), folder / "run.py")
+        _copy_program(folder)
         _check_inputs(folder, pictures, image_inputs, text_inputs)
         shutil.copytree(folder, output_dir, dirs_exist_ok=True)
+
+
+def _copy_program(folder: Path) -> None:
+    shutil.copyfile(Path(__file__).with_name("run_onnx.py"), folder / "run.py")
+    package = folder / "tier_reading"
+    package.mkdir()
+    (package / "__init__.py").write_text('"""How pictures are read; these files are those of modeling_tier."""\n')
+    for name in _READING_FILES:
+        shutil.copyfile(Path(__file__).parents[1] / name, package / name)
 
 
 def _write_graph(encoder: TierPreTrainedModel, inputs: dict, dynamic: dict, path: Path, expected: TierOutput) -> None:

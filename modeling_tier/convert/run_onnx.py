@@ -1,15 +1,25 @@
 # Licensed under the Apache License, Version 2.0.
-"""Findings in a radiograph with ONNX Runtime, without torch: it lies as run.py in every exported folder."""
+"""
+Findings in a radiograph with ONNX Runtime, without torch: it lies as run.py in every exported folder, beside
+`tier_reading`, the package's own files that read pictures.
+"""
 
 import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
-from PIL import Image
 from tokenizers import Tokenizer
+
+
+try:
+    from ..reading_tier import ReadingOptions, open_radiograph
+except ImportError:  # as run.py
+    sys.path.insert(0, str(Path(__file__).parent))
+    from tier_reading.reading_tier import ReadingOptions, open_radiograph  # type: ignore[import-not-found, no-redef]
 
 
 class Reader:
@@ -17,7 +27,10 @@ class Reader:
     The two encoders of an exported folder.
 
         read = Reader(".")
-        read(Image.open("radiograph.png"), ["left pleural effusion", "cardiomegaly"])
+        read("radiograph.png", ["left pleural effusion", "cardiomegaly"])
+
+    Pictures are read as the package reads them: a path, a URL, bytes, a `PIL.Image`, an array, DICOM files where
+    `pydicom` is installed; see `load_radiograph`.
     """
 
     def __init__(self, folder: str | Path):
@@ -35,13 +48,19 @@ class Reader:
         )
 
     def __call__(
-        self, picture: Image.Image, findings: list[str], positive: str = "{}.", negative: str = "No {}."
+        self,
+        picture: Any,
+        findings: list[str],
+        positive: str = "{}.",
+        negative: str = "No {}.",
+        frame: int | None = None,
     ) -> list[dict]:
         """
         For each finding `score` in [0, 1] (not a calibrated probability), `difference` of the two cosines, and `map`:
         cosines (h, w) of the patches with the positive sentence, rows from top to bottom of what the model sees.
+        `frame` is that of a file of several, counted from 1.
         """
-        image, patches = self.embed_image(picture)
+        image, patches = self.embed_image(picture, frame)
         texts = [
             template.replace("{}", name.replace("_", " ")) for template in (positive, negative) for name in findings
         ]
@@ -54,10 +73,10 @@ class Reader:
             for i, name in enumerate(findings)
         ]
 
-    def embed_image(self, picture: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+    def embed_image(self, picture: Any, frame: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings (D,) of a picture and (P, D) of its patches, of unit length."""
         image, patches = self.image_encoder.run(
-            ["image_embeds", "patch_embeds"], {"pixel_values": self.pixel_values(picture)[None]}
+            ["image_embeds", "patch_embeds"], {"pixel_values": self.pixel_values(picture, frame)[None]}
         )
         return image[0], patches[0]
 
@@ -73,9 +92,10 @@ class Reader:
         }
         return {each.name: inputs[each.name] for each in self.text_encoder.get_inputs()}
 
-    def pixel_values(self, picture: Image.Image) -> np.ndarray:
+    def pixel_values(self, picture: Any, frame: int | None = None) -> np.ndarray:
         """What the image encoder takes: (3, H, W)."""
-        settings, picture = self.image_settings, _rgb(picture)
+        settings = self.image_settings
+        picture = open_radiograph(picture, ReadingOptions(frame, **self.settings["reading"])).convert("RGB")
         if settings.get("do_resize"):
             size, (width, height) = settings["size"], picture.size
             if size.get("shortest_edge"):
@@ -97,27 +117,18 @@ class Reader:
         return pixels.transpose(2, 0, 1)
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
-    """8-bit RGB; more bits are scaled by the picture's own smallest and largest value."""
-    if picture.mode == "F" or picture.mode.startswith("I"):
-        pixels = np.asarray(picture).astype(np.float32)
-        pixels -= pixels.min()
-        picture = Image.fromarray(np.round(pixels * (255.0 / max(pixels.max(), 1e-12))).astype(np.uint8))
-    return picture.convert("RGB")
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Findings in a radiograph (PNG or JPEG). Not for diagnosis.")
-    parser.add_argument("image")
+    parser = argparse.ArgumentParser(description="Findings in a radiograph. Not for diagnosis.")
+    parser.add_argument("image", help="path or URL of a PNG, JPEG, TIFF, DICOM, ... file")
     parser.add_argument("findings", nargs="+", metavar="finding")
     parser.add_argument("--maps", metavar="FILE.npz", help="write `findings` (F) and their `maps` (F, h, w)")
+    parser.add_argument("--frame", type=int, help="of a file of several frames, counted from 1")
     arguments = parser.parse_args()
     try:
-        with Image.open(arguments.image) as picture:
-            rows = Reader(Path(__file__).parent)(picture, arguments.findings)
+        rows = Reader(Path(__file__).parent)(arguments.image, arguments.findings, frame=arguments.frame)
         if arguments.maps:
             np.savez(arguments.maps, findings=arguments.findings, maps=[row["map"] for row in rows])
-    except OSError as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
     for row in rows:
         print(f"{row['score']:.4f}  {row['finding']}  (difference of the cosines {row['difference']:+.4f})")
