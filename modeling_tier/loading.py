@@ -132,6 +132,8 @@ def naming_damage(name_or_path: str, part: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # SafetensorError, RuntimeError, OverflowError, KeyError: any, of any library
+        if type(error) is ValueError and str(name_or_path) in str(error):  # it says so itself
+            raise
         reason = " ".join(str(error).split())
         raise ValueError(f"{name_or_path}: {part} cannot be read: {type(error).__name__}: {reason[:500]}") from error
 

@@ -28,6 +28,7 @@ from .encoders_tier import (
     pad_to_full_length,
     patch_grid,
     unreached_parameters,
+    warn_if_clipped,
     with_pooled_norm,
 )
 from .entropy_tier import l2_normalize, text_image_entropy
@@ -232,12 +233,13 @@ class TierModel(TierPreTrainedModel):
         `output_loading_info=True` asks for their names.
 
         Raises:
-            ValueError: if weights are missing or surplus, their index names files outside of the folder, or an option
-                is mistyped.
+            ValueError: if weights are missing or surplus or hold NaN or infinite values, their index names files
+                outside of the folder, or an option is mistyped.
         """
         check_option_names(kwargs, near_only=True)
         check_weight_index(pretrained_model_name_or_path)
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        check_finite_weights(model, pretrained_model_name_or_path)
         # The loader puts new parameters in the place of those of __init__, all of which train.
         model._freeze_untrained()
         if output_loading_info:
@@ -359,6 +361,8 @@ class TierModel(TierPreTrainedModel):
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs
     ) -> BaseModelOutputWithPooling:
         """The vision encoder's output, with the projected, not normalised global state `(N, D)` as `pooler_output`."""
+        if not self.training:
+            warn_if_clipped(pixel_values)
         return self.encode_image(pixel_values, interpolate_pos_encoding, **kwargs).encoder_output
 
     @torch.no_grad()
@@ -464,6 +468,8 @@ class TierModel(TierPreTrainedModel):
             raise ValueError("TierModel needs input_ids and pixel_values; for one alone use get_text/image_features.")
         text = self.encode_text(input_ids, attention_mask, position_ids, token_type_ids, **kwargs)
         image = self.encode_image(pixel_values, interpolate_pos_encoding, **kwargs)
+        if not self.training:
+            warn_if_clipped(pixel_values)
         text_embeds, image_embeds = l2_normalize(text.embeds), l2_normalize(image.embeds)
         logits_per_text = self._logits(text_embeds, image_embeds.to(text_embeds.device))
 
@@ -729,6 +735,25 @@ def check_weight_index(name_or_path) -> None:
             raise ValueError(f"{index} is no index of weights: {error}") from error
         if outside:
             raise ValueError(f"{index} names {outside[0]!r}: weights must lie beside their index.")
+
+
+@torch.no_grad()
+def check_finite_weights(model: nn.Module, source) -> None:
+    """Raise ValueError if parameters, which came from `source`, hold NaN or infinite values; it names them."""
+    wrong = []
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta or not parameter.is_floating_point():
+            continue
+        # A sum is the cheapest look at all values; that of large ones alone may overflow.
+        total = parameter.sum(dtype=torch.promote_types(parameter.dtype, torch.float32))
+        if not total.isfinite() and not parameter.isfinite().all():
+            wrong.append(name)
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ValueError(
+            f"The weights in {source} hold NaN or infinite values: {', '.join(wrong[:3])}{more}. Their training "
+            "diverged, or the file is damaged."
+        )
 
 
 def _check_pairs(num_images: int, num_texts: int) -> None:

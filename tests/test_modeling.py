@@ -546,6 +546,21 @@ def test_weights_that_are_not_those_of_the_model_are_listed(tmp_path, change):
     assert len([*info["missing_keys"], *info["unexpected_keys"]]) == 1
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(tmp_path, value, dtype):
+    build().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["visual_projection.weight"].fill_(60_000.0)  # finite in float16, unlike their sum
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    TierModel.from_pretrained(tmp_path, dtype=dtype)
+    weights["text_projection.weight"][3, 2] = value
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    for load in (TierModel.from_pretrained, AutoModel.from_pretrained):
+        with pytest.raises(ValueError, match="hold NaN or infinite values: text_projection.weight. Their training"):
+            load(tmp_path, dtype=dtype)
+
+
 @pytest.mark.parametrize("outside", ["../secret/model-00001-of-00002.safetensors", "/secret.safetensors"])
 def test_an_index_of_weights_stays_in_its_folder(tmp_path, outside):
     build().save_pretrained(tmp_path / "model", max_shard_size="20KB")

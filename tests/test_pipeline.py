@@ -602,6 +602,23 @@ def test_image_classification_does_not_turn_16_bits_white(read, tmp_path):
     assert len(classify(str(tmp_path / "8.png"), candidate_labels=["left " * 300, "no"])) == 2, "long texts are cut"
 
 
+def test_a_pipeline_made_by_hand_warns_of_16_bits(read, tmp_path, recwarn):
+    """transformers' own, with a plain image processor and a tokenizer, turns them white."""
+    parts = {"tokenizer": read.processor.tokenizer, "image_processor": read.processor.image_processor}
+    classify = ZeroShotImageClassificationPipeline(model=read.model, **parts)
+    values = np.linspace(0, 255, 80 * 80).reshape(80, 80)  # smooth, as a radiograph
+    for name, pixels in {"8": values, "12": values * 16, "16": 65535 - values * 16}.items():
+        Image.fromarray(pixels.astype(np.uint8 if name == "8" else np.uint16)).save(tmp_path / f"{name}.png")
+    classify(str(tmp_path / "8.png"), candidate_labels=FINDINGS)
+    assert not [warning for warning in recwarn.list if "white" in str(warning.message)]
+    for name in ("12", "16"):
+        with pytest.warns(UserWarning, match="1 of 1 pictures are mostly pure white.*16 bits.*load_radiograph"):
+            classify(str(tmp_path / f"{name}.png"), candidate_labels=FINDINGS)
+    clipped = Image.open(tmp_path / "12.png").convert("RGB")
+    with pytest.warns(UserWarning, match="pure white"):
+        read.model.get_image_features(**read.processor.image_processor(clipped, return_tensors="pt"))
+
+
 def test_image_classification_of_other_models_stays_as_it_is(clip_model, processor, picture, tmp_path):
     picture.convert("RGB").save(tmp_path / "x.png")
     options = {"model": clip_model, "tokenizer": processor.tokenizer, "image_processor": processor.image_processor}
