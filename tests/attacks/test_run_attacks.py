@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import shutil
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -136,14 +137,36 @@ def test_options_of_every_wrong_kind():
     assert not broke, "\n".join(broke)
 
 
+NUM_STEPS = 150
+
+
 def run_to_its_end(folder):
     torch.set_num_threads(1)
     options = ["--training.epochs=25", "--training.save_every_steps=1", "--evaluation.every_epochs=5"]
     train(tiny(folder, *options, "--training.log_every=1", AUTO))
 
 
+def last_step(folder: Path) -> int:
+    """The last step in the log of a run that is going on."""
+    try:
+        complete = (folder / "log.jsonl").read_text().rpartition("\n")[0].splitlines()
+    except OSError:
+        return 0
+    steps = [json.loads(line).get("step", 0) for line in complete if line.startswith("{")]
+    return max(steps, default=0)
+
+
+def wait_for_step(process, folder: Path, step: int) -> None:
+    """Return when a run has come so far, or has ended."""
+    while process.is_alive() and last_step(folder) < step:
+        time.sleep(0.005)
+
+
 def test_killed_at_48_moments_a_run_ends_as_if_it_had_not_been(tmp_path):
-    """At any moment, that of a start, an evaluation and the end included."""
+    """
+    At any moment, that of a start, an evaluation and the end included. The moments are counted in steps, or fractions
+    of the time that a start takes here, so that they are the same on a slow machine.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["modeling_tier.training", "test_stopping"])
     rng, kills = np.random.default_rng(1), 0
@@ -153,20 +176,33 @@ def test_killed_at_48_moments_a_run_ends_as_if_it_had_not_been(tmp_path):
         process.start()
         return process
 
+    began = time.monotonic()
     whole = start("whole")
+    wait_for_step(whole, tmp_path / "whole", 1)
+    first_step = time.monotonic()
     whole.join()
-    assert whole.exitcode == 0
-    for _ in range(48):
+    assert whole.exitcode == 0 and last_step(tmp_path / "whole") == NUM_STEPS
+    start_seconds = first_step - began
+    step_seconds = (time.monotonic() - first_step) / NUM_STEPS
+    moments = sorted([*range(5, NUM_STEPS, 5), 30, 60, 90, 120, *[NUM_STEPS] * 3])  # evaluations after 30 steps
+    for i in range(12):
+        moments.insert(4 * i, None)  # while it starts
+    assert len(moments) == 48
+    for step in moments:
         process = start("run")
-        process.join(timeout=rng.uniform(0.5, 6))
+        if step is None:
+            process.join(timeout=rng.uniform(0, start_seconds))
+        else:
+            wait_for_step(process, tmp_path / "run", step)
+            process.join(timeout=rng.uniform(0, 3 * step_seconds))
         if process.is_alive():
             process.kill()
             kills += 1
         process.join()
     end = start("run")
     end.join()
-    assert end.exitcode == 0 and kills > 10
     print(kills, "kills")
+    assert end.exitcode == 0 and kills >= 44
     assert same_end(tmp_path / "whole", tmp_path / "run")
     ours, theirs = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("whole", "run"))
     assert ours == theirs
