@@ -18,7 +18,8 @@ from transformers.utils import logging
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from demo import COLUMNS, run_demo  # noqa: E402
+from demo import run_demo  # noqa: E402
+from modeling_tier.evaluation.measures import DEMO, shown_in  # noqa: E402
 from modeling_tier.evaluation.tables import aligned  # noqa: E402
 
 
@@ -42,15 +43,15 @@ def main() -> None:
 
 
 def seeds_table(results: list[dict]) -> str:
+    measures = shown_in(DEMO)
     numbers = {
-        name: np.array([[value(result[name]) for value in COLUMNS.values()] for result in results])
+        name: np.array([[measure.mean_of(result[name]) for measure in measures] for result in results])
         for name in results[0]
     }
     numbers["TIER - CLIP"] = numbers["TIER"] - numbers["CLIP"]
-    deviation = lambda values: values.std(axis=0, ddof=min(1, len(values) - 1))  # noqa: E731
-    rows = [["", *COLUMNS]]
+    rows = [["", *(measure.label for measure in measures)]]
     for name, values in numbers.items():
-        pairs = zip(values.mean(axis=0), deviation(values))
+        pairs = zip(values.mean(axis=0), values.std(axis=0, ddof=min(1, len(values) - 1)))
         rows.append([name, *(f"{mean:.3f} ({spread:.3f})" for mean, spread in pairs)])
     rows.append(["seeds in which TIER > CLIP", *(str(n) for n in (numbers["TIER - CLIP"] > 0).sum(axis=0))])
     return aligned(rows)

@@ -1,6 +1,9 @@
 # Licensed under the Apache License, Version 2.0.
-"""The scripts' `--help`: quick, and true."""
+"""The scripts' `--help`: quick, and true; and that what they import is there."""
 
+import ast
+import importlib
+import importlib.util
 import re
 import subprocess
 import sys
@@ -58,3 +61,18 @@ def test_choices_that_help_shows_are_those_of_the_package():
     assert evaluate_zeroshot.SPLITS == SPLITS
     for name in ("DTYPES", "LABEL_POLICIES", "PROTOCOLS"):
         assert getattr(evaluate_zeroshot, name) == tuple(getattr(evaluation, name))
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "docs"])
+def test_what_a_script_imports_of_this_project_is_there(folder):
+    """Nothing else runs these for minutes, and a name that moved would be missed by whoever runs them next."""
+    ours, checked = {"modeling_tier", "demo", "train", "evaluate_zeroshot", "search_lambdas", "page"}, 0
+    for script in sorted((ROOT / folder).glob("*.py")):
+        for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module.split(".")[0] in ours:
+                module = importlib.import_module(node.module)
+                for alias in node.names:
+                    is_there = hasattr(module, alias.name) or importlib.util.find_spec(f"{node.module}.{alias.name}")
+                    assert is_there, f"{script.name}: {node.module} has no {alias.name}"
+                    checked += 1
+    assert checked > 5
