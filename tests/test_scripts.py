@@ -75,4 +75,4 @@ def test_what_a_script_imports_of_this_project_is_there(folder):
                     is_there = hasattr(module, alias.name) or importlib.util.find_spec(f"{node.module}.{alias.name}")
                     assert is_there, f"{script.name}: {node.module} has no {alias.name}"
                     checked += 1
-    assert checked > 5
+    assert checked
