@@ -45,6 +45,7 @@ $(VENV)/.installed: requirements.txt
 	@touch $@
 
 wheel: $(VENV)/.installed  ## the installable package, in dist/
+	rm -rf build  # else a file that is no longer in the project stays in the package
 	$(RUN) -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:  ## remove what the targets make, runs/ excepted

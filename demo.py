@@ -118,7 +118,7 @@ def train_or_reuse(name: str, folder: Path, overrides: list[str]):
 def check_same_options(config, folder: Path) -> None:
     """Raise ValueError if `folder` holds a model that was trained with other options."""
     from modeling_tier.training import load_config
-    from modeling_tier.training.configuration import changed_options
+    from modeling_tier.training.options import changed_options
 
     path = folder / "training_config.yaml"
     if not path.is_file():

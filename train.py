@@ -87,7 +87,7 @@ def main() -> None:
 def list_options() -> None:
     """Print every option of a configuration with its default, and every data set with its own."""
     from modeling_tier.data import describe_datasets
-    from modeling_tier.training.configuration import describe_options
+    from modeling_tier.training.options import describe_options
 
     print("options (default): what they are")
     print(describe_options())

@@ -21,7 +21,7 @@ from modeling_tier.data.prepare import prepare
 from modeling_tier.evaluation.tables import aligned
 from modeling_tier.training.batches import Batches
 from modeling_tier.training.building import train_tokenizer
-from modeling_tier.training.configuration import DataOptions, TrainConfig, TrainingOptions
+from modeling_tier.training.options import DataOptions, TrainConfig, TrainingOptions
 
 
 NUM_IMAGES, BATCH_SIZE = 256, 32

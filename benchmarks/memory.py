@@ -93,7 +93,7 @@ def loading(folder: Path) -> int:
     from modeling_tier.data import load_pairs
     from modeling_tier.training.batches import Batches
     from modeling_tier.training.building import train_tokenizer
-    from modeling_tier.training.configuration import DataOptions, TrainConfig, TrainingOptions
+    from modeling_tier.training.options import DataOptions, TrainConfig, TrainingOptions
 
     logging.set_verbosity_error()
     pairs = load_pairs("mimic_cxr", "train", data_dir=folder / "prepared")

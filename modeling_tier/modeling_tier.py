@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .collectives_tier import gather_rows, mean_over_processes, sizes_of_processes
 from .configuration_tier import TERMS, TierConfig, check_option_names
+from .cosines_tier import l2_normalize
 from .encoders_tier import (
     LAST_POOLED_TEXT,
     build_encoder,
@@ -31,7 +32,7 @@ from .encoders_tier import (
     warn_if_clipped,
     with_pooled_norm,
 )
-from .entropy_tier import l2_normalize, text_image_entropy
+from .entropy_tier import text_image_entropy
 
 
 logger = logging.get_logger(__name__)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from transformers import Pipeline, ZeroShotImageClassificationPipeline
 
+from .cosines_tier import l2_normalize
 from .encoders_tier import max_text_length
-from .entropy_tier import l2_normalize
 from .maps_tier import interpolation, overlay_map, picture_geometry, words_of
 from .processing_tier import TierProcessor
 from .reading_tier import open_radiograph

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
 from modeling_tier import text_image_entropy
-from modeling_tier.entropy_tier import _Entropies, _TensorCoreEntropies, entropies, l2_normalize
+from modeling_tier.cosines_tier import l2_normalize, tensor_core_cosines, tensor_core_gradients
+from modeling_tier.entropy_tier import cosine_gradient, entropies, plain_text_image_entropy
 
 
 def entropy_of(weights: list[float]) -> float:
@@ -35,8 +36,8 @@ def reference(token_embeds, patch_embeds, token_mask=None, temperature=1.0) -> t
         scores = [[math.exp(cosine(t, p) / temperature) for p in patches] for t in tokens]
         token_terms.append(sum(entropy_of(row) for row in scores) / len(tokens))
         patch_terms.append(sum(entropy_of([row[p] for row in scores]) for p in range(len(patches))) / len(patches))
-    mean = lambda terms: sum(terms) / len(terms) if terms else 0.0  # noqa: E731
-    return mean(token_terms), mean(patch_terms)
+    num_pairs = max(len(token_terms), 1)
+    return sum(token_terms) / num_pairs, sum(patch_terms) / num_pairs
 
 
 def random_pairs(n, t, p, d, seed=0, dtype=torch.float64):
@@ -72,18 +73,12 @@ def test_gradient(masked):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.3])
-def test_the_gradient_written_out_is_autograds_of_the_definition(temperature):
-    mask = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0], [1, 1, 1, 1]], dtype=torch.bool)
+def test_the_gradient_in_closed_form_is_autograds_of_the_definition(temperature):
+    mask = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]], dtype=torch.bool)
     results = []
-    for written_out in (True, False):
-        tokens, patches = (x.requires_grad_() for x in random_pairs(3, 4, 5, 3))
-        if written_out:
-            token, patch = text_image_entropy(tokens, patches, mask, temperature)
-        else:
-            unit = torch.nn.functional.normalize
-            cosines = unit(tokens, dim=-1) @ unit(patches, dim=-1).transpose(1, 2)
-            token, patch = entropies(cosines, mask, temperature)
-            token, patch = ((token * mask).sum(dim=1) / mask.sum(dim=1)).mean(), patch.mean()
+    for function in (text_image_entropy, plain_text_image_entropy):
+        tokens, patches = (x.requires_grad_() for x in random_pairs(4, 4, 5, 3))
+        token, patch = function(tokens, patches, mask, temperature)
         (2 * token + 3 * patch).backward()
         results.append((token.detach(), patch.detach(), tokens.grad, patches.grad))
     torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
@@ -228,16 +223,21 @@ def test_products_on_tensor_cores_are_as_exact_as_float32(alike):
     embeds[0][~mask] = float("nan")
     embeds[1][5, 4] = 0
 
-    def results(function, dtype):
-        inputs = [each.to(dtype).requires_grad_() for each in embeds]
-        token, patch = function.apply(*inputs, mask, 0.7)
-        token = token.masked_fill(~mask, 0)
-        weights = [torch.linspace(1, 2, each.numel(), dtype=each.dtype).view_as(each) for each in (token, patch)]
-        return [token, patch, *torch.autograd.grad([token, patch], inputs, weights)]
+    doubles = [each.double().masked_fill(~torch.isfinite(each), 0).requires_grad_() for each in embeds]
+    units = [l2_normalize(each) for each in doubles]
+    expected = entropies(units[0] @ units[1].transpose(1, 2), mask, 0.7)
+    weights = [torch.linspace(1, 2, each.numel(), dtype=torch.float64).view_as(each) for each in expected]
+    weights[0] = weights[0].masked_fill(~mask, 0)
+    expected_grads = torch.autograd.grad(expected, doubles, weights)
 
-    for ours, expected in zip(results(_TensorCoreEntropies, torch.bfloat16), results(_Entropies, torch.float64)):
-        tolerance = 1e-6 if ours.dtype == torch.float32 else 2e-3  # a gradient has the embeddings' own dtype
-        assert (ours.double() - expected).norm() < tolerance * expected.norm()
+    cosines = tensor_core_cosines(embeds[0].masked_fill(~mask.unsqueeze(2), 0), embeds[1])
+    ours = entropies(cosines.values, mask, 0.7)
+    grad = cosine_gradient(cosines.values, mask, 0.7, *(each.float() for each in weights))
+    for value, wanted, counted in zip(ours, expected, (mask, slice(None))):
+        assert (value - wanted)[counted].norm() < 1e-6 * wanted[counted].norm()
+    for value, wanted in zip(tensor_core_gradients(cosines, grad), expected_grads):
+        assert value.dtype == torch.bfloat16  # the embeddings' own, which is the larger error
+        assert (value - wanted).norm() < 2e-3 * wanted.norm()
 
 
 def test_unit_vectors_of_tokens_have_the_gradient_of_the_division():

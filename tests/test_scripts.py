@@ -17,7 +17,8 @@ import train
 from modeling_tier import evaluation
 from modeling_tier.data import SPLITS
 from modeling_tier.training import search
-from modeling_tier.training.configuration import TrainConfig, load_config
+from modeling_tier.training.configuration import load_config
+from modeling_tier.training.options import TrainConfig
 
 
 ROOT = Path(__file__).parents[1]

@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from transformers.utils.logging import set_verbosity_error
 
-from ..entropy_tier import l2_normalize
+from ..cosines_tier import l2_normalize
 from ..loading import load_model
 from ..maps_tier import picture_geometry
 from ..modeling_tier import TierModel, TierOutput, TierPreTrainedModel

@@ -13,7 +13,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.lines import Line2D
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from ..entropy_tier import l2_normalize
+from ..cosines_tier import l2_normalize
 from ..maps_tier import NEGATIVE_COLOUR, OVERLAY_OPACITY, POSITIVE_COLOUR
 from ..modeling_tier import TierModel
 from ..processing_tier import TierProcessor

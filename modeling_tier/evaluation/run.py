@@ -30,7 +30,8 @@ from .evidence import Evidence, compare, gather_evidence, subject_names
 from .figures import DRAWN, is_drawn, plot_patch_similarity, plot_reliability, plot_roc, plot_similarity_maps
 from .prompts import has_prompts, load_no_finding, load_prompts
 from .protocols import PROTOCOLS
-from .report import UNITS, write_report
+from .report import write_report
+from .report_findings import UNITS
 from .scored import Scored, cache_format
 from .scoring import (
     data_fingerprint,

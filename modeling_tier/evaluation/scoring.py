@@ -19,8 +19,8 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..cosines_tier import l2_normalize
 from ..data.pictures import read_picture, undecoded
-from ..entropy_tier import l2_normalize
 from ..modeling_tier import TierModel, TierOutput
 from ..processing_tier import TierProcessor
 from .localisation import Probe, ground

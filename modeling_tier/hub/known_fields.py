@@ -34,7 +34,7 @@ from ..data.transforms import AUGMENTATIONS
 from ..evaluation import DTYPES, LABEL_POLICIES, has_prompts
 from ..modeling_tier import TierModel
 from ..processing_tier import TierProcessor
-from ..training.configuration import BEST_METRICS, OPTIMIZERS, SCHEDULES, TRACKERS, TrainConfig
+from ..training.options import BEST_METRICS, OPTIMIZERS, SCHEDULES, TRACKERS, TrainConfig
 
 
 MAX_FIELDS = 200_000

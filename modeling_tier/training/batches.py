@@ -30,7 +30,7 @@ from ..data.transforms import (
     stack_pixels,
 )
 from ..processing_tier import TierProcessor
-from .configuration import TrainConfig
+from .options import TrainConfig
 from .stopping import outlive_sigterm, started
 
 

@@ -14,7 +14,7 @@ from ..configuration_tier import TierConfig
 from ..encoders_tier import max_text_length
 from ..modeling_tier import TierModel
 from ..processing_tier import TierProcessor
-from .configuration import TrainConfig, pretrained_config, tier_options
+from .options import ModelOptions, TrainConfig, tier_options
 
 
 _SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
@@ -134,3 +134,10 @@ def compile_encoders(model: TierModel) -> None:
         alike = len(lists) == 1 and len({type(layer) for layer in lists[0]}) == 1
         for module in lists[0] if alike else [encoder]:
             module.compile()
+
+
+def pretrained_config(model: ModelOptions) -> TierConfig | None:
+    """The configuration of a pretrained TIER model with the options of this run; None for a CLIPModel."""
+    if AutoConfig.from_pretrained(model.pretrained).model_type == "clip":
+        return None
+    return TierConfig.from_dict(TierConfig.from_pretrained(model.pretrained).to_dict() | tier_options(model))

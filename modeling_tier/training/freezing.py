@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from ..modeling_tier import TierModel
-from .configuration import FreezeOptions
+from .options import FreezeOptions
 
 
 def freeze(model: TierModel, options: FreezeOptions) -> None:

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from ..evaluation.failure_modes import has_collapsed
 from ..files import replace_text
 from ..modeling_tier import TierModel, TierOutput
-from .configuration import TrainConfig, flat
+from .options import TrainConfig, flat
 from .state import RunState
 
 

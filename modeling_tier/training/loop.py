@@ -16,11 +16,12 @@ from ..configuration_tier import TERMS
 from ..files import replace_json
 from ..modeling_tier import TierModel, TierOutput
 from .checkpoints import best_epochs, best_step, save_checkpoint, save_model, settle_ensemble
-from .configuration import TrainConfig, check_config
+from .configuration_checks import check_config
 from .freezing import train_mode
 from .grad_cache import cached_backward
 from .log import map_shape
 from .optimization import ramp
+from .options import TrainConfig
 from .processes import long_wait, main_process_decides
 from .run_folder import forget_replaced_run, run_folder
 from .setup import Run, set_up, start_processes

@@ -4,7 +4,7 @@
 import torch
 from transformers import get_scheduler
 
-from .configuration import OptimizerOptions
+from .options import OptimizerOptions
 
 
 MIN_LR_FRACTION = 0.01  # of the largest learning rate, at the end of the cosine

@@ -41,7 +41,7 @@ def read_options(path: str | Path) -> dict:
     if not path.is_file():
         raise ValueError(f"There is no configuration file {path}.")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506: a SafeLoader
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
         _check_size(content)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -81,6 +81,6 @@ def parse_value(text: str, is_text: bool, may_be_null: bool):
     if is_text:
         return None if may_be_null and text == "null" else text
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506: a SafeLoader
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError):
         return text  # which the check of the option's type names

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from .checkpoints import Checkpoint, DamagedError, candidates, read_checkpoint
-from .configuration import TrainConfig, changed_options
+from .options import TrainConfig, changed_options
 
 
 # Options of `training` that a run may not change on the way; the other sections may not change as a whole.

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from ..files import LOCK_FILE, locked_folder, replace_json
 from .checkpoints import Checkpoint
-from .configuration import TrainConfig, flat
+from .options import TrainConfig, flat
 from .processes import main_process_decides
 from .resume import Conditions, check_options, find_checkpoint, same_options
 

@@ -20,8 +20,8 @@ from ..evaluation.measures import SEARCH, shown_in
 from ..evaluation.tables import aligned
 from ..files import LOCK_FILE, locked_folder, replace_json, replace_text
 from .checkpoints import candidates, checkpoint_evaluations
-from .configuration import TrainConfig, changed_options
 from .loop import train
+from .options import TrainConfig, changed_options
 from .processes import main_process_decides
 from .run_folder import LOCK_SECONDS
 from .validation import metric_value

@@ -23,11 +23,12 @@ from ..processing_tier import TierProcessor
 from .batches import Batches, share_of_subjects
 from .building import build_model, build_processor, compile_encoders
 from .checkpoints import Checkpoint, best_epochs, best_step, drop_later_checkpoints, settle_ensemble
-from .configuration import TrainConfig, config_prompts
+from .configuration_checks import config_prompts
 from .fingerprint import data_fingerprint, processor_fingerprint
 from .freezing import freeze
 from .log import Log
 from .optimization import build_optimizer, build_scheduler
+from .options import TrainConfig
 from .processes import STEP_TIMEOUT, end_with_launcher, main_process_decides, main_process_first
 from .resume import Conditions, check_data
 from .sharding import prepare

@@ -9,7 +9,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 from ..modeling_tier import TierModel
-from .configuration import TrainConfig
+from .options import TrainConfig
 
 
 def prepare(

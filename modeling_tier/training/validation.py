@@ -10,7 +10,7 @@ from ..evaluation import evaluate_zero_shot
 from ..evaluation.measures import BY_NAME
 from ..modeling_tier import TierModel
 from ..processing_tier import TierProcessor
-from .configuration import TrainConfig
+from .options import TrainConfig
 
 
 def validation_metrics(

@@ -286,7 +286,7 @@ def test_the_page_is_whole_and_needs_nothing_from_elsewhere(written, result):
     assert len(page.all("caption")) == len(page.all("table")) > 5
     assert all(head["scope"] in ("col", "row") for head in page.all("th"))
     assert all("figcaption" in [t for t, _, above in page.elements if "figure" in above] for _ in page.all("figure"))
-    css = (figures.__file__).replace("figures.py", "report.css")
+    css = (figures.__file__).replace("figures.py", "document.css")
     assert not re.search(r"url\(|@import|@font-face", open(css).read())
 
 

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import entropy
 
 from modeling_tier import text_image_entropy
-from modeling_tier.entropy_tier import l2_normalize
+from modeling_tier.cosines_tier import l2_normalize
 from modeling_tier.evaluation.sparsity import peak_spread, sparsity, top_share
 
 

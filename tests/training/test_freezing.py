@@ -8,9 +8,9 @@ from torch import nn
 from transformers import AlbertConfig, AlbertModel, PvtConfig, PvtModel, XLMConfig, XLMModel
 
 from modeling_tier import TierModel
-from modeling_tier.training.configuration import FreezeOptions, OptimizerOptions
 from modeling_tier.training.freezing import _first_layers, freeze, train_mode
 from modeling_tier.training.optimization import build_optimizer
+from modeling_tier.training.options import FreezeOptions, OptimizerOptions
 
 
 def build(text="bert", vision="resnet", **options) -> TierModel:

@@ -23,8 +23,8 @@ from modeling_tier.data import load_pairs
 from modeling_tier.training import load_config, train
 from modeling_tier.training.batches import Batches, share_of_subjects
 from modeling_tier.training.building import build_model, build_processor, train_tokenizer
-from modeling_tier.training.configuration import ModelOptions
 from modeling_tier.training.optimization import parameter_groups, ramp
+from modeling_tier.training.options import ModelOptions
 from modeling_tier.training.run_folder import set_aside
 from modeling_tier.training.validation import metric_value
 
@@ -411,7 +411,7 @@ def test_going_on_from_a_clip_model(clip_model, processor, tmp_path):
 def test_weight_decay_only_where_it_belongs(tmp_path):
     config = tiny(tmp_path)
     from modeling_tier import TierConfig
-    from modeling_tier.training.configuration import tier_options
+    from modeling_tier.training.options import tier_options
 
     model = TierModel(
         TierConfig(

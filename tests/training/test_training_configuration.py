@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from modeling_tier.training import load_config
-from modeling_tier.training.configuration import describe_options, parse_options
+from modeling_tier.training.configuration import parse_options
+from modeling_tier.training.options import describe_options
 
 
 ROOT = Path(__file__).parents[2]
