@@ -27,7 +27,7 @@ from modeling_tier import TierConfig, TierModel, TierProcessor  # noqa: E402
 from modeling_tier.data import load_pairs  # noqa: E402
 from modeling_tier.evaluation import load_no_finding, load_prompts  # noqa: E402
 from modeling_tier.evaluation.scored import join  # noqa: E402
-from modeling_tier.evaluation.scoring import score  # noqa: E402
+from modeling_tier.evaluation.scoring import ScoringOptions, score  # noqa: E402
 from modeling_tier.evaluation.tables import aligned  # noqa: E402
 from modeling_tier.training.building import train_tokenizer  # noqa: E402
 
@@ -84,7 +84,7 @@ def main() -> None:
         encoder.compile()
 
     def differences(model, pairs, **options) -> np.ndarray:
-        images = join(score(model, processor, pairs, prompts, **options)).images
+        images = join(score(model, processor, pairs, prompts, ScoringOptions(**options))).images
         return images.positive - images.negative
 
     baseline, batches = "an image at a time, twice", f"batches of {size}"

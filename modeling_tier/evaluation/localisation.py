@@ -5,12 +5,14 @@ import dataclasses
 import itertools
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
 import torch
 from scipy.ndimage import gaussian_filter
+from transformers import BaseImageProcessor
 
 from ..maps_tier import picture_geometry
 from .metrics.phrase_grounding.phrase_grounding import measure_maps
@@ -40,69 +42,92 @@ def variant_name(region: str, resolution: str, kind: str) -> str:
 PLAIN = variant_name(REGIONS[0], RESOLUTIONS[0], MAPS[0])
 
 
+@dataclass(frozen=True)
+class MapOptions:
+    """How the maps of an image's phrases are made and measured."""
+
+    image_processor: BaseImageProcessor
+    """The one that makes `pixel_values` of a picture."""
+    grid: tuple[int, int]
+    """Rows and columns of the patches."""
+    probe: Callable[[str], Probe]
+    """From a phrase to its [`Probe`]."""
+    no_finding: torch.Tensor | None = None
+    """(D,), whose map is subtracted in the maps "minus_no_finding"; None: there are none."""
+    thorough: bool = False
+    """Every combination of region (box, and mask where there is one), resolution (of `pixel_values`, and of the
+    patches) and map, for sentences and single tokens; else the sentence's plain map against the box, at the resolution
+    of the pixels."""
+    smoothing: float = 0.0
+    """As for [`smooth_maps`]; 0: maps are measured as they are."""
+
+
 def ground(
+    row: int,
     patch_embeds: torch.Tensor,
-    grid: tuple[int, int],
+    patch_weights: torch.Tensor | None,
     regions: list[dict],
     image_size: tuple[int, int],
-    image_processor,
-    probe: Callable[[str], Probe],
-    no_finding: torch.Tensor | None,
-    patch_weights: torch.Tensor | None,
-    thorough: bool,
-    smoothing: float = 0.0,
-    row: int = 0,
+    options: MapOptions,
 ) -> MapScores:
     """
     Measure the maps of all phrases that name a region in one image.
 
     Args:
+        row: of the image in its data set.
         patch_embeds: (P, D), of unit length.
-        grid: rows and columns of the patches.
-        regions: of the image; boxes (masks) with the same phrase are one ground-truth region.
-        image_size: width and height of the picture.
-        image_processor: the one that made `pixel_values` of it.
-        probe: from a phrase to its [`Probe`].
-        no_finding: (D,), whose map is subtracted in the maps "minus_no_finding"; None: there are none.
         patch_weights: (P,), by which cosines are multiplied in the maps of contributions
             ([`TierModel.patch_weights`]); None: there are none.
-        thorough: every combination of region (box, and mask where there is one), resolution (of `pixel_values`, and of
-            the patches) and map, for sentences and single tokens; else the sentence's plain map against the box, at
-            the resolution of the pixels.
-        smoothing: as for [`smooth_maps`]; 0: maps are measured as they are.
-        row: of the image in its data set.
+        regions: of the image; boxes (masks) with the same phrase are one ground-truth region.
+        image_size: width and height of the picture.
+        options: how.
     """
     phrases = defaultdict(list)
     for region in regions:
         phrases[region["finding"], region["phrase"]].append(region)
     parts, num_outside = [], 0
     for (finding, phrase), same in phrases.items():
-        masks = {"box": box_mask([region["box"] for region in same], image_size, image_processor)}
+        masks = _region_masks(same, image_size, options)
         if not masks["box"].any() or masks["box"].all():
             num_outside += 1
             continue
-        if thorough and "mask" in same[0]:
-            masks["mask"] = picture_mask([region["mask"] for region in same], image_processor)
-        embeds, tokens = probe(phrase)
-        if not thorough:
-            embeds, tokens = embeds[:1], []
-        maps = {"plain": embeds @ patch_embeds.T}  # (R, P)
-        if thorough:
-            maps = _all_kinds(maps["plain"], None if no_finding is None else patch_embeds @ no_finding, patch_weights)
-        if smoothing:
-            maps = {kind: smooth_maps(values, grid, smoothing) for kind, values in maps.items()}
-        number = len(embeds)
+        maps, tokens = _maps(phrase, patch_embeds, patch_weights, options)
+        number = len(maps["plain"])
         parts.append(
             MapScores(
                 row=np.full(number, row),
                 finding=np.array([finding] * number, dtype=str),
                 phrase=np.array([phrase] * number, dtype=str),
                 token=np.array(["", *tokens], dtype=str),
-                measured=_measured(maps, masks, grid, RESOLUTIONS if thorough else RESOLUTIONS[:1]),
+                measured=_measured(maps, masks, options.grid, RESOLUTIONS if options.thorough else RESOLUTIONS[:1]),
             )
         )
     scores = join(parts) if parts else MapScores(np.array([], dtype=np.int64), *[np.array([], dtype=str)] * 3, {})
     return dataclasses.replace(scores, num_outside=num_outside)
+
+
+def _region_masks(regions: list[dict], image_size: tuple[int, int], options: MapOptions) -> dict[str, np.ndarray]:
+    """Masks (H, W) over the model's input of the regions of one phrase."""
+    masks = {"box": box_mask([region["box"] for region in regions], image_size, options.image_processor)}
+    if options.thorough and "mask" in regions[0] and masks["box"].any():
+        masks["mask"] = picture_mask([region["mask"] for region in regions], options.image_processor)
+    return masks
+
+
+def _maps(
+    phrase: str, patch_embeds: torch.Tensor, patch_weights: torch.Tensor | None, options: MapOptions
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Maps (1 + T, P) of a phrase and of its T tokens, by kind, and these tokens."""
+    embeds, tokens = options.probe(phrase)
+    if not options.thorough:
+        embeds, tokens = embeds[:1], []
+    maps = {"plain": embeds @ patch_embeds.T}
+    if options.thorough:
+        no_finding = None if options.no_finding is None else patch_embeds @ options.no_finding
+        maps = _all_kinds(maps["plain"], no_finding, patch_weights)
+    if options.smoothing:
+        maps = {kind: smooth_maps(values, options.grid, options.smoothing) for kind, values in maps.items()}
+    return maps, tokens
 
 
 def _all_kinds(

@@ -28,19 +28,13 @@ from ..files import locked_folder
 from ..loading import load_model
 from .evidence import Evidence, compare, gather_evidence, subject_names
 from .figures import DRAWN, is_drawn, plot_patch_similarity, plot_reliability, plot_roc, plot_similarity_maps
+from .fingerprints import data_fingerprint, model_fingerprint, table_fingerprint
 from .prompts import has_prompts, load_no_finding, load_prompts
 from .protocols import PROTOCOLS
 from .report import write_report
 from .report_findings import UNITS
 from .scored import Scored, cache_format
-from .scoring import (
-    data_fingerprint,
-    has_texts,
-    model_fingerprint,
-    read_parts,
-    score,
-    table_fingerprint,
-)
+from .scoring import ScoringOptions, has_texts, read_parts, score
 from .tables import metrics_tables
 from .zero_shot import check_evaluation, combine_members, member_folders, summarise, temperature_of
 
@@ -407,22 +401,18 @@ def _score(
         if state.is_main_process:
             caches[name].mkdir(parents=True, exist_ok=True)
             (caches[name] / "key.json").write_text(json.dumps(key, indent=2))
-        score(
-            model,
-            processor,
-            dataset,
-            inputs.prompts,
-            no_finding,
+        options = ScoringOptions(
             batch_size=config.batch_size,
             localisation=is_test,
             thorough=is_test,
+            no_finding=no_finding,
             smoothing=smoothing,
             dtype=config.dtype,
             num_workers=config.num_workers,
             progress=state.is_main_process,
-            cache=caches[name],
-            process=(state.process_index, state.num_processes),
         )
+        process = state.process_index, state.num_processes
+        score(model, processor, dataset, inputs.prompts, options, cache=caches[name], process=process)
     return Member(fingerprint, temperature, caches)
 
 

@@ -6,11 +6,10 @@ The batches of an evaluation are fixed by the data set and the batch size alone.
 several, at once or after an interruption, the numbers are the same.
 """
 
-import hashlib
-import json
+import itertools
 import math
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,8 @@ from ..cosines_tier import l2_normalize
 from ..data.pictures import read_picture, undecoded
 from ..modeling_tier import TierModel, TierOutput
 from ..processing_tier import TierProcessor
-from .localisation import Probe, ground
+from .fingerprints import content_digest
+from .localisation import MapOptions, Probe, ground
 from .scored import ImageScores, PairScores, Scored, join
 from .sparsity import sparsity
 
@@ -111,7 +111,7 @@ class Batches(torch.utils.data.Dataset):
         for k, (cell, image_id) in enumerate(zip(rows["image"], rows["image_id"])):
             try:
                 pictures[k] = read_picture(cell, image_id)
-                digests.append(_content_digest(cell))
+                digests.append(content_digest(cell))
             except ValueError as error:
                 unreadable[start + k] = str(error)
 
@@ -134,19 +134,39 @@ class Batches(torch.utils.data.Dataset):
         return batch
 
 
+@dataclass(frozen=True)
+class ScoringOptions:
+    """How the images of a data set are scored."""
+
+    batch_size: int = 64
+    """Images a step."""
+    localisation: bool = True
+    """Whether to measure maps of the phrases in `regions`, where the data set has them."""
+    thorough: bool = False
+    """Every way of looking at a map, and both entropies with padding counted (as [`~localisation.MapOptions`] and
+    [`PairScores`] say)."""
+    no_finding: Sequence[str] = ()
+    """Sentences whose map is subtracted from others, where `thorough`."""
+    smoothing: float = 0.0
+    """Sigma, in patches, of the gaussian that maps are filtered by before they are measured; 0: none."""
+    dtype: str = "float32"
+    """Or "bfloat16" or "float16" for the encoders, by autocast; what comes after them is float32."""
+    num_workers: int = 0
+    """Worker processes that read and prepare pictures."""
+    progress: bool = True
+    """Whether to show a bar."""
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        dtype = DTYPES[self.dtype]
+        return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
 def score(
     model: TierModel,
     processor: TierProcessor,
     dataset: Dataset,
     prompts: dict[str, dict[str, list[str]]],
-    no_finding: Iterable[str] = (),
-    batch_size: int = 64,
-    localisation: bool = True,
-    thorough: bool = False,
-    smoothing: float = 0.0,
-    dtype: str = "float32",
-    num_workers: int = 0,
-    progress: bool = True,
+    options: ScoringOptions,
     cache: Path | None = None,
     process: tuple[int, int] = (0, 1),
 ) -> list[Scored]:
@@ -158,15 +178,7 @@ def score(
         processor: its processor.
         dataset: rows as [`~data.load_pairs`] gives them.
         prompts: sentences by finding, as [`load_prompts`] gives them.
-        no_finding: sentences whose map is subtracted from others, where `thorough`.
-        batch_size: images a step.
-        localisation: whether to measure maps of the phrases in `regions`, where the data set has them.
-        thorough: every way of looking at a map, and both entropies with padding counted (as [`ground`] and
-            [`score_batch`] say).
-        smoothing: sigma, in patches, of the gaussian that maps are filtered by before they are measured; 0: none.
-        dtype: "float32", or "bfloat16" or "float16" for the encoders, by autocast; what comes after them is float32.
-        num_workers: worker processes that read and prepare pictures.
-        progress: whether to show a bar.
+        options: how.
         cache: folder of finished parts; those that are there are not computed again. None: everything in memory.
         process: number of this process, and how many there are.
 
@@ -176,47 +188,61 @@ def score(
     Raises:
         ValueError: if more than 1% of the images cannot be read, or the model gives NaN (with the image's id).
     """
-    batches = Batches(dataset, processor, batch_size, has_texts(dataset))
-    parts = _parts(len(batches))
-    mine = list(range(len(parts)))[process[0] :: process[1]]
+    batches = Batches(dataset, processor, options.batch_size, has_texts(dataset))
+    parts = dict(enumerate(_parts(len(batches))))
+    mine = {number: parts[number] for number in list(parts)[process[0] :: process[1]]}
     if cache is not None:
-        mine = [i for i in mine if not _is_complete(_part_file(cache, i), _rows_of(parts[i], batch_size, dataset))]
+        mine = {
+            number: part
+            for number, part in mine.items()
+            if not _is_complete(_part_file(cache, number), _rows_of(part, options.batch_size, dataset))
+        }
     if not mine:
         return []
-    training, device = model.training, model.device
+    results, training = [], model.training
     model.eval()
-    autocast = torch.autocast(device.type, dtype=DTYPES[dtype], enabled=DTYPES[dtype] is not None)
-    results, unreadable = [], 0
     try:
-        with torch.inference_mode():
-            probes = Probes(model, processor, prompts, list(no_finding), autocast)
-            loaded = _loaded(batches, [i for number in mine for i in parts[number]], num_workers, progress)
-            for number in mine:
-                scored = []
-                for _ in parts[number]:
-                    batch = next(loaded)
-                    unreadable += len(batch["unreadable"])
-                    _check_unreadable(list(batch["unreadable"].values()), unreadable, len(dataset))
-                    scored.append(score_batch(model, processor, batch, probes, localisation, thorough, smoothing))
-                part = join(scored)
-                if cache is None:
-                    results.append(part)
-                else:
-                    part.save(_part_file(cache, number))
+        for number, scored in _scored_parts(model, processor, batches, mine, prompts, options):
+            if cache is None:
+                results.append(scored)
+            else:
+                scored.save(_part_file(cache, number))
     finally:
         model.train(training)
     return results
 
 
-def _loaded(batches: Batches, numbers: list[int], num_workers: int, progress: bool) -> Iterator[dict]:
+@torch.inference_mode()
+def _scored_parts(
+    model: TierModel,
+    processor: TierProcessor,
+    batches: Batches,
+    parts: dict[int, range],
+    prompts: dict[str, dict[str, list[str]]],
+    options: ScoringOptions,
+) -> Iterator[tuple[int, Scored]]:
+    """Number and scores of each part, given as the numbers of its batches."""
+    probes = Probes(model, processor, prompts, list(options.no_finding), options.autocast(model.device))
+    loaded = _loaded(batches, [i for part in parts.values() for i in part], options)
+    unreadable = 0
+    for number, part in parts.items():
+        scored = []
+        for batch in itertools.islice(loaded, len(part)):
+            unreadable += len(batch["unreadable"])
+            _check_unreadable(list(batch["unreadable"].values()), unreadable, len(batches.stored))
+            scored.append(score_batch(model, processor, batch, probes, options))
+        yield number, join(scored)
+
+
+def _loaded(batches: Batches, numbers: list[int], options: ScoringOptions) -> Iterator[dict]:
     """The batches of these numbers, in order."""
     loader = DataLoader(
         torch.utils.data.Subset(batches, numbers),
         batch_size=None,
-        num_workers=num_workers,
+        num_workers=options.num_workers,
         generator=torch.Generator(),  # the workers' seeds must not take from the model's random numbers
     )
-    return iter(tqdm(loader, desc="evaluating", disable=not progress, leave=False))
+    return iter(tqdm(loader, desc="evaluating", disable=not options.progress, leave=False))
 
 
 def _rows_of(batch_numbers: range, batch_size: int, dataset: Dataset) -> range:
@@ -225,13 +251,7 @@ def _rows_of(batch_numbers: range, batch_size: int, dataset: Dataset) -> range:
 
 
 def score_batch(
-    model: TierModel,
-    processor: TierProcessor,
-    batch: dict,
-    probes: Probes,
-    localisation: bool,
-    thorough: bool,
-    smoothing: float = 0.0,
+    model: TierModel, processor: TierProcessor, batch: dict, probes: Probes, options: ScoringOptions
 ) -> Scored:
     """The numbers of one batch's images."""
     with_text = batch["with_text"]
@@ -243,7 +263,7 @@ def score_batch(
         return scored
     inputs = {name: tensor.to(model.device) for name, tensor in batch["inputs"].items()}
     with probes.autocast:
-        with_weights = thorough and model.config.image_pooling == "mean"
+        with_weights = options.thorough and model.config.image_pooling == "mean"
         out = model(**inputs, return_loss=with_text, output_patch_weights=with_weights)
     image_embeds, patch_embeds = out.image_embeds.float(), out.patch_embeds.float()
     _check_numbers("image", batch, image_embeds, patch_embeds)
@@ -251,29 +271,19 @@ def score_batch(
     if with_text:
         _check_numbers("text of", batch, out.text_embeds)
         mask = model.entropy_mask(inputs["input_ids"], inputs.get("attention_mask"))
-        scored.pairs = _pair_scores(out, mask, thorough)
-    if localisation and batch["regions"] is not None:
-        grid = _grid(inputs["pixel_values"], patch_embeds)
-        weights = out.patch_weights if with_weights else [None] * len(patch_embeds)
-        images = zip(batch["rows"], batch["regions"], batch["sizes"], patch_embeds, weights)
-        scored.maps = join(
-            [
-                ground(
-                    patches,
-                    grid,
-                    regions,
-                    size,
-                    processor.image_processor,
-                    probes.phrase,
-                    probes.no_finding,
-                    patch_weights,
-                    thorough,
-                    smoothing,
-                    row,
-                )
-                for row, regions, size, patches, patch_weights in images
-            ]
+        scored.pairs = _pair_scores(out, mask, options.thorough)
+    if options.localisation and batch["regions"] is not None:
+        maps = MapOptions(
+            image_processor=processor.image_processor,
+            grid=_grid(inputs["pixel_values"], patch_embeds),
+            probe=probes.phrase,
+            no_finding=probes.no_finding,
+            thorough=options.thorough,
+            smoothing=options.smoothing,
         )
+        weights = out.patch_weights if with_weights else [None] * len(patch_embeds)
+        images = zip(batch["rows"], patch_embeds, weights, batch["regions"], batch["sizes"])
+        scored.maps = join([ground(*image, maps) for image in images])
     return scored
 
 
@@ -342,88 +352,6 @@ def _parts(num_batches: int) -> list[range]:
 
 def has_texts(dataset: Dataset) -> bool:
     return all(isinstance(text, str) and text for text in dataset["text"])
-
-
-def model_fingerprint(model: TierModel, processor: TierProcessor) -> str:
-    """
-    Of the weights, the configuration and all that makes inputs of pictures and texts; wherever it was loaded, and
-    whatever the tokenizer was used for before: using it changes the lengths that are stored with it, and the processor
-    sets them anew.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    settings = _own_settings(model.config.to_dict()), _own_settings(processor.image_processor.to_dict())
-    tokenizer = processor.tokenizer
-    vocabulary = sorted(tokenizer.get_vocab().items())
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = json.loads(backend.to_str()) if backend is not None else {}
-    rules = {name: rule for name, rule in rules.items() if name not in ("padding", "truncation")}
-    sides = tokenizer.padding_side, tokenizer.truncation_side
-    settings += (vocabulary, tokenizer.model_max_length, sides, rules)
-    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    return digest.hexdigest()
-
-
-def _own_settings(settings):
-    """Without what a library's release, the way of loading or a folder's path puts into a configuration."""
-    foreign = ("_name_or_path", "transformers_version", "auto_map", "architectures", "dtype", "custom_pipelines")
-    if not isinstance(settings, dict):
-        return settings
-    return {name: _own_settings(value) for name, value in settings.items() if name not in foreign}
-
-
-def table_fingerprint(dataset: Dataset) -> str:
-    """Of the rows of a data set before a picture is opened: their texts, labels and paths, and the files' state."""
-    digest = hashlib.sha256()
-    stored = undecoded(dataset)
-    for row in stored.select_columns([name for name in stored.column_names if name != "regions"]):
-        digest.update(json.dumps(row | {"image": _state(row["image"])}, sort_keys=True, default=str).encode())
-    if "regions" in stored.column_names:
-        digest.update(json.dumps(_plain_regions(stored), sort_keys=True).encode())
-    return digest.hexdigest()
-
-
-def data_fingerprint(dataset: Dataset, images: ImageScores) -> str:
-    """Of what was evaluated: the contents of the pictures' files and their rows, wherever they lie."""
-    digest = hashlib.sha256()
-    columns = [name for name in dataset.column_names if name not in ("image", "regions")]
-    rows = dataset.select_columns(columns).select(images.rows)
-    for row, content in zip(rows, images.digests.tolist()):
-        digest.update(json.dumps(row | {"image": content}, sort_keys=True, default=str).encode())
-    if "regions" in dataset.column_names:
-        digest.update(json.dumps(_plain_regions(dataset.select(images.rows)), sort_keys=True).encode())
-    return digest.hexdigest()
-
-
-def _plain_regions(dataset: Dataset) -> list:
-    """Without their masks, which are drawn with the picture."""
-    column = dataset.select_columns("regions").with_format("arrow")[:]["regions"].to_pylist()
-    return [[{k: v for k, v in region.items() if k != "mask"} for region in regions or ()] for regions in column]
-
-
-def _state(cell: dict | None) -> list:
-    """Of a stored picture: a digest of its bytes, or its path, size and time of change."""
-    if cell is None:
-        return []
-    if cell["bytes"] is not None:
-        return [hashlib.sha256(cell["bytes"]).hexdigest()]
-    try:
-        status = os.stat(cell["path"])
-    except OSError:
-        return [cell["path"]]
-    return [cell["path"], status.st_size, status.st_mtime_ns]
-
-
-def _content_digest(cell: dict) -> str:
-    content = cell["bytes"]
-    if content is None:
-        try:
-            content = Path(cell["path"]).read_bytes()
-        except OSError:  # an address
-            content = cell["path"].encode()
-    return hashlib.sha256(content).hexdigest()
 
 
 def _check_unreadable(reasons: list[str], number: int, total: int) -> None:

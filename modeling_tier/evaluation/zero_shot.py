@@ -18,7 +18,7 @@ from .localisation import PLAIN
 from .measures import LOCALISATION, group
 from .protocols import PROTOCOLS
 from .scored import MapScores, PairScores, Scored, join
-from .scoring import score
+from .scoring import ScoringOptions, score
 from .sparsity import peak_spread, top_share
 
 
@@ -101,7 +101,8 @@ def evaluate_zero_shot(
     """
     check_evaluation(dataset, prompts, uncertain, blank)
     temperature = temperature_of(model)
-    parts = score(model, processor, dataset, prompts, (), batch_size, localisation, progress=progress)
+    options = ScoringOptions(batch_size, localisation, progress=progress)
+    parts = score(model, processor, dataset, prompts, options)
     return summarise(join(parts), dataset, list(prompts), protocol, temperature, uncertain=uncertain, blank=blank)
 
 

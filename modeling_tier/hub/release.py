@@ -13,8 +13,8 @@ from PIL import Image
 
 from ..data import DATASETS
 from ..evaluation import is_ensemble
+from ..evaluation.fingerprints import model_fingerprint
 from ..evaluation.run import METRICS_FILE
-from ..evaluation.scoring import model_fingerprint
 from ..modeling_tier import TierModel
 from ..processing_tier import TierProcessor
 from .card import Facts, fill_card

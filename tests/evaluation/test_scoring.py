@@ -20,21 +20,15 @@ from scipy.ndimage import gaussian_filter
 from modeling_tier import TierModel, text_image_entropy
 from modeling_tier.data import load_pairs
 from modeling_tier.evaluation import load_no_finding, load_prompts
+from modeling_tier.evaluation.fingerprints import data_fingerprint, model_fingerprint, table_fingerprint
 from modeling_tier.evaluation.localisation import patch_mask, picture_mask
 from modeling_tier.evaluation.scored import ImageScores, join
-from modeling_tier.evaluation.scoring import (
-    Probes,
-    _parts,
-    data_fingerprint,
-    model_fingerprint,
-    read_parts,
-    score,
-    table_fingerprint,
-)
+from modeling_tier.evaluation.scoring import Probes, ScoringOptions, _parts, read_parts, score
 
 
 ROOT = Path(__file__).parents[2]
 BATCH = 6
+OPTIONS = ScoringOptions(batch_size=BATCH, progress=False)
 
 
 def unit(x):
@@ -53,7 +47,8 @@ def scored(model, processor, pairs):
     def run(cache=None, process=(0, 1), **options):
         prompts, no_finding = load_prompts("synthetic"), load_no_finding("synthetic")
         options = {"batch_size": BATCH, "thorough": True, "progress": False} | options
-        parts = score(model, processor, pairs, prompts, no_finding, cache=cache, process=process, **options)
+        options = ScoringOptions(**options, no_finding=no_finding)
+        parts = score(model, processor, pairs, prompts, options, cache=cache, process=process)
         return join(parts) if cache is None else None
 
     return run
@@ -141,8 +136,8 @@ def test_an_evaluation_that_was_killed_goes_on(model, processor, tmp_path):
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     assert len(parts()) == 120 and {path: os.stat(path).st_mtime_ns for path in written} == written
     pairs, prompts = load_pairs("synthetic", "test", num_images=240), load_prompts("synthetic")
-    options = {"batch_size": 2, "thorough": True, "progress": False}
-    whole = join(score(model, processor, pairs, prompts, load_no_finding("synthetic"), **options))
+    options = ScoringOptions(batch_size=2, thorough=True, no_finding=load_no_finding("synthetic"), progress=False)
+    whole = join(score(model, processor, pairs, prompts, options))
     gone_on = read_parts(parts()[0].parent, pairs, 2)
     whole, gone_on = arrays(whole), arrays(gone_on)
     for name in whole:  # another process may have another number of threads
@@ -296,11 +291,9 @@ def test_pictures_without_texts_cost_no_text_encoding(model, processor, pairs, m
     rest = (
         pairs.select(range(12)).remove_columns("text").add_column("text", [None] * 12, feature=pairs.features["text"])
     )
-    without = join(score(model, processor, rest, load_prompts("synthetic"), batch_size=BATCH, progress=False))
+    without = join(score(model, processor, rest, load_prompts("synthetic"), OPTIONS))
     assert lengths == [1, 1] and without.pairs is None
-    texts = join(
-        score(model, processor, pairs.select(range(12)), load_prompts("synthetic"), batch_size=BATCH, progress=False)
-    )
+    texts = join(score(model, processor, pairs.select(range(12)), load_prompts("synthetic"), OPTIONS))
     np.testing.assert_allclose(without.images.positive, texts.images.positive, atol=1e-6)
 
 
@@ -321,13 +314,13 @@ def test_nan_stops_with_the_name(model, processor, pairs, tmp_path):
     with torch.no_grad():
         model.text_projection.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match=f"NaN for the text of {pairs[0]['image_id']}"):
-        score(model, processor, pairs, {}, batch_size=BATCH, progress=False)
+        score(model, processor, pairs, {}, OPTIONS)
     with pytest.raises(ValueError, match="NaN for the sentence 'There is cardiomegaly"):
-        score(model, processor, pairs, load_prompts("synthetic"), batch_size=BATCH, progress=False, cache=tmp_path)
+        score(model, processor, pairs, load_prompts("synthetic"), OPTIONS, cache=tmp_path)
     rest = pairs.remove_columns("text").add_column("text", [None] * len(pairs), feature=pairs.features["text"])
     phrase = next(region["phrase"] for row in pairs for region in row["regions"])
     with pytest.raises(ValueError, match=f"NaN for the sentence '{phrase}'"):
-        score(model, processor, rest, {}, batch_size=BATCH, progress=False, cache=tmp_path)
+        score(model, processor, rest, {}, OPTIONS, cache=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -362,16 +355,16 @@ def test_fingerprints_know_what_changed_and_not_where_it_lies(model, processor, 
         return Dataset.from_list(cells, type(pairs.features)(features))
 
     before = table_fingerprint(at(tmp_path / "a"))
-    scored = [join(score(model, processor, at(tmp_path / "a"), {}, batch_size=4, progress=False))]
+    scored = [join(score(model, processor, at(tmp_path / "a"), {}, ScoringOptions(batch_size=4, progress=False)))]
     (tmp_path / "a" / "3.png").touch()
     assert table_fingerprint(at(tmp_path / "a")) != before, "a file that was written again may have changed"
     (tmp_path / "a").rename(tmp_path / "b")
-    scored.append(join(score(model, processor, at(tmp_path / "b"), {}, batch_size=4, progress=False)))
+    scored.append(join(score(model, processor, at(tmp_path / "b"), {}, ScoringOptions(batch_size=4, progress=False))))
     assert data_fingerprint(at(tmp_path / "b"), scored[1].images) == data_fingerprint(
         at(tmp_path / "b"), scored[0].images
     )
     (tmp_path / "b" / "3.png").write_bytes((tmp_path / "b" / "4.png").read_bytes())
-    other = join(score(model, processor, at(tmp_path / "b"), {}, batch_size=4, progress=False))
+    other = join(score(model, processor, at(tmp_path / "b"), {}, ScoringOptions(batch_size=4, progress=False)))
     assert data_fingerprint(at(tmp_path / "b"), other.images) != data_fingerprint(at(tmp_path / "b"), scored[0].images)
 
     model.save_pretrained(tmp_path / "model")
