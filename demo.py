@@ -11,7 +11,6 @@ A demo that was stopped goes on by the same command. Models that are already tra
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -67,6 +66,7 @@ def run_demo(output_dir: Path, overrides: list[str]) -> dict[str, dict]:
     from modeling_tier.data import load_pairs
     from modeling_tier.evaluation import evaluate_zero_shot, load_model, load_prompts
     from modeling_tier.evaluation.figures import plot_patch_similarity, plot_similarity_maps
+    from modeling_tier.files import replace_json
     from modeling_tier.training.building import build_model
 
     models = {}
@@ -89,7 +89,7 @@ def run_demo(output_dir: Path, overrides: list[str]) -> dict[str, dict]:
     trained = {name: (models[name], processor) for name in ("CLIP", "TIER")}
     plot_similarity_maps(trained, test, figures / "similarity_maps.png", list(prompts))
     plot_patch_similarity({name: details[name] for name in trained}, test, figures / "patch_similarity.png")
-    (output_dir / "metrics.json").write_text(json.dumps(results, indent=2))
+    replace_json(output_dir / "metrics.json", results)
     return results
 
 

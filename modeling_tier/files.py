@@ -69,6 +69,42 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def merged_folder(folder: str | Path, last: str = "") -> Iterator[Path]:
+    """
+    An empty folder to fill, whose files move into `folder` when the block ends, each in place of an earlier file of
+    its name; what else is in `folder` stays. After an error it is as it was.
+
+    Args:
+        folder: made if needed.
+        last: name of the file that is moved last: where it is new, the others are.
+    """
+    folder = Path(folder)
+    existed, temporary = folder.is_dir(), folder / ".unfinished"
+    try:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        temporary.mkdir(parents=True)
+        yield temporary
+        sync_folder(temporary)
+        paths = sorted(path for path in temporary.rglob("*") if path.is_file())
+        for path in sorted(paths, key=lambda path: path.name == last):
+            target = folder / path.relative_to(temporary)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if not existed and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def move_contents(source: Path, target: Path, skipped: tuple[str, ...] = (), last: str = "") -> None:
+    """Rename all that is in a folder into another one on the same disk; not the skipped names, and `last` at the end."""
+    for path in sorted(source.iterdir(), key=lambda path: path.name == last):
+        if path.name not in skipped:
+            path.rename(target / path.name)
+
+
 def sync_folder(folder: Path) -> None:
     """Return when the content of every file of a folder is on the disk, so that a power failure does not empty it."""
     for path in folder.rglob("*"):

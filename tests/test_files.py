@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from modeling_tier.files import locked_folder, new_folder, replace_json, replace_text, replaced_file
+from modeling_tier.files import locked_folder, merged_folder, new_folder, replace_json, replace_text, replaced_file
 
 
 def test_a_file_is_replaced_when_the_block_ends_and_not_after_an_error(tmp_path):
@@ -38,6 +38,41 @@ def test_a_folder_appears_complete_or_not_at_all(tmp_path):
     with pytest.raises(OSError), new_folder(tmp_path / "model") as folder:
         (folder / "config.json").write_text("another")
     assert os.listdir(tmp_path) == ["model"] and (tmp_path / "model/config.json").read_text() == "{}"
+
+
+def test_a_merged_folder_keeps_what_is_not_replaced_and_is_as_it_was_after_an_error(tmp_path):
+    folder = tmp_path / "results"
+    for name in ("metrics.json", "notes.txt", "figures/old.png"):
+        replace_text(folder / name, "old")
+    (folder / ".unfinished").mkdir()
+    (folder / ".unfinished" / "cut.txt").write_text("of a process that was killed")
+
+    def content():
+        return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+    with pytest.raises(RuntimeError), merged_folder(folder) as temporary:
+        (temporary / "metrics.json").write_text("half")
+        raise RuntimeError
+    old = {"metrics.json": "old", "notes.txt": "old", "figures/old.png": "old"}
+    assert content() == old
+    with merged_folder(folder, last="metrics.json") as temporary:
+        replace_text(temporary / "metrics.json", "new")
+        replace_text(temporary / "figures" / "new.png", "new")
+        (temporary / "empty").mkdir()
+        assert {name: content()[name] for name in old} == old
+    assert content() == old | {"metrics.json": "new", "figures/new.png": "new"}
+    assert not (folder / ".unfinished").exists()
+
+
+def test_the_last_file_of_a_merged_folder_is_there_only_with_all_others(tmp_path):
+    (tmp_path / "report.html").mkdir()  # which no file can replace
+    with pytest.raises(OSError), merged_folder(tmp_path, last="metrics.json") as temporary:
+        for name in ("metrics.json", "report.html"):
+            (temporary / name).write_text("new")
+    assert os.listdir(tmp_path) == ["report.html"]
+    with pytest.raises(RuntimeError), merged_folder(tmp_path / "new"):
+        raise RuntimeError
+    assert not (tmp_path / "new").exists()
 
 
 def hold(folder, held):

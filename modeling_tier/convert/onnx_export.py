@@ -16,7 +16,6 @@ import logging
 import math
 import shutil
 import sys
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from PIL import Image
 from transformers.utils.logging import set_verbosity_error
 
 from ..cosines_tier import l2_normalize
+from ..files import merged_folder
 from ..loading import load_model
 from ..maps_tier import picture_geometry
 from ..modeling_tier import TierModel, TierOutput, TierPreTrainedModel
@@ -109,11 +109,7 @@ def export_onnx(model: TierModel, processor: TierProcessor, output_dir: str | Pa
         grid = model.encode_image(image_inputs["pixel_values"]).grid
         expected = model(**text, **image_inputs)
 
-    output_dir = Path(output_dir)
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output_dir.parent) as temporary:
-        folder = Path(temporary, "model")
-        folder.mkdir()
+    with merged_folder(output_dir, last="run.py") as folder:
         _write_graph(ImageEncoder(model), image_inputs, {0: _DYNAMIC}, folder / "image_encoder.onnx", expected)
         _write_graph(
             TextEncoder(model), text_inputs, {0: _DYNAMIC, 1: _DYNAMIC}, folder / "text_encoder.onnx", expected
@@ -135,7 +131,6 @@ def export_onnx(model: TierModel, processor: TierProcessor, output_dir: str | Pa
         (folder / "tier.json").write_text(json.dumps(settings, indent=2) + "\n")
         _copy_program(folder)
         _check_inputs(folder, pictures, image_inputs, text_inputs)
-        shutil.copytree(folder, output_dir, dirs_exist_ok=True)
 
 
 def _copy_program(folder: Path) -> None:

@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 import platform
-import shutil
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from datasets import Dataset
 
 from ..data import load_pairs
 from ..data.rejected import collect_rejected, write_rejected
-from ..files import locked_folder
+from ..files import locked_folder, merged_folder, replace_json
 from ..loading import load_model
 from .evidence import Evidence, compare, gather_evidence, subject_names
 from .figures import DRAWN, is_drawn, plot_patch_similarity, plot_reliability, plot_roc, plot_similarity_maps
@@ -303,31 +302,27 @@ def _about(result: dict) -> str:
 @contextmanager
 def _replacing(output_dir: Path) -> Iterator[Path]:
     """
-    A folder for all that is written. When it is whole, it takes the place of the same evaluation's earlier results;
+    A folder for all that is written. When it is complete, it takes the place of the same evaluation's earlier results;
     those of another evaluation are moved into a folder of their own.
     """
-    temporary = output_dir / "unfinished"
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        (temporary / "figures").mkdir(parents=True)
-        yield temporary
-        earlier = _described(output_dir / METRICS_FILE)
-        if earlier not in (None, _described(temporary / METRICS_FILE)):
-            aside = next(path for i in count(1) if not (path := output_dir / f"earlier-{i}").exists())
-            _move(output_dir, aside)
-            print(f"The earlier results in {output_dir}, of {earlier}, are now in {aside}.\n")
-        for name in FIGURES:
-            (output_dir / "figures" / f"{name}.png").unlink(missing_ok=True)
-        _move(temporary, output_dir)
+        with merged_folder(output_dir, last=METRICS_FILE) as folder:
+            (folder / "figures").mkdir()
+            yield folder
+            earlier = _described(output_dir / METRICS_FILE)
+            if earlier not in (None, _described(folder / METRICS_FILE)):
+                aside = next(path for i in count(1) if not (path := output_dir / f"earlier-{i}").exists())
+                _move_results(output_dir, aside)
+                print(f"The earlier results in {output_dir}, of {earlier}, are now in {aside}.\n")
+            for name in FIGURES:
+                (output_dir / "figures" / f"{name}.png").unlink(missing_ok=True)
     except OSError as error:
         raise OSError(f"{error} (while the results were written to {output_dir})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _move(old: Path, new: Path) -> None:
-    """The results from one folder to another, and nothing else."""
-    (new / "figures").mkdir(parents=True, exist_ok=True)
+def _move_results(old: Path, new: Path) -> None:
+    """The results from one folder to a new one, and nothing else."""
+    (new / "figures").mkdir(parents=True)
     for name in (*(f"figures/{figure}.png" for figure in FIGURES), "report.html", "report.md", METRICS_FILE):
         if (old / name).is_file():
             (old / name).replace(new / name)
@@ -399,8 +394,7 @@ def _score(
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         caches[name] = config.output_dir / "cache" / digest[:20]
         if state.is_main_process:
-            caches[name].mkdir(parents=True, exist_ok=True)
-            (caches[name] / "key.json").write_text(json.dumps(key, indent=2))
+            replace_json(caches[name] / "key.json", key)
         options = ScoringOptions(
             batch_size=config.batch_size,
             localisation=is_test,

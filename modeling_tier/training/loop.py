@@ -2,7 +2,6 @@
 """The training loop: from a configuration to a complete model folder, to be read from top to bottom."""
 
 import math
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -13,7 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..configuration_tier import TERMS
-from ..files import replace_json
+from ..files import merged_folder, replace_json
 from ..modeling_tier import TierModel, TierOutput
 from .checkpoints import best_epochs, best_step, save_checkpoint, save_model, settle_ensemble
 from .configuration_checks import check_config
@@ -263,14 +262,10 @@ def finish(run: Run) -> dict:
     """Make a complete model folder of the best checkpoint; returns its metrics."""
     if run.accelerator.is_main_process:
         best_step(run.checkpoints)  # else an error that names the damaged file
-        temporary = run.output_dir / ".final.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        TierModel.from_pretrained(run.checkpoints / "best").save_pretrained(temporary)
-        run.clean_processor.save_pretrained(temporary)
-        for path in sorted(temporary.iterdir()):
-            path.replace(run.output_dir / path.name)
-        temporary.rmdir()
-        replace_json(run.output_dir / "metrics.json", run.state.best)
+        with merged_folder(run.output_dir, last="metrics.json") as folder:
+            TierModel.from_pretrained(run.checkpoints / "best").save_pretrained(folder)
+            run.clean_processor.save_pretrained(folder)
+            replace_json(folder / "metrics.json", run.state.best)
     run.accelerator.wait_for_everyone()
     run.log.end()
     return run.state.best

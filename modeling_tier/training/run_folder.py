@@ -12,7 +12,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from ..files import LOCK_FILE, locked_folder, replace_json
+from ..files import LOCK_FILE, locked_folder, move_contents, replace_json
 from .checkpoints import Checkpoint
 from .options import TrainConfig, flat
 from .processes import main_process_decides
@@ -134,9 +134,7 @@ def set_aside(output_dir: Path) -> None:
         return _empty(output_dir)
     moving.mkdir(exist_ok=True)  # killed before its new name, it is filled up by the next start
     # Last the file that identifies a run, so that a kill in between leaves a folder known as a run.
-    for child in sorted(output_dir.iterdir(), key=lambda path: path.name == "training_config.yaml"):
-        if child.name not in (MOVING, LOCK_FILE):
-            child.rename(moving / child.name)
+    move_contents(output_dir, moving, skipped=(MOVING, LOCK_FILE), last="training_config.yaml")
     moving.rename(aside)
 
 
@@ -145,8 +143,7 @@ def put_back(output_dir: Path) -> None:
     aside = output_dir / ASIDE
     if aside.is_dir():
         _empty(output_dir)
-        for child in aside.iterdir():
-            child.rename(output_dir / child.name)
+        move_contents(aside, output_dir)
         aside.rmdir()
 
 

@@ -262,8 +262,8 @@ EARLIER = {
     "metrics nested deeply": lambda out: (out / "metrics.json").write_text("[" * 100_000),
     "metrics a folder": lambda out: ((out / "metrics.json").unlink(), (out / "metrics.json").mkdir()),
     "figures a file": lambda out: (shutil.rmtree(out / "figures"), (out / "figures").write_text("")),
-    "an unfinished run": lambda out: (out / "unfinished").mkdir(),
-    "unfinished a file": lambda out: (out / "unfinished").write_text(""),
+    "an unfinished run": lambda out: (out / ".unfinished").mkdir(),
+    "unfinished a file": lambda out: (out / ".unfinished").write_text(""),
     "report a folder": lambda out: ((out / "report.html").unlink(), (out / "report.html").mkdir()),
     "temporary files": lambda out: damaged_cache(out, lambda p: p.with_name(f"{p.name}.1.tmp").write_text("")),
 }
