@@ -99,7 +99,7 @@ def merged_folder(folder: str | Path, last: str = "") -> Iterator[Path]:
 
 
 def move_contents(source: Path, target: Path, skipped: tuple[str, ...] = (), last: str = "") -> None:
-    """Rename all that is in a folder into another one on the same disk; not the skipped names, and `last` at the end."""
+    """Rename all that a folder holds into another one on the same disk, except `skipped`, and `last` at the end."""
     for path in sorted(source.iterdir(), key=lambda path: path.name == last):
         if path.name not in skipped:
             path.rename(target / path.name)
