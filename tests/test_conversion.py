@@ -354,7 +354,7 @@ def test_biovil_gives_the_same_embeddings(tmp_path, pixels, kind, depths, width,
     torch.testing.assert_close(model.visual_projection[1].running_mean, image.projector.model[1].running_mean, **close)
 
 
-def test_biovil_tells_what_it_has_no_place_for(biovil_files):
+def test_biovil_names_the_weights_that_are_not_used(biovil_files):
     _, text, files = biovil_files
     record = conversion.Record()
     conversion.biovil(**files, record=record)
@@ -398,7 +398,7 @@ def test_weights_that_do_not_fit_are_all_listed(biovil_files):
     )
 
 
-def test_no_weight_takes_the_place_of_another(biovil_files):
+def test_no_weight_is_loaded_into_another(biovil_files):
     image, text, files = biovil_files
     key = "bert.embeddings.LayerNorm.bias"
     torch.save(image.state_dict() | {key: text.state_dict()[key]}, files["image_model"])
@@ -778,7 +778,7 @@ def test_a_torchscript_archive_that_asks_for_more_is_refused(tmp_path, openai_to
 
 
 @pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"PK\x03\x04" + b"0" * 99])
-def test_a_file_that_is_none_of_pytorchs_is_told(tmp_path, openai_tokenizer, content):
+def test_a_file_that_pytorch_did_not_write_is_named(tmp_path, openai_tokenizer, content):
     (tmp_path / "model.pt").write_bytes(content)
     with pytest.raises(ValueError, match="model.pt cannot be read as a file of PyTorch"):
         conversion.openai(str(tmp_path / "model.pt"), openai_tokenizer)

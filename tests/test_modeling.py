@@ -203,7 +203,7 @@ def test_padding_changes_nothing(inputs):
         torch.testing.assert_close(getattr(plain, name), getattr(longer, name), rtol=1e-5, atol=1e-5)
 
 
-def test_special_tokens_can_be_left_out(inputs):
+def test_special_tokens_can_be_excluded(inputs):
     model = build(count_special_tokens=False)
     out = model(**inputs, output_entropy=True)
     mask = inputs["attention_mask"].bool() & (inputs["input_ids"] != 0) & (inputs["input_ids"] != EOS)
@@ -685,7 +685,7 @@ def test_hidden_states_and_attentions(tmp_path, inputs):
     assert model(**inputs).text_model_output.hidden_states is None
 
 
-def test_torch_compile_of_the_whole_model(inputs):
+def test_torch_compile_of_the_full_model(inputs):
     model = build(lambda_token=0.3)
     compiled = torch.compile(model, backend="aot_eager")
     torch.testing.assert_close(compiled(**inputs, return_loss=True).loss, model(**inputs, return_loss=True).loss)

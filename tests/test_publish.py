@@ -514,7 +514,7 @@ def test_a_folder_of_one_letter_is_not_found_in_the_name_of_the_model():
     assert scan("README.md", b"see /x/y here", places=[Path("/x")])
 
 
-def test_places_and_pictures_are_seen():
+def test_paths_and_pictures_are_found():
     found = scan("a.md", b"one\nsee /lab7 there", places=[Path("/lab7")])
     assert found == ["a.md, line 2: names the place '/lab7' on this machine"]
     for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"):
@@ -940,7 +940,7 @@ def no_network(hub, monkeypatch):
         (no_network, True, "The Hub cannot be reached"),
     ],
 )
-def test_trouble_is_told_and_the_same_command_goes_on(trouble, private, message, run, hub, monkeypatch, capsys):
+def test_a_failure_is_reported_and_the_same_command_resumes(trouble, private, message, run, hub, monkeypatch, capsys):
     before = contents(run)
     command = ["publish", str(run), NAME, *([] if private else ["--public"])]
     monkeypatch.setattr(sys, "argv", command)

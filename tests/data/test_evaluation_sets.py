@@ -116,7 +116,7 @@ def test_chexpert_minus_one_blank_and_zero_are_kept_apart(chexpert):
 
 
 @pytest.mark.parametrize("source", ["test_labels.csv", "groundtruth.csv"])
-def test_chexpert_by_study_from_either_table_with_the_reads(chexpert, source):
+def test_chexpert_by_study_from_either_table_with_reader_annotations(chexpert, source):
     for name in {"test_labels.csv", "groundtruth.csv"} - {source}:
         (chexpert / name).unlink()
     test = load_pairs("chexpert", "test", data_dir=chexpert, by="study")
@@ -762,7 +762,7 @@ def test_a_data_set_without_texts_is_not_trained_on(chexpert, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:ms_cxr")
-def test_checkpoints_are_chosen_by_places_alone(mimic, tmp_path):
+def test_checkpoints_are_chosen_by_regions_alone(mimic, tmp_path):
     """MS-CXR has places and no sentences."""
     options = ["--data.options.image_size=32", "--data.train.num_images=32", "--data.validation.num_images=20"]
     options += [

@@ -159,7 +159,7 @@ def test_reports_are_found_wherever_users_keep_them(tmp_path, place):
     assert load(root, **options)["text"][:] == ["Heart failure, worse.", "Heart failure, worse.", "Clear."]
 
 
-def test_one_report_at_the_end_is_enough_to_find_the_place(tmp_path):
+def test_one_report_at_the_end_is_enough_to_find_the_folder(tmp_path):
     rows = [study(i, report=None, picture=None) for i in range(1, 402)] + [study(402)]
     with pytest.warns(UserWarning, match="401 of 402 images of train skipped"):
         assert load(write_tree(tmp_path, rows))["image_id"][:] == ["00000192-0"]
@@ -212,7 +212,7 @@ def test_a_report_that_is_not_utf8_is_read_as_windows_1252(tmp_path):
     assert load(write_tree(tmp_path, rows))["text"][:] == ["5\u00b0 tilt \u2013 clear.", "5\u00b0 tilt."]
 
 
-def test_images_without_text_are_left_out_and_counted(tmp_path):
+def test_images_without_text_are_skipped_and_counted(tmp_path):
     rows = [
         study(1),
         study(2, report="FINDINGS: Edema.\n"),
@@ -433,7 +433,7 @@ def test_the_papers_split_needs_two_labelled_subjects(tmp_path):
         load(write_tree(tmp_path, [study(1), study(2, labels=None)]), split_by="paper")
 
 
-def test_an_image_that_the_metadata_lack_is_told(tmp_path):
+def test_an_image_that_is_missing_from_the_metadata_is_named(tmp_path):
     root = write_tree(tmp_path, [study(1), study(2)])
     path = root / "mimic-cxr-2.0.0-metadata.csv"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))

@@ -195,7 +195,7 @@ def test_files_are_of_the_split_they_are_named_after(tmp_path):
     assert found["validation"] == expected[8:12] and sorted(found["test"]) == sorted(expected[12:])
 
 
-def test_a_file_of_no_split_beside_files_of_splits_is_told(tmp_path):
+def test_a_file_of_no_split_beside_files_of_splits_is_named(tmp_path):
     write_pictures(tmp_path)
     for name in ("train.csv", "training.csv", "mytest.csv"):
         (tmp_path / name).write_text(csv_text(ROWS))
@@ -234,7 +234,7 @@ def test_usual_names_need_not_be_given(tmp_path):
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("form", ["csv", "jsonl", "saved", "parquet", "webdataset"])
-def test_a_missing_column_is_told_with_those_that_are_there(tmp_path, form, streaming):
+def test_a_missing_column_is_named_with_the_existing_ones(tmp_path, form, streaming):
     data_dir, options = store(tmp_path, form)
     there = "'png', 'txt'" if form == "webdataset" else "'file', 'findings', 'patient'"
     wrong = {"image_column": "x", "text_column": "x", "subject_column": "x", "study_column": "x", "id_column": "x"}
@@ -254,7 +254,7 @@ def test_every_split_needs_the_subject(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "line"), [("a.csv", 6), ("a.jsonl", 4)])
-def test_a_missing_picture_is_told_by_file_and_line(tmp_path, name, line):
+def test_a_missing_picture_is_named_by_file_and_line(tmp_path, name, line):
     """The texts of the csv file take two lines each; in the jsonl file the second line is blank."""
     rows = ROWS[:2] + [row | {"file": "nowhere.png"} for row in ROWS[2:4]]
     content = csv_text(rows) if name.endswith("csv") else jsonl_text(rows).replace("\n", "\n \n", 1)
@@ -331,7 +331,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("kind", BAD_FILES)
-def test_a_bad_file_is_told(tmp_path, kind):
+def test_a_bad_file_is_named(tmp_path, kind):
     name, content, message = BAD_FILES[kind]
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.png").write_bytes(png(0))
@@ -485,7 +485,7 @@ def test_labels_stay_apart(tmp_path, content):
 
 
 @pytest.mark.parametrize("value", ["2", "yes", "0.5", "nan"])
-def test_a_bad_label_is_told(tmp_path, value):
+def test_a_bad_label_is_named(tmp_path, value):
     write_pictures(tmp_path)
     options = {"label_columns": ["A"], "validation_share": 1e-9}
     (tmp_path / "a.csv").write_text(f'image,text,A\np0/0.png,"Clear\nlungs.",1\np0/1.png,Clear.,{value}\n')
@@ -501,7 +501,7 @@ def test_a_bad_label_is_told(tmp_path, value):
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl", "saved", "parquet"])
-def test_rows_without_text_are_left_out_with_a_word(tmp_path, form):
+def test_rows_without_text_are_skipped_and_reported(tmp_path, form):
     rows = [row | {"findings": {1: "", 3: " \n"}.get(i, row["findings"])} for i, row in enumerate(ROWS[:6])]
     data_dir, options = store(tmp_path, form, rows)
     options = options | {"id_column": None, "subject_column": None, "validation_share": 1e-9}
@@ -537,7 +537,7 @@ def test_a_subject_in_two_splits_is_refused(tmp_path):
         load_pairs("pairs", "train", data_dir=tmp_path / "saved", **OPTIONS)
 
 
-def test_a_subject_is_the_same_as_a_whole_number_and_as_a_float(tmp_path):
+def test_a_subject_is_the_same_as_an_integer_and_as_a_float(tmp_path):
     """A table with a blank cell writes all its whole numbers as floats."""
     write_pictures(tmp_path)
     (tmp_path / "train.csv").write_text(csv_text([row | {"patient": "17"} for row in ROWS[:10]]))
@@ -569,7 +569,7 @@ def test_rows_without_a_subject_are_nobody(tmp_path):
     assert None in parts["train"]["subject_id"] and None in parts["validation"]["subject_id"], "told by their ids"
 
 
-def test_whole_numbers_are_the_same_subject_in_any_type(tmp_path):
+def test_integers_are_the_same_subject_in_any_type(tmp_path):
     write_pictures(tmp_path)
     rows = [row | {"patient": None if i == 1 else 2**53 + i} for i, row in enumerate(ROWS[:3])]
     (tmp_path / "a.jsonl").write_text(jsonl_text(rows))
@@ -623,7 +623,7 @@ def test_the_made_validation_set(tmp_path, key, streaming):
         assert {row[0] for row in train} & {row[0] for row in validation}, "a text may be in both"
 
 
-def test_a_made_validation_set_without_rows_is_told(tmp_path):
+def test_a_derived_validation_set_without_rows_is_reported(tmp_path):
     data_dir, options = store(tmp_path, "csv", ROWS[:2])
     for split, share in (("validation", 1e-9), ("train", 1 - 1e-9)):
         with pytest.raises(ValueError, match=rf"\({split}\) has no rows.*validation_share"):
@@ -665,7 +665,7 @@ def test_a_broken_picture_stops_nothing_before_it_is_read(tmp_path, streaming):
             read_picture(row["image"], row["image_id"])
 
 
-def test_an_unreadable_picture_is_told_by_its_id(tmp_path):
+def test_an_unreadable_picture_is_named_by_its_id(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no picture")
     (tmp_path / "b.png").write_bytes(png(0)[:60])
     (tmp_path / "c.tif").write_bytes(b"II*\0\x08\0\0\0\0\0\0\0\0\0")  # Pillow: a ValueError or a SyntaxError
@@ -685,7 +685,7 @@ def test_names_that_are_nothing(tmp_path):
         load_pairs("pairs", "train")
 
 
-def test_a_name_goes_to_the_hub_and_a_failure_is_told(monkeypatch):
+def test_a_name_goes_to_the_hub_and_a_failure_is_reported(monkeypatch):
     asked = []
 
     def load_dataset(*args, **options):

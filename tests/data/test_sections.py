@@ -229,7 +229,7 @@ POSITIONS = [
 
 @pytest.mark.parametrize("mark", MARKS)
 @pytest.mark.parametrize(("text", "expected"), [p[1:] for p in POSITIONS], ids=[p[0] for p in POSITIONS])
-def test_removed_words_leave_whole_words(text, expected, mark):
+def test_removed_words_leave_complete_words(text, expected, mark):
     assert clean(text.replace("M", mark)) == expected
 
 

@@ -101,7 +101,7 @@ def test_left_is_on_the_right_of_the_picture(studies):
 
 
 @pytest.mark.parametrize("finding", FINDINGS)
-def test_a_finding_changes_the_picture_at_its_place(finding):
+def test_a_finding_changes_the_picture_in_its_region(finding):
     """The same exposure with and without it, averaged over patients: brighter inside (darker for air) than outside."""
     inside, outside = [], []
     for seed in range(12):

@@ -112,7 +112,7 @@ def test_a_card_names_everything_that_its_metric_takes_and_gives(name):
             assert f"`{result}`" in card or (result.endswith("_interval") and "`*_interval`" in card), result
 
 
-def test_what_two_metrics_share_is_the_same_in_both():
+def test_code_of_two_metrics_is_the_same_in_both():
     """Each is one file without a package, so that the bootstrap of means stands in both."""
     sources = []
     for name in ("phrase_grounding", "retrieval_recall"):

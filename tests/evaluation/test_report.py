@@ -269,7 +269,7 @@ def estimates(part, signed=False):
 
 
 @pytest.mark.parametrize("result", SAMPLES.values(), ids=SAMPLES)
-def test_the_page_is_whole_and_needs_nothing_from_elsewhere(written, result):
+def test_the_page_is_complete_and_needs_nothing_from_elsewhere(written, result):
     page, _ = written(result)
     assert page.all("html") == [{"lang": "en-GB"}] and page.all("title") and page.all("main") and page.all("nav")
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all("meta")
@@ -415,7 +415,7 @@ def test_p_values(written):
         ({"negative_share": 0.94, "peak": 0.19}, None),
     ],
 )
-def test_the_two_ways_to_fail_are_told(written, numbers, words):
+def test_both_failure_modes_are_reported(written, numbers, words):
     result = sample(("clip", "tier"))
     result["compared"]["tier"]["metrics"] |= numbers
     page, markdown = written(result)
@@ -587,7 +587,7 @@ def test_reliability_points_are_means_of_the_bins(tmp_path, drawn):
         assert [text.get_text() for text in axis.texts] == [f"calibration error {error:.3f}"]
 
 
-def test_models_with_different_patches_share_an_axis(tmp_path, drawn):
+def test_models_with_different_patches_have_a_common_axis(tmp_path, drawn):
     rng = np.random.default_rng(0)
     details = {f"{p} patches": {"rank_similarity": -np.sort(rng.normal(size=(9, p)), axis=1)} for p in (16, 49)}
     pairs = load_pairs("synthetic", "test", num_images=2, image_size=32)

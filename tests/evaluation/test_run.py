@@ -54,7 +54,7 @@ def test_figures_of_others_and_results_of_a_training_run_stay(folder, tmp_path):
     assert json.loads((folder / "metrics.json").read_text())["step"] == 3
 
 
-def test_a_full_disk_leaves_the_earlier_results_whole(folder, tmp_path):
+def test_a_full_disk_leaves_the_earlier_results_complete(folder, tmp_path):
     out = tmp_path / "out"
     run_evaluation(evaluation(folder, out))
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and "cache" not in path.parts}
@@ -87,7 +87,7 @@ def own_pairs(tmp_path):
     return {"data_dir": str(tmp_path / "pairs")} | columns
 
 
-def test_odd_names_a_cut_picture_and_what_the_loader_left_out(folder, own_pairs, tmp_path):
+def test_odd_names_a_cut_picture_and_rows_that_the_loader_skipped(folder, own_pairs, tmp_path):
     prompts = tmp_path / "prompts.yaml"
     prompts.write_text("templates: {positive: ['There is {finding}.'], negative: ['No {finding}.']}")
     odd = tmp_path / "_a$b_{$c"

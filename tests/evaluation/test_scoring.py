@@ -261,7 +261,7 @@ def test_smoothed_maps_are_those_of_scipys_filter(scored, model, processor, pair
             assert smooth.maps.measured[f"mask/{resolution}/plain"]["cnr"][i] == pytest.approx(expected, abs=1e-3)
 
 
-def test_patches_of_a_place():
+def test_patches_of_a_region():
     mask = np.zeros((8, 8), bool)
     mask[0:4, 0:6] = True
     assert patch_mask(mask, (2, 2)).tolist() == [[True, True], [False, False]]
@@ -331,7 +331,7 @@ def test_a_large_set_has_few_parts_and_a_small_one_a_batch_each():
     assert {len(part) for part in _parts(1000)} == {1}
 
 
-def test_fingerprints_know_what_changed_and_not_where_it_lies(model, processor, pairs, tmp_path):
+def test_fingerprints_depend_on_content_and_not_on_paths(model, processor, pairs, tmp_path):
     some = pairs.select(range(8))
     rows = ImageScores(np.arange(8), np.array([f"{i}" for i in range(8)]), np.empty((8, 2)), np.full(8, 4))
     base = data_fingerprint(some, rows)

@@ -134,7 +134,7 @@ def test_inputs_that_do_not_fit_are_named(cosines, mask, temperature, message):
         sparsity(cosines, mask, temperature)
 
 
-def test_top_share_is_that_of_a_tenth_of_the_patches_rounded_up():
+def test_top_fraction_is_that_of_a_tenth_of_the_patches_rounded_up():
     ranks = -np.sort(-np.random.default_rng(5).standard_normal((6, 25)), axis=1)
     expected = []
     for row in ranks.tolist():
@@ -144,7 +144,7 @@ def test_top_share_is_that_of_a_tenth_of_the_patches_rounded_up():
     assert top_share(np.eye(1, 20)) == 1 and top_share(np.ones((2, 20))) == 0
 
 
-def test_peak_spread_is_the_entropy_of_the_peaks_place():
+def test_peak_spread_is_the_entropy_of_the_peaks_position():
     peaks = np.array([[0, 3], [0, 3], [1, 3], [2, 3]])
     assert peak_spread(peaks, 8) == pytest.approx(entropy([0.5, 0.25, 0.25]) / math.log(8) / 2)
     assert peak_spread(np.arange(64)[:, None] % 16, 16) == pytest.approx(1)

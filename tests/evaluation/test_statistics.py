@@ -204,7 +204,7 @@ def test_empty_margins():
     np.testing.assert_array_equal(tier.specificity(counts), [[1, np.nan, 0, np.nan]])
 
 
-def test_rows_without_a_label_or_a_decision_are_left_out_of_that_finding_alone():
+def test_rows_without_a_label_or_a_decision_are_skipped_for_that_finding_alone():
     labels = np.array([[1, 0], [math.nan, 1], [0, 1], [1, 0]])
     decisions = np.array([[1, 0], [1, 0], [math.nan, 1], [0, 1]], dtype=float)
     counts = tier.Confusion(labels, decisions)(np.array([[1.0, 2.0, 3.0, 4.0]]))

@@ -163,7 +163,7 @@ def test_a_figure_that_has_nothing_to_show_is_not_drawn_and_pictures_are_opened_
     assert (tmp_path / "some.png").is_file() and len(opened) == 2
 
 
-def test_labels_that_say_nothing_are_left_out(model, processor, pairs, prompts):
+def test_blank_labels_are_skipped(model, processor, pairs, prompts):
     rows = [dict(row) for row in pairs]
     for i, row in enumerate(rows):
         row["labels"] = dict(row["labels"])

@@ -360,7 +360,7 @@ def test_studies_of_different_subjects_are_not_one_and_a_row_without_a_study_is_
         assert sorted(rows)[2:] == [4, 5, 6, 7] and {0, 1} & set(rows) and {2, 3} & set(rows)
 
 
-def test_studies_that_cannot_fill_a_step_are_told(processor):
+def test_studies_that_cannot_fill_a_step_are_reported(processor):
     options = ["--data.one_image_per_study=true"]
     with pytest.raises(ValueError, match="10 studies, fewer than one step needs: training.batch_size 6 x .* x 2 proc"):
         batches(make_pairs(30, STUDIES), processor, *options, size=6, processes=2)
@@ -478,7 +478,7 @@ def test_a_resume_goes_on_at_the_same_batches(processor, workers, streaming):
             assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_what_a_stream_cannot_do_is_told(processor):
+def test_what_a_stream_cannot_do_is_refused_by_name(processor):
     with pytest.raises(ValueError, match="steps_per_epoch is needed for a stream"):
         batches(a_stream(8, 1), processor)
     with pytest.raises(ValueError, match="steps_per_epoch is for streams"):

@@ -103,7 +103,7 @@ def test_deepspeed_stops_at_a_gradient_that_is_not_finite(tmp_path):
         ("DEEPSPEED", {"chunk_size": 2}, r"training\.chunk_size"),
     ],
 )
-def test_what_an_engine_cannot_do_is_told(tmp_path, engine, changed, words):
+def test_what_an_engine_cannot_do_is_refused_by_name(tmp_path, engine, changed, words):
     fsdp = SimpleNamespace(**{"fsdp_version": 2, "cpu_ram_efficient_loading": False} | changed)
     deepspeed = SimpleNamespace(deepspeed_config={"gradient_accumulation_steps": "auto"} | changed)
     state = SimpleNamespace(fsdp_plugin=fsdp, deepspeed_plugin=deepspeed)

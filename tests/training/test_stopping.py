@@ -178,7 +178,7 @@ def test_what_evaluations_are_compared_by_stays(finished, tmp_path):
             )
 
 
-def test_a_signal_before_an_evaluation_leaves_it_out():
+def test_a_signal_before_an_evaluation_skips_it():
     request = stopping.StopRequest()
     assert request.interruptible(lambda: {"auroc": 0.5}) == {"auroc": 0.5}
     request.received = True
@@ -211,7 +211,7 @@ def spoil(monkeypatch, steps):
     monkeypatch.setattr(setup.Batches, "of_epoch", of_epoch)
 
 
-def test_a_step_without_a_finite_gradient_is_left_out_and_its_images_are_named(tmp_path, monkeypatch, capsys):
+def test_a_step_with_non_finite_gradients_is_skipped_and_its_images_are_named(tmp_path, monkeypatch, capsys):
     spoil(monkeypatch, {4, 9})
     folder = tmp_path / "run"
     train(tiny(folder, "--training.log_every=1", "--training.trackers=[tensorboard]"))
@@ -226,7 +226,7 @@ def test_a_step_without_a_finite_gradient_is_left_out_and_its_images_are_named(t
     assert np.isfinite([loss for i, loss in enumerate(losses, 1) if i not in (4, 9)]).all()
 
 
-def test_a_step_that_is_left_out_changes_nothing(tmp_path, monkeypatch):
+def test_a_skipped_step_changes_nothing(tmp_path, monkeypatch):
     """A run whose last three steps are spoiled ends where one ended that never had them."""
     options = ["--training.log_every=1", "--training.save_every_steps=9", "--training.max_skipped_steps=3"]
     with monkeypatch.context() as patch:
@@ -239,7 +239,7 @@ def test_a_step_that_is_left_out_changes_nothing(tmp_path, monkeypatch):
     assert_same_end(tmp_path / "spoiled", tmp_path / "short")
 
 
-def test_a_full_disk_leaves_the_checkpoint_before_it_whole(finished, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_previous_checkpoint_complete(finished, tmp_path, monkeypatch):
     options = ["--training.log_every=1", "--training.save_every_steps=2", "--training.resume_from_checkpoint=auto"]
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     full = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (20_000, limit[1]))

@@ -179,7 +179,7 @@ def test_a_pretrained_tokenizer_is_settled_by_the_options_and_needs_a_padding_to
         build_processor(config, None)
 
 
-def test_pixels_that_stay_whole_numbers_are_refused(tmp_path):
+def test_pixels_that_stay_integers_are_refused(tmp_path):
     config = tiny(tmp_path, "--model.image_options={do_rescale: false, do_normalize: false}")
     with pytest.raises(ValueError, match="image_options: with neither do_rescale nor do_normalize"):
         build_processor(config, load_pairs("synthetic", "train", num_images=4, image_size=32))
@@ -347,7 +347,7 @@ def test_a_run_can_be_ended_after_an_evaluation(tmp_path):
     assert AutoModel.from_pretrained(tmp_path / "run") is not None
 
 
-def test_a_share_of_the_subjects():
+def test_a_fraction_of_the_subjects():
     pairs = load_pairs("synthetic", "train", num_images=60, image_size=32)
     subjects = set(pairs["subject_id"][:])
     part = share_of_subjects(pairs, 0.3, seed=4)
@@ -463,7 +463,7 @@ def test_logit_scale_is_clamped(tmp_path):
     assert len(scales) == 3 and all(90 < scale <= 100.001 for scale in scales), "it began at exp(9) = 8103"
 
 
-def test_a_collapse_is_told(tmp_path, monkeypatch, capsys):
+def test_a_collapse_is_reported(tmp_path, monkeypatch, capsys):
     for_all = {"negative_share": 0.99, "peak": -0.3}
     monkeypatch.setattr("modeling_tier.training.loop.map_shape", lambda *args: for_all)
     train(tiny(tmp_path / "run", "--training.epochs=1"))
@@ -524,7 +524,7 @@ class OneOf:
         self.num_processes, self.process_index, self.device = num_processes, process_index, torch.device("cpu")
 
 
-def test_processes_share_a_batch_without_overlap(processor, tmp_path):
+def test_processes_split_a_batch_without_overlap(processor, tmp_path):
     pairs = load_pairs("synthetic", "train", num_images=50, image_size=32)
     alone = Batches(pairs, processor, tiny(tmp_path, "--training.batch_size=8"), OneOf(1, 0))
     together = [Batches(pairs, processor, tiny(tmp_path, "--training.batch_size=4"), OneOf(2, i)) for i in range(2)]
