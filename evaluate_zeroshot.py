@@ -67,18 +67,9 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         help="which sentences, and what the score of a finding is (default: %(default)s)",
     )
     add("--prompts", help="YAML file with sentences; default: the data set's own")
-    add(
-        "--uncertain",
-        choices=LABEL_POLICIES,
-        default="ignore",
-        help="what a label of -1 counts as (default: %(default)s)",
-    )
-    add(
-        "--blank",
-        choices=LABEL_POLICIES,
-        default="ignore",
-        help="what a label not mentioned counts as (default: %(default)s)",
-    )
+    for name, label in {"uncertain": "of -1", "blank": "not mentioned"}.items():
+        text = f"what a label {label} counts as (default: %(default)s)"
+        add(f"--{name}", choices=LABEL_POLICIES, default="ignore", help=text)
     add(
         "--validation_split",
         choices=SPLITS,

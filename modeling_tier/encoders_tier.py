@@ -164,7 +164,18 @@ def max_text_length(config: PreTrainedConfig) -> int | None:
     return length
 
 
-def _single_encoder(name: str, config: PreTrainedConfig):
+def _single_encoder(name: str, config: PreTrainedConfig, unusable: dict[str, str], expected: tuple[str, str]):
+    """
+    The class of an encoder.
+
+    Args:
+        name: "text_config" or "vision_config".
+        config: of the encoder.
+        unusable: why some model types cannot be used.
+        expected: what such a configuration must describe, and examples.
+    """
+    if config.model_type in unusable:
+        raise ValueError(f"{name} {config.model_type!r} cannot be used: {unusable[config.model_type]}.")
     if config.sub_configs:
         towers = ", ".join(config.sub_configs)
         raise ValueError(
@@ -174,18 +185,19 @@ def _single_encoder(name: str, config: PreTrainedConfig):
     model_class = encoder_class(config)
     if model_class is None:
         raise ValueError(f"{name}: transformers has no plain encoder for the model_type {config.model_type!r}.")
+    own_input = getattr(model_class, "main_input_name", "input_ids")
+    if own_input != {"text_config": "input_ids", "vision_config": "pixel_values"}[name]:
+        kind, examples = expected
+        raise ValueError(
+            f"{name} must describe {kind}, but {config.model_type!r} reads {own_input}. Use for example {examples}."
+        )
     return model_class
 
 
 def check_text_encoder(config: PreTrainedConfig) -> None:
-    if config.model_type in _UNUSABLE_TEXT:
-        raise ValueError(f"text_config {config.model_type!r} cannot be used: {_UNUSABLE_TEXT[config.model_type]}.")
-    model_class = _single_encoder("text_config", config)
-    if getattr(model_class, "main_input_name", "input_ids") != "input_ids":
-        raise ValueError(
-            f"text_config must describe a text encoder, but {config.model_type!r} reads "
-            f"{model_class.main_input_name}. Use for example 'clip_text_model', 'bert' or 'roberta'."
-        )
+    _single_encoder(
+        "text_config", config, _UNUSABLE_TEXT, ("a text encoder", "'clip_text_model', 'bert' or 'roberta'")
+    )
     name = config.model_type
     pools = name in (*EOS_POOLED_TEXT, *LAST_POOLED_TEXT, *MODEL_FOR_MASKED_LM_MAPPING_NAMES)
     if not pools or config.is_encoder_decoder or getattr(config, "is_decoder", False):
@@ -200,14 +212,8 @@ def check_text_encoder(config: PreTrainedConfig) -> None:
 
 
 def check_vision_encoder(config: PreTrainedConfig, image_pooling: str) -> None:
-    if config.model_type in _UNUSABLE_VISION:
-        raise ValueError(f"vision_config {config.model_type!r} cannot be used: {_UNUSABLE_VISION[config.model_type]}.")
-    model_class = _single_encoder("vision_config", config)
-    if getattr(model_class, "main_input_name", "input_ids") != "pixel_values":
-        raise ValueError(
-            f"vision_config must describe an image encoder, but {config.model_type!r} reads "
-            f"{model_class.main_input_name}. Use for example 'clip_vision_model', 'vit', 'dinov2' or 'resnet'."
-        )
+    examples = "'clip_vision_model', 'vit', 'dinov2' or 'resnet'"
+    model_class = _single_encoder("vision_config", config, _UNUSABLE_VISION, ("an image encoder", examples))
     required = [
         name
         for name, parameter in inspect.signature(model_class.forward).parameters.items()
@@ -216,8 +222,7 @@ def check_vision_encoder(config: PreTrainedConfig, image_pooling: str) -> None:
     if set(required) - {"self", "pixel_values"} or hasattr(config, "num_frames"):
         what = "videos" if hasattr(config, "num_frames") else "more than pixel_values"
         raise ValueError(
-            f"vision_config {config.model_type!r} cannot be used: it reads {what}. Use for example "
-            "'clip_vision_model', 'vit', 'dinov2' or 'resnet'."
+            f"vision_config {config.model_type!r} cannot be used: it reads {what}. Use for example {examples}."
         )
     if image_pooling == "cls" and config.model_type in VISION_WITHOUT_CLASS_TOKEN:
         raise ValueError(

@@ -6,7 +6,6 @@ silence.
 """
 
 import json
-import multiprocessing
 import os
 import shutil
 import sys
@@ -23,7 +22,7 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
-from test_stopping import at_step, interrupt  # noqa: E402
+from test_stopping import at_step, interrupt, start_run  # noqa: E402
 from test_training import ROOT, TINY, tiny  # noqa: E402
 
 from modeling_tier.training import load_config, train  # noqa: E402
@@ -76,7 +75,7 @@ def same_end(one: Path, other: Path) -> bool:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    assert outcome(tiny(folder / "whole", *OPTIONS)) == "done"
+    assert outcome(tiny(folder / "uninterrupted", *OPTIONS)) == "done"
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.raises(KeyboardInterrupt):
         train(tiny(folder / "stopped", *OPTIONS), after_step=at_step(10, interrupt))
@@ -95,7 +94,7 @@ def test_damage_to_each_file_of_a_stopped_run(runs, tmp_path, damage):
         except BaseException as error:
             broke.append(f"{name}: {type(error).__name__}: {error}")
         else:
-            if ends[name] == "done" and not same_end(runs / "whole", run):
+            if ends[name] == "done" and not same_end(runs / "uninterrupted", run):
                 broke.append(f"{name}: another end in silence")
         shutil.rmtree(run)
     print(json.dumps(ends, indent=1))
@@ -140,12 +139,6 @@ def test_options_of_every_wrong_kind():
 NUM_STEPS = 150
 
 
-def run_to_its_end(folder):
-    torch.set_num_threads(1)
-    options = ["--training.epochs=25", "--training.save_every_steps=1", "--evaluation.every_epochs=5"]
-    train(tiny(folder, *options, "--training.log_every=1", AUTO))
-
-
 def last_step(folder: Path) -> int:
     """The last step in the log of a run that is going on."""
     try:
@@ -167,21 +160,13 @@ def test_killed_at_48_moments_a_run_ends_as_if_it_had_not_been(tmp_path):
     At any moment, that of a start, an evaluation and the end included. The moments are counted in steps, or fractions
     of the time that a start takes here, so that they are the same on a slow machine.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["modeling_tier.training", "test_stopping"])
     rng, kills = np.random.default_rng(1), 0
-
-    def start(name):
-        process = context.Process(target=run_to_its_end, args=(tmp_path / name,))
-        process.start()
-        return process
-
     began = time.monotonic()
-    whole = start("whole")
-    wait_for_step(whole, tmp_path / "whole", 1)
+    uninterrupted = start_run(tmp_path / "uninterrupted", every_epochs=5)
+    wait_for_step(uninterrupted, tmp_path / "uninterrupted", 1)
     first_step = time.monotonic()
-    whole.join()
-    assert whole.exitcode == 0 and last_step(tmp_path / "whole") == NUM_STEPS
+    uninterrupted.join()
+    assert uninterrupted.exitcode == 0 and last_step(tmp_path / "uninterrupted") == NUM_STEPS
     start_seconds = first_step - began
     step_seconds = (time.monotonic() - first_step) / NUM_STEPS
     moments = sorted([*range(5, NUM_STEPS, 5), 30, 60, 90, 120, *[NUM_STEPS] * 3])  # evaluations after 30 steps
@@ -189,7 +174,7 @@ def test_killed_at_48_moments_a_run_ends_as_if_it_had_not_been(tmp_path):
         moments.insert(4 * i, None)  # while it starts
     assert len(moments) == 48
     for step in moments:
-        process = start("run")
+        process = start_run(tmp_path / "run", every_epochs=5)
         if step is None:
             process.join(timeout=rng.uniform(0, start_seconds))
         else:
@@ -199,13 +184,15 @@ def test_killed_at_48_moments_a_run_ends_as_if_it_had_not_been(tmp_path):
             process.kill()
             kills += 1
         process.join()
-    end = start("run")
+    end = start_run(tmp_path / "run", every_epochs=5)
     end.join()
     print(kills, "kills")
     assert end.exitcode == 0 and kills >= 44
-    assert same_end(tmp_path / "whole", tmp_path / "run")
-    ours, theirs = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("whole", "run"))
+    assert same_end(tmp_path / "uninterrupted", tmp_path / "run")
+    ours, theirs = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("uninterrupted", "run"))
     assert ours == theirs
     names = ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "processor_config.json", "config.json")
-    assert all((tmp_path / "whole" / name).read_bytes() == (tmp_path / "run" / name).read_bytes() for name in names)
+    assert all(
+        (tmp_path / "uninterrupted" / name).read_bytes() == (tmp_path / "run" / name).read_bytes() for name in names
+    )
     assert not [name for name in os.listdir(tmp_path / "run") if name.endswith((".tmp", ".lock"))]

@@ -384,31 +384,36 @@ def test_an_evaluation_that_fails_in_the_first_process_ends_all(tmp_path):
     assert "validation3.png" in process.stderr and "more than 1%" in process.stderr
 
 
-def run_to_its_end(folder):
+def run_to_its_end(folder, every_epochs):
     torch.set_num_threads(1)
-    options = ["--training.epochs=25", "--training.save_every_steps=1", "--evaluation.every_epochs=25"]
-    train(tiny(folder, *options, "--training.log_every=1", "--training.resume_from_checkpoint=auto"))
+    options = ["--training.epochs=25", "--training.save_every_steps=1", "--training.log_every=1"]
+    options += [f"--evaluation.every_epochs={every_epochs}", "--training.resume_from_checkpoint=auto"]
+    train(tiny(folder, *options))
+
+
+def start_run(folder, every_epochs=25):
+    """A run in a process of its own, which goes on where an earlier one ended."""
+    context = multiprocessing.get_context("forkserver")  # which imports everything once
+    context.set_forkserver_preload(["modeling_tier.training", "test_stopping"])
+    process = context.Process(target=run_to_its_end, args=(folder, every_epochs))
+    process.start()
+    return process
 
 
 @pytest.mark.slow
 def test_killed_at_twenty_moments_a_run_ends_as_if_it_had_not_been(tmp_path):
     """SIGKILL, at any moment, during the writing of a checkpoint too; every start goes on by itself."""
-    context = multiprocessing.get_context("forkserver")  # which imports everything once
-    context.set_forkserver_preload(["modeling_tier.training", "test_stopping"])
-
-    def start(name):
-        process = context.Process(target=run_to_its_end, args=(tmp_path / name,))
-        process.start()
-        return process
-
-    whole = start("whole")
-    whole.join()
-    assert whole.exitcode == 0
+    uninterrupted = start_run(tmp_path / "uninterrupted")
+    uninterrupted.join()
+    assert uninterrupted.exitcode == 0
     rng, folder, kills, writing = np.random.default_rng(0), tmp_path / "run", 0, 0
     log = folder / "log.jsonl"
-    number = lambda: log.read_text().count("\n") if log.is_file() else 0  # noqa: E731
+
+    def number():
+        return log.read_text().count("\n") if log.is_file() else 0
+
     while kills < 20:
-        process = start("run")
+        process = start_run(folder)
         process.join(timeout=0)
         before = None
         while process.is_alive():
@@ -423,9 +428,9 @@ def test_killed_at_twenty_moments_a_run_ends_as_if_it_had_not_been(tmp_path):
         process.join()
         kills += 1
         writing += any((folder / "checkpoints" / f"last.{end}").exists() for end in ("tmp", "old"))
-    end = start("run")
+    end = start_run(folder)
     end.join()
     assert end.exitcode == 0 and writing > 2
-    assert_same_end(tmp_path / "whole", folder)
-    for name, weight in weights(tmp_path / "whole").items():
+    assert_same_end(tmp_path / "uninterrupted", folder)
+    for name, weight in weights(tmp_path / "uninterrupted").items():
         assert torch.equal(weight, weights(folder)[name]), name
