@@ -241,7 +241,7 @@ class TierModel(TierPreTrainedModel):
         check_weight_index(pretrained_model_name_or_path)
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         check_finite_weights(model, pretrained_model_name_or_path)
-        # The loader puts new parameters in the place of those of __init__, all of which train.
+        # The loader replaces the parameters of __init__, all of which train.
         model._freeze_untrained()
         if output_loading_info:
             return model, info
@@ -318,12 +318,10 @@ class TierModel(TierPreTrainedModel):
         model = cls(TierConfig(text_config=text.config, vision_config=vision.config, **tier_options))
         for target, source in ((model.text_model, text), (model.vision_model, vision)):
             missing, unexpected = target.load_state_dict(source.state_dict(), strict=False)
-            # A tower's own pooling head has no place here: the global state goes through our projection.
+            # A tower's own pooling head is not used: the global state goes through our projection.
             leftover = [key for key in unexpected if not key.startswith(("pooler.", "head."))]
             if missing or leftover:
-                raise ValueError(
-                    f"{type(source).__name__}: missing weights {missing}, weights without a place {leftover}."
-                )
+                raise ValueError(f"{type(source).__name__}: missing weights {missing}, unused weights {leftover}.")
             if unexpected:
                 logger.warning(f"The pooling head of {type(source).__name__} is not used: {unexpected}.")
         return model

@@ -157,14 +157,14 @@ def compare(model: Evidence, baseline: Evidence) -> dict:
         raise ValueError("The two models have not read the same images: evaluate both again.")
     result: dict = {}
     findings = model.details["findings"]
-    for place, estimate in model.estimates.items():
-        other = baseline.estimates.get(place)
+    for key, estimate in model.estimates.items():
+        other = baseline.estimates.get(key)
         if other is None:
             continue
-        kind, which, name = place
+        kind, which, name = key
         if kind == "classification":
             by_finding = differences(
-                estimate, other, findings, model.confidence, model.undefined[place], model.no_interval[which]
+                estimate, other, findings, model.confidence, model.undefined[key], model.no_interval[which]
             )
             into = result.setdefault(kind, {}).setdefault(which, {})
             for finding, values in by_finding.items():
@@ -302,12 +302,12 @@ def _classify(evidence: Evidence, name: str, validation: Unit | None) -> dict:
             result[finding]["few_subjects"] = subjects[rare]
         result[finding] |= {key: values[i] for key, values in thresholds.items()}
     for measure, estimate in evidence.distribution(unit.subjects, statistic).items():
-        place = ("classification", name, measure)
+        key = ("classification", name, measure)
         if measure.startswith("ece"):  # resampling adds to it: its distribution says nothing about the value
             estimate = Estimate(estimate.value, estimate.distribution[:0])
-        evidence.estimates[place] = estimate
-        evidence.undefined[place] = statistic.undefined.get(measure, [None] * len(findings))
-        reasons = evidence.undefined[place], evidence.no_interval[name]
+        evidence.estimates[key] = estimate
+        evidence.undefined[key] = statistic.undefined.get(measure, [None] * len(findings))
+        reasons = evidence.undefined[key], evidence.no_interval[name]
         by_finding = intervals(estimate, findings, evidence.confidence, *reasons)
         for finding, values in by_finding.items():
             result[finding][measure] = values
@@ -455,10 +455,10 @@ def _map_estimates(evidence: Evidence, maps: Maps, names: list[str]) -> dict[str
             values = best
         columns.append(values)
     stacked = np.column_stack(columns)
-    place = np.searchsorted(evidence.details["rows"], maps.rows)
+    positions = np.searchsorted(evidence.details["rows"], maps.rows)
 
     def statistic(weights):  # of all images: the draws do not depend on which of them have maps
-        means = group_means(stacked, findings, names, np.take(weights, place, axis=1))  # (b, G, measures)
+        means = group_means(stacked, findings, names, np.take(weights, positions, axis=1))  # (b, G, measures)
         return dict(zip(maps.values, np.moveaxis(means, 2, 0)))
 
     return evidence.distribution(evidence.subjects, statistic)
@@ -498,12 +498,12 @@ def _tokens(maps: MapScores) -> list[dict]:
     return rows
 
 
-def _means(evidence: Evidence, subjects: np.ndarray, values: dict[str, np.ndarray], place: tuple[str, ...]) -> dict:
+def _means(evidence: Evidence, subjects: np.ndarray, values: dict[str, np.ndarray], key: tuple[str, ...]) -> dict:
     """By name: the mean of values (N,) with its interval."""
     stacked = np.stack(list(values.values()), axis=1)
     estimate = evidence.distribution(subjects, lambda weights: {"mean": weighted_mean(stacked, weights)})["mean"]
     result = {}
     for name, value, samples in zip(values, estimate.value, estimate.distribution.T):
-        evidence.estimates[*place, name] = Estimate(value, samples)
+        evidence.estimates[*key, name] = Estimate(value, samples)
         result[name] = interval(float(value), samples, evidence.confidence)
     return result

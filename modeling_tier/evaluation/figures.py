@@ -28,7 +28,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
 
-# Told apart by every kind of colour vision.
+# Distinguishable with every kind of colour vision.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _MARKERS = "os^Dvp*"
 MAX_COLUMNS = 5

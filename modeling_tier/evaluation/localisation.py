@@ -217,7 +217,7 @@ def box_mask(boxes: list[list[float]], image_size: tuple[int, int], image_proces
             applied to the boxes.
 
     Returns:
-        bool array of the shape of `pixel_values`, (H, W); all False where the crop leaves the boxes out.
+        bool array of the shape of `pixel_values`, (H, W); all False where the boxes lie outside the crop.
     """
     (scale_x, scale_y), (left, top), (width, height) = picture_geometry(image_size, image_processor)
     mask = np.zeros((height, width), dtype=bool)

@@ -15,13 +15,13 @@ DECISION = "decision"
 CALIBRATION = "calibration"
 LOCALISATION = "localisation"
 SPARSITY = "sparsity"
-WHOLE_SET = "whole set"
+WHOLE_SET = "data set"
 RETRIEVAL = "retrieval"
 
-# Places where measures are shown, in an order of its own.
+# Views that show measures, each in an order of its own.
 MAIN = "main numbers of the report, and differences on the screen"
 SCREEN = "table of the findings on the screen"
-SUMMARY = "numbers of the whole set on the screen"
+SUMMARY = "numbers of the data set on the screen"
 CARD = "model card"
 SEARCH = "table of a search"
 SEARCH_FIGURE = "figure of a search"
@@ -60,7 +60,7 @@ class Measure:
     threshold: str = ""
     """Of decisions: the name of the threshold at which it is taken."""
     shown: Mapping[str, int] = field(default_factory=dict)
-    """Rank in each place that shows it."""
+    """Rank in each view that shows it."""
 
     @property
     def label(self) -> str:
@@ -361,10 +361,10 @@ def group(*names: str) -> list[Measure]:
     return [measure for measure in MEASURES if measure.group in names]
 
 
-def shown_in(place: str, *groups: str) -> list[Measure]:
-    """The measures that a place shows, in its order; only those of some groups, if any are given."""
-    measures = [measure for measure in (group(*groups) if groups else MEASURES) if place in measure.shown]
-    return sorted(measures, key=lambda measure: measure.shown[place])
+def shown_in(view: str, *groups: str) -> list[Measure]:
+    """The measures that a view shows, in its order; only those of some groups, if any are given."""
+    measures = [measure for measure in (group(*groups) if groups else MEASURES) if view in measure.shown]
+    return sorted(measures, key=lambda measure: measure.shown[view])
 
 
 def map_measures() -> list[Measure]:

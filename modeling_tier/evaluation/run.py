@@ -243,13 +243,13 @@ def _validation_part(config: EvaluationConfig, inputs: Inputs, main: Evidence) -
     }
 
 
-def check_finite(result, place: str = "") -> None:
-    """Raise ValueError, with the place, for a number that is NaN or infinite: such results are never written."""
+def check_finite(result, key: str = "") -> None:
+    """Raise ValueError, with its key, for a number that is NaN or infinite: such results are never written."""
     if isinstance(result, float) and not math.isfinite(result):
-        raise ValueError(f"{place} is {result}: the model's numbers are not finite, and nothing was written.")
+        raise ValueError(f"{key} is {result}: the model's numbers are not finite, and nothing was written.")
     items = result.items() if isinstance(result, dict) else enumerate(result) if isinstance(result, list) else ()
     for name, value in items:
-        check_finite(value, f"{place}.{name}" if place else str(name))
+        check_finite(value, f"{key}.{name}" if key else str(name))
 
 
 def _load(choice: DataChoice) -> tuple[Dataset, list[str]]:
@@ -272,7 +272,7 @@ def _device(config: EvaluationConfig, state: PartialState) -> torch.device:
 
 
 def _check_output(config: EvaluationConfig) -> None:
-    """Raise ValueError if the results would take the place of a training run's."""
+    """Raise ValueError if the results would replace a training run's."""
     path = config.output_dir / METRICS_FILE
     if path.is_file() and _described(path) == "":
         raise ValueError(f"{path} is not of an evaluation, but perhaps of a training run: name another --output_dir.")
@@ -302,7 +302,7 @@ def _about(result: dict) -> str:
 @contextmanager
 def _replacing(output_dir: Path) -> Iterator[Path]:
     """
-    A folder for all that is written. When it is complete, it takes the place of the same evaluation's earlier results;
+    A folder for all that is written. When it is complete, it replaces the same evaluation's earlier results;
     those of another evaluation are moved into a folder of their own.
     """
     try:
@@ -349,7 +349,7 @@ _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "evaluate", "num
 
 
 def model_names(paths: list[str]) -> list[str]:
-    """Short names, no two alike: the last parts of the paths, as many as tell them apart."""
+    """Short names, no two alike: the last parts of the paths, as many as distinguish them."""
     parts = [[part for part in Path(path).parts if part not in ("/", "")] or [path] for path in paths]
     for number in range(1, max(map(len, parts)) + 1):
         names = ["/".join(path_parts[-number:]) for path_parts in parts]

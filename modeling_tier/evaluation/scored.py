@@ -78,7 +78,7 @@ class MapScores:
     """By [`~localisation.variant_name`] and name in `measure_maps`: (M,), or (M, K) at K thresholds; NaN where the
     region is not there. Empty where no map was measured."""
     num_outside: int = 0
-    """Phrases whose region the crop leaves out."""
+    """Phrases whose region lies outside the crop."""
 
     def of(self, variant: str, name: str) -> np.ndarray:
         return self.measured[variant][name]
@@ -146,11 +146,11 @@ def _arrays(part, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, np.ndarra
     """Name and array of everything in a dataclass or dict."""
     content = part if isinstance(part, dict) else {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
     for name, value in content.items():
-        place = (*prefix, name)
+        path = (*prefix, name)
         if isinstance(value, dict) or dataclasses.is_dataclass(value):
-            yield from _arrays(value, place)
+            yield from _arrays(value, path)
         elif value is not None:
-            yield _SEPARATOR.join(place), np.asarray(value)
+            yield _SEPARATOR.join(path), np.asarray(value)
 
 
 _NESTED: dict[str, Callable] = {"images": ImageScores, "pairs": PairScores, "maps": MapScores}

@@ -34,10 +34,10 @@ def distribution(
         statistic: gives for weights (b, N), how often each row counts, values (b, ...) by name, NaN where undefined.
     """
     blocks = [statistic(weights) for weights in resamples.blocks()]
-    whole = statistic(np.ones((1, len(resamples.codes))))
+    all_rows = statistic(np.ones((1, len(resamples.codes))))
     return {
         name: Estimate(value[0], np.concatenate([value[:0], *(block[name] for block in blocks)]))
-        for name, value in whole.items()
+        for name, value in all_rows.items()
     }
 
 
@@ -435,7 +435,7 @@ def delong(
     present = [len(np.unique(codes[of_class])) for of_class in rows]
     if min(present) < 2:
         return result
-    # Of each subject: its sum of deviations, over its positive and over its negative rows, as fractions of the whole.
+    # Of each subject: its sum of deviations, over its positive and over its negative rows, as fractions of the total.
     sums = [
         np.bincount(codes[of_class], a - b - gap, codes.max() + 1) / len(of_class)
         for of_class, a, b in zip(rows, parts_a, parts_b)
@@ -561,9 +561,9 @@ def calibrated(scores: np.ndarray, calibration: Calibration | None) -> np.ndarra
     return (1 + np.tanh((calibration.slope * scores + calibration.intercept) / 2)) / 2
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """part / whole, NaN where whole is 0."""
-    return np.where(whole > 0, part / np.where(whole > 0, whole, 1), np.nan)
+def _ratio(part: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """part / total, NaN where total is 0."""
+    return np.where(total > 0, part / np.where(total > 0, total, 1), np.nan)
 
 
 def _checked_labels(labels: np.ndarray) -> np.ndarray:

@@ -295,13 +295,13 @@ def _padded(rows: list[Tokens], tokenizer) -> dict[str, torch.Tensor]:
     }
 
 
-def share_of_subjects(pairs: Dataset | IterableDataset, share: float, seed: int) -> Dataset:
-    """The pairs of a random share of the subjects (rounded up); a row without a subject stands for itself."""
+def fraction_of_subjects(pairs: Dataset | IterableDataset, fraction: float, seed: int) -> Dataset:
+    """The pairs of a random fraction of the subjects (rounded up); a row without a subject stands for itself."""
     if isinstance(pairs, IterableDataset):
         raise ValueError("data.subject_share needs a data set that is not streamed.")
     subjects = [i if subject is None else str(subject) for i, subject in enumerate(pairs["subject_id"][:])]
     distinct = list(dict.fromkeys(subjects))
-    chosen = np.random.default_rng([seed, 1]).permutation(len(distinct))[: math.ceil(share * len(distinct))]
+    chosen = np.random.default_rng([seed, 1]).permutation(len(distinct))[: math.ceil(fraction * len(distinct))]
     chosen = {distinct[i] for i in chosen}
     return pairs.select([i for i, subject in enumerate(subjects) if subject in chosen])
 

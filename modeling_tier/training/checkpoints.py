@@ -235,11 +235,11 @@ def _read_with_sums(folder: Path, name: str) -> dict:
     if checksum is None or checksum != _text_checksum(content) or not isinstance(content.get("files"), dict):
         raise DamagedError(f"{path} is damaged.")
     for file, (size, expected) in content["files"].items():
-        found = folder / file
-        if not found.is_file():
-            raise DamagedError(f"{found} is missing.")
-        if found.stat().st_size != size or _checksum(found) != expected:
-            raise DamagedError(f"{found} is damaged: its size or checksum is not the one that was written.")
+        path = folder / file
+        if not path.is_file():
+            raise DamagedError(f"{path} is missing.")
+        if path.stat().st_size != size or _checksum(path) != expected:
+            raise DamagedError(f"{path} is damaged: its size or checksum is not the one that was written.")
     return content
 
 

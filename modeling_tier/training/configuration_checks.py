@@ -63,15 +63,15 @@ def check_config(config: TrainConfig) -> None:
     if config.regulariser.ramp_end < config.regulariser.ramp_start:
         raise ValueError("regulariser.ramp_end must not be smaller than regulariser.ramp_start.")
     if config.model.image_size is not None and "crop_size" in config.model.image_options:
-        raise ValueError("model.image_size and model.image_options.crop_size say the same: leave one out.")
+        raise ValueError("model.image_size and model.image_options.crop_size say the same: delete one of them.")
     if not config.model.pretrained:
         _check_new_model(config)
     elif config.model.vision_config or config.model.text_config:
-        raise ValueError("model.pretrained has its own encoders: leave out model.vision_config and model.text_config.")
+        raise ValueError("model.pretrained has its own encoders: delete model.vision_config and model.text_config.")
     elif config.model.logit_scale_init_value is not None:
-        raise ValueError("model.pretrained has its own logit_scale: leave out model.logit_scale_init_value.")
+        raise ValueError("model.pretrained has its own logit_scale: delete model.logit_scale_init_value.")
     elif config.model.projection or config.model.projection_dim:
-        raise ValueError("model.pretrained has its own projections: leave out model.projection and projection_dim.")
+        raise ValueError("model.pretrained has its own projections: delete model.projection and model.projection_dim.")
 
 
 def config_prompts(config: TrainConfig, labels: Iterable[str] | None = None) -> dict[str, dict[str, list[str]]]:

@@ -34,7 +34,7 @@ class DataOptions:
     train: dict = option(dict, "options of the data set for training alone, e.g. data.train.num_images")
     validation: dict = option(dict, "options of the data set for validation alone")
     augmentation: str = option("none", f"of training pictures: {' | '.join(['none', *AUGMENTATIONS])}")
-    subject_share: float = option(1.0, "share of the training subjects to train on, drawn by the seed")
+    subject_share: float = option(1.0, "fraction of the training subjects to train on, drawn by the seed")
     one_image_per_study: bool = option(
         False, "whether an epoch takes each study once, with another one of its images each time"
     )
@@ -75,9 +75,11 @@ class TokenizerOptions:
 class FreezeOptions:
     patterns: list = option(list, "names of modules or parameters that are not trained, with *, ? and [0-7]")
     text_layers: int | None = option(
-        None, "so many first layers of the text encoder, and its embeddings; 0: these alone"
+        None, "number of first layers of the text encoder to freeze, with its embeddings; 0: the embeddings alone"
     )
-    vision_layers: int | None = option(None, "the same for the vision encoder; of a convolutional one, so many stages")
+    vision_layers: int | None = option(
+        None, "the same for the vision encoder; of a convolutional one, the number of stages"
+    )
 
 
 @dataclass
@@ -90,14 +92,14 @@ class OptimizerOptions:
     weight_decay: float = option(0.05, "of matrices and convolutions; biases, norms, embeddings, logit_scale: none")
     beta1: float = option(0.9, "decay of the mean of the gradients")
     beta2: float = option(0.98, "decay of the mean of their squares")
-    warmup_share: float = option(0.1, "share of all steps in which the learning rate rises linearly")
+    warmup_share: float = option(0.1, "fraction of all steps in which the learning rate rises linearly")
     max_grad_norm: float | None = option(1.0, "gradients are clipped to this norm; null: they are not")
 
 
 @dataclass
 class RegulariserOptions:
-    ramp_start: float = option(0.0, "share of all steps before which both lambdas are 0")
-    ramp_end: float = option(0.0, "share of all steps after which they have their full weight; linear in between")
+    ramp_start: float = option(0.0, "fraction of all steps before which both lambdas are 0")
+    ramp_end: float = option(0.0, "fraction of all steps after which they have their full weight; linear in between")
 
 
 @dataclass
@@ -118,7 +120,7 @@ class TrainingOptions:
     resume_from_checkpoint: str | None = option(
         None, "'auto': where the last complete checkpoint is, else from the start; 'last'; or a checkpoint's folder"
     )
-    max_skipped_steps: int = option(20, "so many steps in a row without a finite gradient end the run")
+    max_skipped_steps: int = option(20, "number of consecutive steps with non-finite gradients that end the run")
     overwrite: bool = option(False, "whether to replace an earlier run in output_dir")
     trackers: list = option(list, f"any of {list(TRACKERS)}; log.jsonl is always written")
     progress: bool = option(True, "whether to show progress bars")
@@ -132,7 +134,7 @@ class EvaluationOptions:
     split: str = option("validation", f"of evaluation.dataset: {' | '.join(SPLITS)}")
     options: dict = option(dict, "options of evaluation.dataset, e.g. evaluation.options.data_dir")
     best_metric: str = option("auroc", f"the best checkpoint's metric, of {list(BEST_METRICS)}")
-    keep_best: int = option(1, "so many of the best checkpoints are kept; more than one: as an ensemble")
+    keep_best: int = option(1, "number of best checkpoints to keep; more than one: as an ensemble")
     prompts: str | None = option(None, "sentences for zero-shot: a YAML file; null: the data set's own, if any")
     uncertain: str = option("ignore", f"what a label of -1 counts as: {' | '.join(LABEL_POLICIES)}")
     blank: str = option("ignore", f"what a label that is not mentioned counts as: {' | '.join(LABEL_POLICIES)}")

@@ -20,7 +20,7 @@ from ..data.rejected import collect_rejected, write_rejected
 from ..evaluation.measures import BY_NAME, LOCALISATION
 from ..modeling_tier import TierModel
 from ..processing_tier import TierProcessor
-from .batches import Batches, share_of_subjects
+from .batches import Batches, fraction_of_subjects
 from .building import build_model, build_processor, compile_encoders
 from .checkpoints import Checkpoint, best_epochs, best_step, drop_later_checkpoints, settle_ensemble
 from .configuration_checks import config_prompts
@@ -226,7 +226,7 @@ def _load_processor(output_dir: Path) -> TierProcessor:
 def _drawn_pairs(config: TrainConfig, data: RunData) -> Dataset | IterableDataset:
     if config.data.subject_share == 1:
         return data.train
-    return share_of_subjects(data.train, config.data.subject_share, config.seed)
+    return fraction_of_subjects(data.train, config.data.subject_share, config.seed)
 
 
 def _max_logit_scale(config: TrainConfig, model: TierModel) -> float:

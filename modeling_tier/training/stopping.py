@@ -132,7 +132,7 @@ class NonFiniteSteps:
 
     def message(self, output_dir) -> str:
         return (
-            f"The gradient was not finite in {self.state.skipped_in_a_row} steps in a row "
+            f"Non-finite gradients in {self.state.skipped_in_a_row} consecutive steps "
             "(training.max_skipped_steps), so the run stopped. None of them was taken: "
             f"{output_dir}/checkpoints/last is as before them, and log.jsonl names their images under 'skipped'. "
             "Likely causes: optimizer.lr too large or optimizer.warmup_share too small; training.mixed_precision fp16 "

@@ -15,7 +15,7 @@ from test_training import ROOT, tiny
 from modeling_tier.data import load_pairs
 from modeling_tier.files import locked_folder
 from modeling_tier.training import load_config, search
-from modeling_tier.training.batches import share_of_subjects
+from modeling_tier.training.batches import fraction_of_subjects
 from modeling_tier.training.search import search_lambdas, search_table
 
 
@@ -172,7 +172,7 @@ def test_a_real_search_leaves_logs_a_table_and_a_picture(tmp_path):
     folder = tmp_path / "s"
     options = ["--training.epochs=1", "--data.subject_share=0.5", "--training.save_every_steps=1"]
     trials = search_lambdas(tiny(folder, *options), "random", 2, 0.5)
-    half = len(share_of_subjects(load_pairs("synthetic", "train", num_images=48, image_size=32), 0.5, seed=0))
+    half = len(fraction_of_subjects(load_pairs("synthetic", "train", num_images=48, image_size=32), 0.5, seed=0))
     for trial in trials:
         own = folder / "trials" / f"{trial['number']:03d}"
         lines = [json.loads(line) for line in (own / "log.jsonl").read_text().splitlines()]

@@ -231,7 +231,9 @@ def test_a_skipped_step_changes_nothing(tmp_path, monkeypatch):
     options = ["--training.log_every=1", "--training.save_every_steps=9", "--training.max_skipped_steps=3"]
     with monkeypatch.context() as patch:
         spoil(patch, {10, 11, 12})
-        with pytest.raises(ValueError, match=r"not finite in 3 steps in a row.*checkpoints/last.*optimizer\.lr"):
+        with pytest.raises(
+            ValueError, match=r"Non-finite gradients in 3 consecutive steps.*checkpoints/last.*optimizer\.lr"
+        ):
             train(tiny(tmp_path / "spoiled", *options))
     with pytest.raises(KeyboardInterrupt):
         train(tiny(tmp_path / "short", *options), after_step=at_step(10, interrupt))

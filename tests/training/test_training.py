@@ -21,7 +21,7 @@ from transformers import AutoModel
 from modeling_tier import TierModel, TierProcessor
 from modeling_tier.data import load_pairs
 from modeling_tier.training import load_config, train
-from modeling_tier.training.batches import Batches, share_of_subjects
+from modeling_tier.training.batches import Batches, fraction_of_subjects
 from modeling_tier.training.building import build_model, build_processor, train_tokenizer
 from modeling_tier.training.optimization import parameter_groups, ramp
 from modeling_tier.training.options import ModelOptions
@@ -350,16 +350,16 @@ def test_a_run_can_be_ended_after_an_evaluation(tmp_path):
 def test_a_fraction_of_the_subjects():
     pairs = load_pairs("synthetic", "train", num_images=60, image_size=32)
     subjects = set(pairs["subject_id"][:])
-    part = share_of_subjects(pairs, 0.3, seed=4)
+    part = fraction_of_subjects(pairs, 0.3, seed=4)
     assert len(set(part["subject_id"][:])) == math.ceil(0.3 * len(subjects))
     for subject in set(part["subject_id"][:]):
         assert part["subject_id"][:].count(subject) == pairs["subject_id"][:].count(subject), "a subject is whole"
-    assert part["image_id"][:] == share_of_subjects(pairs, 0.3, seed=4)["image_id"][:]
-    assert part["image_id"][:] != share_of_subjects(pairs, 0.3, seed=5)["image_id"][:]
+    assert part["image_id"][:] == fraction_of_subjects(pairs, 0.3, seed=4)["image_id"][:]
+    assert part["image_id"][:] != fraction_of_subjects(pairs, 0.3, seed=5)["image_id"][:]
     alone = pairs.remove_columns("subject_id").add_column("subject_id", [None] * len(pairs))
-    assert len(share_of_subjects(alone, 0.25, seed=0)) == 15, "rows without a subject stand for themselves"
+    assert len(fraction_of_subjects(alone, 0.25, seed=0)) == 15, "rows without a subject stand for themselves"
     with pytest.raises(ValueError, match="subject_share.*streamed"):
-        share_of_subjects(pairs.to_iterable_dataset(), 0.5, seed=0)
+        fraction_of_subjects(pairs.to_iterable_dataset(), 0.5, seed=0)
 
 
 def test_options_of_the_image_processor(tmp_path):

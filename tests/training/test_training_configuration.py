@@ -43,7 +43,7 @@ DEMO = ROOT / "configs" / "demo.yaml"
         (["--model.lambda_patch", "-1"], "lambda_patch"),
         (["--model.text_config.model_type", "gpt2"], "gpt2"),
         (["--model.text_config", "{}"], r"model\.text_config needs its model_type"),
-        (["--model.pretrained", "somewhere"], r"leave out model\.vision_config"),
+        (["--model.pretrained", "somewhere"], r"delete model\.vision_config"),
         (["--data.max_text_tokens", "4000"], r"max_text_tokens.*max_position_embeddings"),
         (
             [
