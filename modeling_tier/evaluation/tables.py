@@ -6,7 +6,7 @@ from .measures import BY_NAME, LOCALISATION, MAIN, RETRIEVAL, SCREEN, SUMMARY, g
 
 def metrics_tables(result: dict) -> str:
     """
-    Of what metrics.json holds: a table of the findings and one of the whole set for each model, then the differences.
+    Of what metrics.json holds: a table of the findings and one of the data set for each model, then the differences.
     What was not measured is not there.
     """
     blocks = []

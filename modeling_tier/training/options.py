@@ -77,9 +77,7 @@ class FreezeOptions:
     text_layers: int | None = option(
         None, "number of first layers of the text encoder to freeze, with its embeddings; 0: the embeddings alone"
     )
-    vision_layers: int | None = option(
-        None, "the same for the vision encoder; of a convolutional one, the number of stages"
-    )
+    vision_layers: int | None = option(None, "the same of the vision encoder; of a convolutional one, stages")
 
 
 @dataclass
