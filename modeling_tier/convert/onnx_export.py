@@ -11,7 +11,6 @@ a transformers before 4.58.
 import argparse
 import contextlib
 import io
-import json
 import logging
 import math
 import shutil
@@ -25,7 +24,7 @@ from PIL import Image
 from transformers.utils.logging import set_verbosity_error
 
 from ..cosines_tier import l2_normalize
-from ..files import merged_folder
+from ..files import merged_folder, replace_json
 from ..loading import load_model
 from ..maps_tier import picture_geometry
 from ..modeling_tier import TierModel, TierOutput, TierPreTrainedModel
@@ -95,7 +94,7 @@ def export_onnx(model: TierModel, processor: TierProcessor, output_dir: str | Pa
     picture_geometry(pictures[0].size, processor.image_processor)  # for its errors: run.py knows no other resizing
     pixel_values = [processor(images=picture)["pixel_values"] for picture in pictures]
     if pixel_values[0].shape != pixel_values[1].shape:
-        shapes = [tuple(each.shape[2:]) for each in pixel_values]
+        shapes = [tuple(values.shape[2:]) for values in pixel_values]
         raise ValueError(
             f"The image processor makes pictures of several sizes, such as {shapes}: an ONNX graph has one."
         )
@@ -116,21 +115,26 @@ def export_onnx(model: TierModel, processor: TierProcessor, output_dir: str | Pa
         )
         tokenizer.save_pretrained(folder)
         processor.image_processor.save_pretrained(folder)
-        limit = tokenizer.model_max_length
-        settings = {
-            "temperature": math.exp(model.logit_scale.item()),
-            "grid": list(grid),
-            "max_tokens": limit if limit < 1e9 else None,  # transformers' way to say that there is none
-            "padding": {
-                "direction": tokenizer.padding_side,
-                "pad_id": tokenizer.pad_token_id,
-                "pad_token": tokenizer.pad_token,
-            },
-            "reading": {name: getattr(processor, name) for name in _READING_OPTIONS},
-        }
-        (folder / "tier.json").write_text(json.dumps(settings, indent=2) + "\n")
+        replace_json(folder / "tier.json", _settings(model, processor, grid))
         _copy_program(folder)
         _check_inputs(folder, pictures, image_inputs, text_inputs)
+
+
+def _settings(model: TierModel, processor: TierProcessor, grid: tuple[int, int]) -> dict:
+    """What run.py needs to know beside both graphs."""
+    tokenizer = processor.tokenizer
+    limit = tokenizer.model_max_length
+    return {
+        "temperature": math.exp(model.logit_scale.item()),
+        "grid": list(grid),
+        "max_tokens": limit if limit < 1e9 else None,  # transformers' way to say that there is none
+        "padding": {
+            "direction": tokenizer.padding_side,
+            "pad_id": tokenizer.pad_token_id,
+            "pad_token": tokenizer.pad_token,
+        },
+        "reading": {name: getattr(processor, name) for name in _READING_OPTIONS},
+    }
 
 
 def _copy_program(folder: Path) -> None:
@@ -158,8 +162,8 @@ def _write_graph(encoder: TierPreTrainedModel, inputs: dict, dynamic: dict, path
     session = InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     for rows in (slice(None), slice(0, 1)):
-        found = session.run(names, {name: values[rows].numpy() for name, values in inputs.items()})
-        for name, values in zip(names, found):
+        outputs = session.run(names, {name: values[rows].numpy() for name, values in inputs.items()})
+        for name, values in zip(names, outputs):
             difference = np.abs(values - expected[name][rows].numpy()).max()
             if not difference < TOLERANCE:
                 raise ValueError(f"{model_type!r} as ONNX gives other {name} than the model, by {difference:.2g}.")

@@ -432,27 +432,31 @@ def delong(
     codes = np.arange(len(labels)) if subjects is None else Resamples(subjects, 0).codes
     if len(codes) != len(labels):
         raise ValueError(f"There are {len(codes)} subjects for {len(labels)} labels: one each is needed.")
-    present = [len(np.unique(codes[of_class])) for of_class in rows]
-    if min(present) < 2:
+    if min(len(np.unique(codes[of_class])) for of_class in rows) < 2:
         return result
-    # Of each subject: its sum of deviations, over its positive and over its negative rows, as fractions of the total.
-    sums = [
-        np.bincount(codes[of_class], a - b - gap, codes.max() + 1) / len(of_class)
-        for of_class, a, b in zip(rows, parts_a, parts_b)
-    ]
-    everyone = len(np.unique(codes[np.concatenate(rows)]))
-    correction = [number / (number - 1) for number in (*present, everyone)]
-    variance = (
-        correction[0] * (sums[0] ** 2).sum()
-        + correction[1] * (sums[1] ** 2).sum()
-        + correction[2] * 2 * (sums[0] * sums[1]).sum()
-    )
-    error = math.sqrt(max(variance, 0.0))
+    error = _clustered_error(codes, rows, [a - b - gap for a, b in zip(parts_a, parts_b)])
     if error < _ZERO < abs(gap):
         return result | {"standard_error": error}
     reach = NormalDist().inv_cdf((1 + confidence) / 2) * error
     p = 1.0 if error < _ZERO else math.erfc(abs(gap) / error / math.sqrt(2))
     return result | {"standard_error": error, "p": p, "low": gap - reach, "high": gap + reach}
+
+
+def _clustered_error(codes: np.ndarray, rows: list[np.ndarray], deviations: list[np.ndarray]) -> float:
+    """Obuchowski's standard error, from the subjects' codes (N,), the rows of both classes and their deviations."""
+    # Of each subject: its sum of deviations, over its positive and over its negative rows, as fractions of the total.
+    sums = [
+        np.bincount(codes[of_class], values, codes.max() + 1) / len(of_class)
+        for of_class, values in zip(rows, deviations)
+    ]
+    numbers = [len(np.unique(codes[members])) for members in (*rows, np.concatenate(rows))]
+    correction = [number / (number - 1) for number in numbers]
+    variance = (
+        correction[0] * (sums[0] ** 2).sum()
+        + correction[1] * (sums[1] ** 2).sum()
+        + correction[2] * 2 * (sums[0] * sums[1]).sum()
+    )
+    return math.sqrt(max(variance, 0.0))
 
 
 def _structural_components(positive: np.ndarray, negative: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -16,8 +16,8 @@ from ..modeling_tier import TierModel
 from ..processing_tier import TierProcessor
 from .localisation import PLAIN
 from .measures import LOCALISATION, group
-from .protocols import PROTOCOLS
-from .scored import MapScores, PairScores, Scored, join
+from .protocols import PROTOCOLS, Protocol
+from .scored import ImageScores, MapScores, PairScores, Scored, join
 from .scoring import ScoringOptions, score
 from .sparsity import peak_spread, top_share
 
@@ -174,30 +174,35 @@ def summarise(
         metrics["unreadable"] = scored.unreadable.tolist()
     details = {"findings": findings, "rows": images.rows}
     if findings:
-        negative = images.negative.astype(np.float64) if images.negative is not None else None
-        cosines = images.positive.astype(np.float64), negative, temperature
-        scores = PROTOCOLS[protocol].score(*cosines)
         labels = known_labels(dataset, images.rows, findings, uncertain, blank)
-        metrics |= _auroc(findings, scores, labels)
+        details |= _judged(images, PROTOCOLS[protocol], temperature) | {"labels": labels}
+        metrics |= _auroc(findings, details["scores"], labels)
         metrics["peak_spread"] = peak_spread(images.peaks.astype(np.int64), int(images.num_patches[0]))
-        details |= {
-            "scores": scores,
-            "probabilities": PROTOCOLS[protocol].probability(*cosines),
-            "labels": labels,
-        }
     if scored.pairs is not None:
-        texts = dataset.select_columns("text").select(images.rows)["text"][:]
-        groups = np.unique(texts, return_inverse=True)[1]
-        details["ranks"] = {
-            "image_to_text": wrong_before(images.embeds, scored.pairs.embeds, groups),
-            "text_to_image": wrong_before(scored.pairs.embeds, images.embeds, groups),
-        }
+        details["ranks"] = _ranks(images, scored.pairs, dataset)
         details["rank_similarity"] = scored.pairs.rank_similarity
         metrics |= _of_pairs(scored.pairs)
         metrics["retrieval"] = {way: recall(ranks) for way, ranks in details["ranks"].items()}
     if scored.maps is not None:
         metrics["localisation"] = _localisation(scored.maps, findings)
     return metrics, details
+
+
+def _judged(images: ImageScores, protocol: Protocol, temperature: float) -> dict[str, np.ndarray]:
+    """Scores and probabilities (N, F) of the findings."""
+    negative = images.negative.astype(np.float64) if images.negative is not None else None
+    cosines = images.positive.astype(np.float64), negative, temperature
+    return {"scores": protocol.score(*cosines), "probabilities": protocol.probability(*cosines)}
+
+
+def _ranks(images: ImageScores, pairs: PairScores, dataset: Dataset) -> dict[str, np.ndarray]:
+    """For both ways of retrieval, as [`summarise`] says; equal texts are one."""
+    texts = dataset.select_columns("text").select(images.rows)["text"][:]
+    groups = np.unique(texts, return_inverse=True)[1]
+    return {
+        "image_to_text": wrong_before(images.embeds, pairs.embeds, groups),
+        "text_to_image": wrong_before(pairs.embeds, images.embeds, groups),
+    }
 
 
 def _of_pairs(pairs: PairScores) -> dict:
