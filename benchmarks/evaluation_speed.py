@@ -51,7 +51,7 @@ def one_by_one(model, processor, pairs, prompts) -> np.ndarray:
     return sides[0] - sides[1]
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num_images", type=int, default=96)
     parser.add_argument("--repeats", type=int, default=3)
@@ -61,12 +61,18 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="a further row, with compiled encoders")
     parser.add_argument("--dry_run", action="store_true", help="a tiny model, to try the script")
     parser.add_argument("--output", type=Path, help="file for the results as JSON")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
     logging.set_verbosity_error()
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    whole = load_pairs("synthetic", "test", num_images=arguments.num_images, image_size=320)
-    pairs = whole.remove_columns("text").add_column("text", [None] * len(whole), feature=whole.features["text"])
-    tokenizer = train_tokenizer(whole["text"], 2000)
+    with_texts = load_pairs("synthetic", "test", num_images=arguments.num_images, image_size=320)
+    pairs = with_texts.remove_columns("text").add_column(
+        "text", [None] * len(with_texts), feature=with_texts.features["text"]
+    )
+    tokenizer = train_tokenizer(with_texts["text"], 2000)
     tokenizer.model_max_length = 77
     processor = TierProcessor(CLIPImageProcessor(), tokenizer)
     tiny = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -94,9 +100,14 @@ def main() -> None:
         f"{batches}, bfloat16": (lambda: differences(model, many, dtype="bfloat16", **plain), len(many)),
         f"{batches}, with texts, sparsity and all maps": (
             lambda: differences(
-                model, whole, no_finding=load_no_finding("synthetic"), thorough=True, batch_size=size, progress=False
+                model,
+                with_texts,
+                no_finding=load_no_finding("synthetic"),
+                thorough=True,
+                batch_size=size,
+                progress=False,
             ),
-            len(whole),
+            len(with_texts),
         ),
     }
     if arguments.compile:
@@ -111,23 +122,33 @@ def main() -> None:
             started = time.perf_counter()
             way()
             times[name].append(time.perf_counter() - started)
-    device_name = torch.cuda.get_device_name() if device.type == "cuda" else device.type
-    title = f"{device_name}, {torch.get_num_threads()} threads"
-    rows, found = [[title, "images/s", "ratio", "largest difference of a score"]], {}
-    for name, (_, number) in ways.items():
-        rates = number / np.array(times[name])
-        ratio = np.median(rates / (len(pairs) / np.array(times[baseline])))
-        gap = np.abs(scores[name][: len(pairs)] - scores[baseline]).max()
-        rows.append([name, f"{np.median(rates):.1f}", f"{ratio:.2f}", f"{gap:.1e}"])
-        found[name] = {"images": number, "images_per_second": np.median(rates), "ratio": ratio, "largest_gap": gap}
-    print(aligned(rows))
+    results = report(times, scores, {name: number for name, (_, number) in ways.items()}, baseline, device)
     if arguments.output:
-        about = {"device": device_name, "torch": torch.__version__, "num_workers": arguments.num_workers}
-        arguments.output.write_text(json.dumps(about | {"rows": found}, indent=1, default=float) + "\n")
+        about = {"device": device_name(device), "torch": torch.__version__, "num_workers": arguments.num_workers}
+        arguments.output.write_text(json.dumps(about | {"rows": results}, indent=1, default=float) + "\n")
     # TF32 on a GPU rounds the patches' convolution.
     exact = 1e-4 if device.type == "cpu" else 5e-3
     for name in ways:
-        assert found[name]["largest_gap"] < (0.05 if "bfloat16" in name else exact), (name, found[name])
+        assert results[name]["largest_gap"] < (0.05 if "bfloat16" in name else exact), (name, results[name])
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name() if device.type == "cuda" else device.type
+
+
+def report(times: dict, scores: dict, numbers: dict[str, int], baseline: str, device: torch.device) -> dict[str, dict]:
+    """Print a row for each way, from its times and scores and its number of images; returns the rows' numbers."""
+    rows = [[f"{device_name(device)}, {torch.get_num_threads()} threads"]]
+    rows[0] += ["images/s", "ratio", "largest difference of a score"]
+    results = {}
+    for name, number in numbers.items():
+        rates = number / np.array(times[name])
+        ratio = np.median(rates / (numbers[baseline] / np.array(times[baseline])))
+        gap = np.abs(scores[name][: numbers[baseline]] - scores[baseline]).max()
+        rows.append([name, f"{np.median(rates):.1f}", f"{ratio:.2f}", f"{gap:.1e}"])
+        results[name] = {"images": number, "images_per_second": np.median(rates), "ratio": ratio, "largest_gap": gap}
+    print(aligned(rows))
+    return results
 
 
 if __name__ == "__main__":
