@@ -115,12 +115,12 @@ def free_memory() -> int:
     return psutil.virtual_memory().available
 
 
-def powers(results: list[dict], of: str, quantity: str) -> list[float]:
+def powers(results: list[dict], size: str, quantity: str) -> list[float]:
     """Slopes of the logarithm of a quantity of text_image_entropy over that of `of`, the rest being equal."""
     groups = {}
     for row in results:
-        rest = tuple(row[name] for name in ("pairs", "tokens", "patches") if name != of)
-        point = math.log(row[of]), math.log(row["rows"]["text_image_entropy"][quantity])
+        rest = tuple(row[name] for name in ("pairs", "tokens", "patches") if name != size)
+        point = math.log(row[size]), math.log(row["rows"]["text_image_entropy"][quantity])
         groups.setdefault(rest, []).append(point)
     return [statistics.linear_regression(*zip(*points)).slope for points in groups.values() if len(points) > 1]
 
@@ -159,15 +159,15 @@ def main() -> None:
             continue
         results.append(row)
         print(table([row]), flush=True)
-    found = {"device": device, "precision": PRECISION, "torch": torch.__version__, "results": results}
+    result = {"device": device, "precision": PRECISION, "torch": torch.__version__, "results": results}
     print(f"\n{device}, {PRECISION}. Time and peak grow as a power (1 is linear; median, and range over the rest) of:")
-    for of, quantity in product(("pairs", "tokens", "patches"), ("seconds", "peak_mib")):
-        if slopes := powers(results, of, quantity):
-            found[f"power_of_{of}_in_{quantity}"] = slopes
-            print(f"{of}, {quantity}: {statistics.median(slopes):.2f} ({min(slopes):.2f} to {max(slopes):.2f})")
+    for size, quantity in product(("pairs", "tokens", "patches"), ("seconds", "peak_mib")):
+        if slopes := powers(results, size, quantity):
+            result[f"power_of_{size}_in_{quantity}"] = slopes
+            print(f"{size}, {quantity}: {statistics.median(slopes):.2f} ({min(slopes):.2f} to {max(slopes):.2f})")
     print(table(results))
     if args.output:
-        args.output.write_text(json.dumps(found, indent=1) + "\n")
+        args.output.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -63,8 +63,8 @@ def take_steps(rank: int, processes: int, folder: str, pairs: int, steps: int) -
         model.contrastive_loss(*embeds).backward()
     torch.distributed.barrier()
     if rank == 0:
-        found = {"seconds": (time.perf_counter() - started) / steps, "bytes": loopback_bytes() - before}
-        Path(folder, "found.json").write_text(json.dumps(found))
+        result = {"seconds": (time.perf_counter() - started) / steps, "bytes": loopback_bytes() - before}
+        Path(folder, "found.json").write_text(json.dumps(result))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
@@ -72,12 +72,12 @@ def take_steps(rank: int, processes: int, folder: str, pairs: int, steps: int) -
 def measure(processes: int, pairs: int, steps: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(take_steps, (processes, folder, pairs, steps), nprocs=processes)
-        found = json.loads(Path(folder, "found.json").read_text())
-    per_process = found["bytes"] / steps / processes
+        result = json.loads(Path(folder, "found.json").read_text())
+    per_process = result["bytes"] / steps / processes
     return {
         "processes": processes,
         "pairs": pairs,
-        "seconds": found["seconds"],
+        "seconds": result["seconds"],
         "bytes": per_process,
         "reckoned_bytes": reckoned(processes, pairs),
     }

@@ -89,16 +89,16 @@ class Checks:
         return self._against_float32("bfloat16", "--training.mixed_precision=bf16")
 
     def float16(self) -> dict:
-        found = self._against_float32("float16", "--training.mixed_precision=fp16")
-        return found | {"skipped steps": sum("skipped" in line for line in log_lines(self.folder / "float16"))}
+        result = self._against_float32("float16", "--training.mixed_precision=fp16")
+        return result | {"skipped steps": sum("skipped" in line for line in log_lines(self.folder / "float16"))}
 
     def gradient_caching(self) -> dict:
         return self._against_float32("cached", "--training.mixed_precision=bf16", "--training.chunk_size=8")
 
     def compiled(self) -> dict:
         started = time.perf_counter()
-        found = self._against_float32("compiled", "--training.mixed_precision=bf16", "--training.compile=true")
-        return found | {"seconds": time.perf_counter() - started}
+        result = self._against_float32("compiled", "--training.mixed_precision=bf16", "--training.compile=true")
+        return result | {"seconds": time.perf_counter() - started}
 
     def resumed(self) -> dict:
         """Two epochs at once, twice, against one epoch and its continuation; on a GPU with loss scaling."""
@@ -133,14 +133,14 @@ class Checks:
     def evaluation(self) -> dict:
         model, processor = load_model(str(self.folder / "float32"))
         pairs = load_pairs("synthetic", "test", num_images=64, image_size=self.pixels)
-        found = []
+        result = []
         for device in ("cpu", DEVICE):
             metrics, _ = evaluate_zero_shot(
                 model.to(device), processor, pairs, load_prompts("synthetic"), progress=False
             )
-            found.append([metrics["loss"], metrics["token_entropy"], metrics["patch_entropy"]])
-        worst = max(abs(a - b) for a, b in zip(*found))
-        assert worst < 5e-3, found
+            result.append([metrics["loss"], metrics["token_entropy"], metrics["patch_entropy"]])
+        worst = max(abs(a - b) for a, b in zip(*result))
+        assert worst < 5e-3, result
         return {"largest difference of loss and entropies": worst}
 
     def zero_shot_pipeline(self) -> dict:
@@ -162,11 +162,11 @@ class Checks:
         generator = torch.Generator().manual_seed(0)
         embeds = [torch.randn(8, size, 64, generator=generator) for size in (11, 49)]
         mask = torch.rand(8, 11, generator=generator) > 0.3
-        reference = _value_and_gradient([each.double() for each in embeds], mask)
+        reference = _value_and_gradient([entry.double() for entry in embeds], mask)
         errors = {}
         for dtype in (torch.float32, torch.bfloat16):
-            ours = _value_and_gradient([each.to(DEVICE, dtype) for each in embeds], mask.to(DEVICE))
-            rounded = _value_and_gradient([each.to(dtype).double() for each in embeds], mask)
+            ours = _value_and_gradient([entry.to(DEVICE, dtype) for entry in embeds], mask.to(DEVICE))
+            rounded = _value_and_gradient([entry.to(dtype).double() for entry in embeds], mask)
             expected = reference if dtype == torch.float32 else rounded
             pairs = zip(ours, expected)
             errors[str(dtype)] = max(((a - b).norm() / b.norm()).item() for a, b in pairs)
@@ -175,7 +175,7 @@ class Checks:
 
 
 def _value_and_gradient(embeds: list[torch.Tensor], mask: torch.Tensor) -> list[torch.Tensor]:
-    embeds = [each.requires_grad_() for each in embeds]
+    embeds = [entry.requires_grad_() for entry in embeds]
     value = sum(text_image_entropy(*embeds, mask))
     return [part.detach().double().cpu() for part in (value, *torch.autograd.grad(value, embeds))]
 
@@ -214,13 +214,13 @@ def main() -> None:
                 continue
             started = time.perf_counter()
             try:
-                found = getattr(checks, name)()
+                result = getattr(checks, name)()
             except Exception as error:
-                failed, found = True, {"FAILED": f"{type(error).__name__}: {error}"[:2000]}
+                failed, result = True, {"FAILED": f"{type(error).__name__}: {error}"[:2000]}
                 traceback.print_exc()
             seconds = time.perf_counter() - started
-            results[name] = {"seconds": seconds} | found
-            rows.append([name, f"{seconds:.1f}", json.dumps(found)[:200]])
+            results[name] = {"seconds": seconds} | result
+            rows.append([name, f"{seconds:.1f}", json.dumps(result)[:200]])
             if arguments.output:
                 arguments.output.write_text(json.dumps(results, indent=1) + "\n")
     print(aligned(rows))

@@ -229,8 +229,8 @@ def profiled(row: Row, inputs: dict) -> dict:
     for event in on_device:
         spent[event.name[:90]] += event.time_range.elapsed_us()
     longest = [[name, round(value)] for name, value in spent.most_common(25)]
-    found = {"kernels": len(on_device), "busy_seconds": sum(spent.values()) / 1e6, "longest_us": longest}
-    return found | {"waits": dict(Counter(places))}
+    result = {"kernels": len(on_device), "busy_seconds": sum(spent.values()) / 1e6, "longest_us": longest}
+    return result | {"waits": dict(Counter(places))}
 
 
 @functools.cache
@@ -285,8 +285,8 @@ def main() -> None:
                 size = "dry run" if args.dry_run else "full"
                 cases = [Case(patch_size, pairs, tokens, compiled, size) for pairs in args.batch_sizes]
                 measure = measure_in_one_process if args.in_one_process else measure_apart
-                for found in measure(chosen, cases, args.rounds, ceiling):
-                    results.append(found | {"device": device, "precision": PRECISION, "torch": torch.__version__})
+                for result in measure(chosen, cases, args.rounds, ceiling):
+                    results.append(result | {"device": device, "precision": PRECISION, "torch": torch.__version__})
                     if args.output:
                         args.output.write_text(json.dumps(results, indent=1) + "\n")
 
@@ -319,12 +319,12 @@ def measure_in_one_process(names: list[str], cases: list[Case], rounds: int, cei
                 spent = take_steps(rows[name], inputs, 3)
                 times_of[name].append({clock: spent for clock in CLOCKS})
         memory = {name: rows[name].peak / 2**20 if name in fitting else None for name in names}
-        found = report(names, case, memory, times_of, ceiling)
+        result = report(names, case, memory, times_of, ceiling)
         if case is cases[0]:
-            found["profile"] = {name: profiled(rows[name], inputs) for name in fitting}
-            for name, values in found["profile"].items():
+            result["profile"] = {name: profiled(rows[name], inputs) for name in fitting}
+            for name, values in result["profile"].items():
                 print(f"{name}: {values['kernels']} kernels, {values['busy_seconds']:.4f} s; {values['waits']}")
-        yield found
+        yield result
         started = time.perf_counter()
     rows.clear()
     if ON_GPU:

@@ -125,19 +125,19 @@ def main() -> None:
     ratios = sorted(bare / whole for bare, whole in seconds)
     quarter = len(ratios) // 4
     rates = [steps * given.batch_size / statistics.median(values) for values in zip(*seconds)]
-    found = {"ratio": statistics.median(ratios), "middle_half": [ratios[quarter], ratios[-1 - quarter]]}
-    found |= {"pairs_per_second": dict(zip(("bare step", "train.py"), rates)), "turns": len(seconds), "steps": steps}
-    found |= {"precision": given.mixed_precision, "compiled": given.compile, "batch_size": given.batch_size}
+    result = {"ratio": statistics.median(ratios), "middle_half": [ratios[quarter], ratios[-1 - quarter]]}
+    result |= {"pairs_per_second": dict(zip(("bare step", "train.py"), rates)), "turns": len(seconds), "steps": steps}
+    result |= {"precision": given.mixed_precision, "compiled": given.compile, "batch_size": given.batch_size}
     name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else DEVICE.type
-    found |= {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
-    found |= {"augmentation": config.data.augmentation, "num_workers": config.data.num_workers}
-    low, high = found["middle_half"]
+    result |= {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    result |= {"augmentation": config.data.augmentation, "num_workers": config.data.num_workers}
+    low, high = result["middle_half"]
     rows = [["", "pairs/s, median", "ratio, median (middle half)"], ["bare step", f"{rates[0]:.0f}", "1"]]
-    rows.append(["train.py", f"{rates[1]:.0f}", f"{found['ratio']:.3f} ({low:.3f} to {high:.3f})"])
+    rows.append(["train.py", f"{rates[1]:.0f}", f"{result['ratio']:.3f} ({low:.3f} to {high:.3f})"])
     print(aligned(rows))
     print(f"{len(seconds)} turns of {steps} steps each; {name}, {torch.get_num_threads()} threads")
     if args.output:
-        args.output.write_text(json.dumps(found | {"seconds": seconds}, indent=1) + "\n")
+        args.output.write_text(json.dumps(result | {"seconds": seconds}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

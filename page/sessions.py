@@ -61,7 +61,7 @@ class Sessions:
                 return
             self._sessions[key] = session
             self._sessions.move_to_end(key)
-            total = sum(each.num_bytes() for each in self._sessions.values())
+            total = sum(entry.num_bytes() for entry in self._sessions.values())
             while len(self._sessions) > 1 and (total > self.max_bytes or len(self._sessions) > self.max_sessions):
                 total -= self._sessions.popitem(last=False)[1].num_bytes()
 

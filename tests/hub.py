@@ -167,11 +167,11 @@ class Hub:
         if revision in branches:
             return branches[revision][-1]
         revision = self.repositories[repository]["tags"].get(revision, revision)
-        return next((each for commits in branches.values() for each in commits if each["id"] == revision), None)
+        return next((item for commits in branches.values() for item in commits if item["id"] == revision), None)
 
     def commits(self, repository: str, branch: str = "main") -> list[str]:
         """The messages of the commits of a branch, but for the one that made the repository."""
-        return [each["message"] for each in self.repositories[repository]["branches"][branch][1:]]
+        return [item["message"] for item in self.repositories[repository]["branches"][branch][1:]]
 
 
 class _HubHandler(http.server.BaseHTTPRequestHandler):
@@ -243,18 +243,18 @@ class _HubHandler(http.server.BaseHTTPRequestHandler):
 
     def readable(self, repository: str) -> dict | None:
         """The repository, if it is there and may be seen; else the answer is given."""
-        found, user = self.hub.repositories.get(repository), self.user()
-        if found and (not found["private"] or user and user[0] == repository.partition("/")[0]):
-            return found
+        stored, user = self.hub.repositories.get(repository), self.user()
+        if stored and (not stored["private"] or user and user[0] == repository.partition("/")[0]):
+            return stored
         self.answer(404, {"error": "Repository not found"}, **{"X-Error-Code": "RepoNotFound"})
         return None
 
     def writable(self, repository: str) -> dict | None:
-        found, user = self.readable(repository), self.user()
-        if found and not (user and user[1] == "write" and user[0] == repository.partition("/")[0]):
+        stored, user = self.readable(repository), self.user()
+        if stored and not (user and user[1] == "write" and user[0] == repository.partition("/")[0]):
             self.answer(403, {"error": f"no right to write to {repository}"})
             return None
-        return found
+        return stored
 
     # Calls
 
@@ -277,8 +277,8 @@ class _HubHandler(http.server.BaseHTTPRequestHandler):
         self.answer(200, {"url": f"{self.hub.endpoint}/{name}", "name": name, "id": name})
 
     def about(self, repository: str, revision: str | None = None):
-        found = self.readable(repository)
-        if found is None:
+        stored = self.readable(repository)
+        if stored is None:
             return
         commit = self.hub.commit(repository, revision or "main")
         if commit is None:
@@ -286,7 +286,7 @@ class _HubHandler(http.server.BaseHTTPRequestHandler):
         siblings = [{"rfilename": name} for name in sorted(commit["files"])]
         self.answer(
             200,
-            {"id": repository, "sha": commit["id"], "private": found["private"], "siblings": siblings, "tags": []},
+            {"id": repository, "sha": commit["id"], "private": stored["private"], "siblings": siblings, "tags": []},
         )
 
     def auth_check(self, repository: str):
@@ -294,20 +294,20 @@ class _HubHandler(http.server.BaseHTTPRequestHandler):
             self.answer(200)
 
     def branch(self, repository: str, name: str):
-        found = self.writable(repository)
-        if found is None:
+        stored = self.writable(repository)
+        if stored is None:
             return
-        if name in found["branches"]:
+        if name in stored["branches"]:
             return self.answer(409, {"error": "Reference already exists"})
-        found["branches"][name] = list(found["branches"]["main"])
+        stored["branches"][name] = list(stored["branches"]["main"])
         self.answer(201, {})
 
     def refs(self, repository: str):
-        found = self.readable(repository)
-        if found is None:
+        stored = self.readable(repository)
+        if stored is None:
             return
-        branches = [(name, f"refs/heads/{name}", commits[-1]["id"]) for name, commits in found["branches"].items()]
-        tags = [(name, f"refs/tags/{name}", commit) for name, commit in found["tags"].items()]
+        branches = [(name, f"refs/heads/{name}", commits[-1]["id"]) for name, commits in stored["branches"].items()]
+        tags = [(name, f"refs/tags/{name}", commit) for name, commit in stored["tags"].items()]
         named = [
             [{"name": name, "ref": ref, "targetCommit": commit} for name, ref, commit in part]
             for part in (branches, tags)
@@ -315,20 +315,20 @@ class _HubHandler(http.server.BaseHTTPRequestHandler):
         self.answer(200, {"branches": named[0], "tags": named[1], "converts": []})
 
     def tag(self, repository: str, revision: str):
-        found = self.writable(repository)
-        if found is None:
+        stored = self.writable(repository)
+        if stored is None:
             return
         name = json.loads(self.body)["tag"]
-        if name in found["tags"]:
+        if name in stored["tags"]:
             return self.answer(409, {"error": "Reference already exists"})
-        found["tags"][name] = self.hub.commit(repository, revision)["id"]
+        stored["tags"][name] = self.hub.commit(repository, revision)["id"]
         self.answer(201, {})
 
     def settings(self, repository: str):
-        found = self.writable(repository)
-        if found is None:
+        stored = self.writable(repository)
+        if stored is None:
             return
-        found["gated"] = json.loads(self.body).get("gated", found["gated"])
+        stored["gated"] = json.loads(self.body).get("gated", stored["gated"])
         self.answer(200, {})
 
     def tree(self, repository: str, revision: str, folder: str | None):
@@ -360,7 +360,7 @@ class _HubHandler(http.server.BaseHTTPRequestHandler):
                 errors.append("license must be a text")
         except yaml.YAMLError as error:
             errors.append(str(error))
-        answer = {"errors": [{"message": each} for each in errors], "warnings": []}
+        answer = {"errors": [{"message": item} for item in errors], "warnings": []}
         self.answer(400 if errors else 200, answer)
 
     def preupload(self, repository: str, revision: str):
@@ -368,24 +368,24 @@ class _HubHandler(http.server.BaseHTTPRequestHandler):
             return
         files = self.hub.files(repository, revision)
         answer = []
-        for each in json.loads(self.body)["files"]:
-            large = each["path"].endswith((".safetensors", ".png"))
-            there = files.get(each["path"])
-            oid = None if there is None else hashlib.sha256(there).hexdigest() if large else _git_hash(there)
+        for item in json.loads(self.body)["files"]:
+            large = item["path"].endswith((".safetensors", ".png"))
+            existing = files.get(item["path"])
+            oid = None if existing is None else hashlib.sha256(existing).hexdigest() if large else _git_hash(existing)
             mode = "lfs" if large else "regular"
-            answer.append({"path": each["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+            answer.append({"path": item["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
         self.answer(200, {"files": answer})
 
     def large_files(self, repository: str):
         if self.writable(repository) is None:
             return
         answer = []
-        for each in json.loads(self.body)["objects"]:
-            entry, url = dict(each), f"{self.hub.endpoint}/lfs/{each['oid']}"
-            if each["oid"] not in self.hub.objects:
+        for item in json.loads(self.body)["objects"]:
+            entry, url = dict(item), f"{self.hub.endpoint}/lfs/{item['oid']}"
+            if item["oid"] not in self.hub.objects:
                 header = {}
                 if self.hub.part_size:
-                    number = -(-each["size"] // self.hub.part_size)
+                    number = -(-item["size"] // self.hub.part_size)
                     header = {"chunk_size": str(self.hub.part_size)}
                     header |= {str(i): f"{url}/part/{i}" for i in range(1, number + 1)}
                 verify = {"href": f"{url}/verify"}
@@ -404,7 +404,7 @@ class _HubHandler(http.server.BaseHTTPRequestHandler):
         self.answer(200, ETag=f'"{number}"')
 
     def complete(self, oid: str):
-        asked = [each["partNumber"] for each in json.loads(self.body)["parts"]]
+        asked = [item["partNumber"] for item in json.loads(self.body)["parts"]]
         self.body = b"".join(self.hub.parts[oid][number] for number in asked)
         self.put(oid)
 
@@ -413,8 +413,8 @@ class _HubHandler(http.server.BaseHTTPRequestHandler):
         self.answer(200 if known else 404, {} if known else {"error": "not there"})
 
     def take_commit(self, repository: str, branch: str):
-        found = self.writable(repository)
-        if found is None:
+        stored = self.writable(repository)
+        if stored is None:
             return
         lines = [json.loads(line) for line in self.body.splitlines()]
         files, message = dict(self.hub.files(repository, branch)), ""
@@ -431,7 +431,7 @@ class _HubHandler(http.server.BaseHTTPRequestHandler):
             else:
                 return self.answer(400, {"error": f"cannot take {kind} {value.get('path')}"})
         id = hashlib.sha1(self.body).hexdigest()
-        found["branches"][branch].append({"id": id, "files": files, "message": message})
+        stored["branches"][branch].append({"id": id, "files": files, "message": message})
         url = f"{self.hub.endpoint}/{repository}/commit/{id}"
         self.answer(200, {"success": True, "commitOid": id, "commitUrl": url})
 

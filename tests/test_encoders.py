@@ -164,8 +164,8 @@ def check_vision_encoder(model: TierModel) -> None:
             part = changed[:, :, row * rows :, column * columns :][:, :, :rows, :columns]
             part += 0.5 * torch.randn(part.shape, generator=generator)
             change = (model.encode_image(changed).local_embeds - alone.local_embeds).norm(dim=-1)[0]
-            found = divmod(change.argmax().item(), width)
-            distances.append([abs(row - found[0]) / height, abs(column - found[1]) / width])
+            result = divmod(change.argmax().item(), width)
+            distances.append([abs(row - result[0]) / height, abs(column - result[1]) / width])
         assert torch.tensor(distances).mean(dim=0).max() < 0.2, "its maps are shifted or turned"
     check_gradients(model, {"input_ids": ids, "pixel_values": pixels})
 

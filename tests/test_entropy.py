@@ -223,16 +223,16 @@ def test_products_on_tensor_cores_are_as_exact_as_float32(alike):
     embeds[0][~mask] = float("nan")
     embeds[1][5, 4] = 0
 
-    doubles = [each.double().masked_fill(~torch.isfinite(each), 0).requires_grad_() for each in embeds]
-    units = [l2_normalize(each) for each in doubles]
+    doubles = [entry.double().masked_fill(~torch.isfinite(entry), 0).requires_grad_() for entry in embeds]
+    units = [l2_normalize(entry) for entry in doubles]
     expected = entropies(units[0] @ units[1].transpose(1, 2), mask, 0.7)
-    weights = [torch.linspace(1, 2, each.numel(), dtype=torch.float64).view_as(each) for each in expected]
+    weights = [torch.linspace(1, 2, entry.numel(), dtype=torch.float64).view_as(entry) for entry in expected]
     weights[0] = weights[0].masked_fill(~mask, 0)
     expected_grads = torch.autograd.grad(expected, doubles, weights)
 
     cosines = tensor_core_cosines(embeds[0].masked_fill(~mask.unsqueeze(2), 0), embeds[1])
     ours = entropies(cosines.values, mask, 0.7)
-    grad = cosine_gradient(cosines.values, mask, 0.7, *(each.float() for each in weights))
+    grad = cosine_gradient(cosines.values, mask, 0.7, *(entry.float() for entry in weights))
     for value, wanted, counted in zip(ours, expected, (mask, slice(None))):
         assert (value - wanted)[counted].norm() < 1e-6 * wanted[counted].norm()
     for value, wanted in zip(tensor_core_gradients(cosines, grad), expected_grads):

@@ -112,10 +112,10 @@ def test_the_exported_encoders_compute_what_the_model_does(exported, picture):
         out = model(**inputs)
     for encoder, fed, names in (
         (read.image_encoder, ["pixel_values"], ["image_embeds", "patch_embeds"]),
-        (read.text_encoder, [each.name for each in read.text_encoder.get_inputs()], ["text_embeds", "token_embeds"]),
+        (read.text_encoder, [entry.name for entry in read.text_encoder.get_inputs()], ["text_embeds", "token_embeds"]),
     ):
-        found = encoder.run(names, {name: inputs[name].numpy() for name in fed})
-        for name, values in zip(names, found):
+        result = encoder.run(names, {name: inputs[name].numpy() for name in fed})
+        for name, values in zip(names, result):
             np.testing.assert_allclose(values, out[name].numpy(), atol=1e-4, err_msg=name)
 
 

@@ -20,12 +20,12 @@ def test_every_part_runs_and_leaves_its_numbers(tmp_path):
     command = [str(ROOT / "benchmarks" / "gpu.sh"), "--dry_run", "--output_dir", str(tmp_path), "--seconds", "1100"]
     done = subprocess.run(command, env=os.environ | {"PYTHON": sys.executable}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
-    assert set(found) == FILES
-    assert "FAILED" not in json.dumps(found["smoke"])
-    rows = found["step_cost"][-1]["rows"]
+    result = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    assert set(result) == FILES
+    assert "FAILED" not in json.dumps(result["smoke"])
+    rows = result["step_cost"][-1]["rows"]
     assert all(row["pairs_per_second"] > 0 for row in rows.values())
-    assert found["training_speed"]["pairs_per_second"]["train.py"] > 0
+    assert result["training_speed"]["pairs_per_second"]["train.py"] > 0
 
 
 def test_an_unknown_part_is_refused():

@@ -76,13 +76,13 @@ def share(rank: int, sizes: list[int], options: dict) -> dict:
 @pytest.mark.parametrize("sizes", [[6, 6], [7, 5], [3, 3, 3, 3], [4, 3, 4, 1]], ids=str)
 def test_loss_and_gradients_are_those_of_one_process(sizes, options):
     expected = result(build(**options), pairs(sum(sizes)))
-    for rank, found in enumerate(in_processes(len(sizes), share, sizes, options)):
-        torch.testing.assert_close(found["values"], expected["values"], rtol=0, atol=1e-5)
-        assert found["gradients"].keys() == expected["gradients"].keys()
+    for rank, actual in enumerate(in_processes(len(sizes), share, sizes, options)):
+        torch.testing.assert_close(actual["values"], expected["values"], rtol=0, atol=1e-5)
+        assert actual["gradients"].keys() == expected["gradients"].keys()
         for name, gradient in expected["gradients"].items():
-            torch.testing.assert_close(found["gradients"][name], gradient, rtol=1e-5, atol=1e-5, msg=name)
+            torch.testing.assert_close(actual["gradients"][name], gradient, rtol=1e-5, atol=1e-5, msg=name)
         # A process holds its own rows of the logits, never all of them.
-        assert found["logits"] == [(sizes[rank], sum(sizes))] * 2
+        assert actual["logits"] == [(sizes[rank], sum(sizes))] * 2
 
 
 def embeddings_and_gradients(rank: int, size: int) -> list[torch.Tensor]:
@@ -117,9 +117,9 @@ def test_the_contrastive_loss_is_that_of_local_rows_and_gathered_columns(number)
     scale_grads = []
     for rank, (loss, *own, scale_grad) in enumerate(in_processes(number, embeddings_and_gradients, size)):
         assert loss.item() == pytest.approx(sum(losses).item() / number, abs=1e-6)
-        for found, expected in zip(own, (text, image)):
+        for actual, expected in zip(own, (text, image)):
             torch.testing.assert_close(
-                found.double(), expected.grad[rank * size : (rank + 1) * size], rtol=1e-5, atol=1e-6
+                actual.double(), expected.grad[rank * size : (rank + 1) * size], rtol=1e-5, atol=1e-6
             )
         scale_grads.append(scale_grad)
     torch.testing.assert_close(sum(scale_grads).double(), scale.grad, rtol=1e-5, atol=1e-6)

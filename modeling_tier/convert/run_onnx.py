@@ -64,10 +64,10 @@ class Reader:
         texts = [
             template.replace("{}", name.replace("_", " ")) for template in (positive, negative) for name in findings
         ]
-        there, not_there = np.split(self.embed_text(texts), 2)  # (F, D) each
-        difference = there.astype(np.float64) @ image - not_there.astype(np.float64) @ image
+        positive, negative = np.split(self.embed_text(texts), 2)  # (F, D) each
+        difference = positive.astype(np.float64) @ image - negative.astype(np.float64) @ image
         score = 0.5 * (1 + np.tanh(0.5 * self.settings["temperature"] * difference))
-        maps = (there @ patches.T).reshape(len(findings), *self.settings["grid"])
+        maps = (positive @ patches.T).reshape(len(findings), *self.settings["grid"])
         return [
             {"finding": name, "score": float(score[i]), "difference": float(difference[i]), "map": maps[i]}
             for i, name in enumerate(findings)
@@ -87,10 +87,10 @@ class Reader:
     def tokens(self, texts: list[str]) -> dict[str, np.ndarray]:
         encoded = self.tokenizer.encode_batch(texts)
         inputs = {
-            "input_ids": np.array([each.ids for each in encoded], dtype=np.int64),
-            "attention_mask": np.array([each.attention_mask for each in encoded], dtype=np.int64),
+            "input_ids": np.array([entry.ids for entry in encoded], dtype=np.int64),
+            "attention_mask": np.array([entry.attention_mask for entry in encoded], dtype=np.int64),
         }
-        return {each.name: inputs[each.name] for each in self.text_encoder.get_inputs()}
+        return {entry.name: inputs[entry.name] for entry in self.text_encoder.get_inputs()}
 
     def pixel_values(self, picture: Any, frame: int | None = None) -> np.ndarray:
         """What the image encoder takes: (3, H, W)."""

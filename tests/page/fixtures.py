@@ -121,4 +121,4 @@ def server(page_models, tmp_path_factory):
         _, address, _ = launch(page)
         yield Server(page, address, folder)
         page.close()
-    assert not [each for each in connected if isinstance(each, tuple) and each[0] not in LOOPBACK]
+    assert not [entry for entry in connected if isinstance(entry, tuple) and entry[0] not in LOOPBACK]

@@ -82,7 +82,7 @@ def scores(window) -> list[list[str]]:
 
 def expected_scores(page_models, radiograph: Path, findings: list[str]) -> list[list[str]]:
     by_model = [read(str(radiograph), findings=findings) for read in page_models.values()]
-    return [[answers[0]["finding"], *(f"{each['score']:.2f}" for each in answers)] for answers in zip(*by_model)]
+    return [[answers[0]["finding"], *(f"{entry['score']:.2f}" for entry in answers)] for answers in zip(*by_model)]
 
 
 def test_upload_type_run_and_switch_the_word(visit, server, page_models, radiograph, tmp_path):

@@ -138,11 +138,11 @@ def test_an_augmented_batch_holds_the_augmentation_of_seed_epoch_and_picture(pro
 
 def versions(tokenizer, *made, epoch=0, first_step=0) -> dict[int, torch.Tensor]:
     """Pixels by picture, from all processes."""
-    found = {}
+    result = {}
     for one in made:
         for batch in one.of_epoch(epoch, first_step):
-            found |= dict(zip(numbers(batch, tokenizer), batch["pixel_values"]))
-    return found
+            result |= dict(zip(numbers(batch, tokenizer), batch["pixel_values"]))
+    return result
 
 
 def test_an_augmentation_does_not_depend_on_processes_workers_order_or_a_resume(processor, tokenizer):
@@ -159,16 +159,16 @@ def test_an_augmentation_does_not_depend_on_processes_workers_order_or_a_resume(
         tokenizer,
         batches(pairs.to_iterable_dataset(3), processor, *options, "--training.steps_per_epoch=6", workers=2),
     )
-    for how, found in others.items():
-        assert found.keys() == expected.keys(), how
-        assert all(torch.equal(found[i], expected[i]) for i in expected), how
+    for way, result in others.items():
+        assert result.keys() == expected.keys(), way
+        assert all(torch.equal(result[i], expected[i]) for i in expected), way
     resumed = versions(tokenizer, batches(pairs, processor, *options, workers=2), first_step=4)
     assert len(resumed) == 8 and all(torch.equal(resumed[i], expected[i]) for i in resumed)
-    for how, found in {
+    for way, result in {
         "epoch": versions(tokenizer, batches(pairs, processor, *options), epoch=1),
         "seed": versions(tokenizer, batches(pairs, processor, *options, "--seed=1")),
     }.items():
-        assert not any(torch.equal(found[i], expected[i]) for i in expected), how
+        assert not any(torch.equal(result[i], expected[i]) for i in expected), way
 
 
 def test_an_augmented_picture_is_not_resized_and_cropped_again(tokenizer):
@@ -483,9 +483,9 @@ def test_what_a_stream_cannot_do_is_refused_by_name(processor):
         batches(a_stream(8, 1), processor)
     with pytest.raises(ValueError, match="steps_per_epoch is for streams"):
         batches(make_pairs(8), processor, "--training.steps_per_epoch=2")
-    for count, process, there in ((3, 0, 3), (5, 1, 2), (1, 1, 0)):
+    for count, process, existing in ((3, 0, 3), (5, 1, 2), (1, 1, 0)):
         more = {"processes": 2, "process": process} if process else {}
-        with pytest.raises(ValueError, match=rf"process {process} of .* {there} pairs, fewer than one batch of 4"):
+        with pytest.raises(ValueError, match=rf"process {process} of .* {existing} pairs, fewer than one batch of 4"):
             list(of_stream(a_stream(count, 1), processor, 1, **more).of_epoch(0))
 
 
@@ -515,14 +515,14 @@ def test_the_stream_of_files_is_one_of_these(tmp_path, processor, tokenizer, wor
     stream = load_pairs("pairs", "train", data_dir=tmp_path, **options)
     augmentation = "--data.augmentation=vit"
     expected = versions(tokenizer, batches(make_pairs(30), processor, augmentation, size=30), epoch=4)
-    found = []
+    result = []
     for process in range(2):
         made = of_stream(stream, processor, 4, augmentation, size=3, process=process, processes=2, workers=workers)
         for batch in made.of_epoch(4):
             for i, pixels in zip(numbers(batch, tokenizer), batch["pixel_values"]):
                 assert torch.equal(pixels, expected[i])
-                found.append(i)
-    assert len(set(found)) == len(found) == 24 and not {0, 11, 22} & set(found)
+                result.append(i)
+    assert len(set(result)) == len(result) == 24 and not {0, 11, 22} & set(result)
 
 
 def test_a_stream_can_be_sent_to_workers_that_are_not_forked(tmp_path, processor, tokenizer):

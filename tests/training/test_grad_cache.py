@@ -55,9 +55,9 @@ def test_without_dropout_it_is_the_plain_step(options, chunk_size):
     expected.loss.backward()
     plain = gradients(model)
     model.zero_grad()
-    found = cached(model, inputs, chunk_size, entropy_scale=0.6)
+    result = cached(model, inputs, chunk_size, entropy_scale=0.6)
     for name in (name for name in NAMES if name in expected):
-        torch.testing.assert_close(found[name], expected[name].detach(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(result[name], expected[name].detach(), rtol=1e-5, atol=1e-6)
     assert gradients(model).keys() == plain.keys()
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, plain[name], rtol=1e-4, atol=1e-5, msg=name)
@@ -88,8 +88,8 @@ def test_batch_norm_sees_every_chunk_once():
     for start in (0, 4):
         same(**{name: rows[start : start + 4] for name, rows in inputs.items()})
     cached(model, inputs, 4)
-    for (name, found), expected in zip(model.named_buffers(), same.buffers()):
-        torch.testing.assert_close(found, expected, msg=name)
+    for (name, result), expected in zip(model.named_buffers(), same.buffers()):
+        torch.testing.assert_close(result, expected, msg=name)
 
 
 def test_a_frozen_temperature_stays_without_gradient():
@@ -113,11 +113,11 @@ def test_two_processes_are_one(sizes, options):
     model = build(**options)
     expected = model(**pairs(sum(sizes)), return_loss=True)
     expected.loss.backward()
-    for found in in_processes(2, cached_share, sizes, 4, options):
+    for result in in_processes(2, cached_share, sizes, 4, options):
         for name in NAMES:
-            torch.testing.assert_close(found["values"][name], expected[name].detach(), rtol=0, atol=1e-5)
+            torch.testing.assert_close(result["values"][name], expected[name].detach(), rtol=0, atol=1e-5)
         for name, gradient in gradients(model).items():
-            torch.testing.assert_close(found["gradients"][name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+            torch.testing.assert_close(result["gradients"][name], gradient, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def peak_memory(step) -> int:

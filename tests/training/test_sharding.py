@@ -44,12 +44,12 @@ def assert_not_rounded(log: list[dict]):
 
 
 def assert_same_steps(one: list[dict], other: list[dict], rtol: float = 1e-4):
-    one, other = ([line for line in each if "loss" in line] for each in (one, other))
+    one, other = ([line for line in entry if "loss" in line] for entry in (one, other))
     assert len(one) == 6
-    for here, there in zip(one, other, strict=True):
+    for here, expected in zip(one, other, strict=True):
         for name in ("loss", "contrastive_loss", "token_entropy", "patch_entropy", "logit_scale", "lr"):
-            assert here[name] == pytest.approx(there[name], rel=rtol), name
-        assert here["grad_norm"] == pytest.approx(there["grad_norm"], rel=10 * rtol)
+            assert here[name] == pytest.approx(expected[name], rel=rtol), name
+        assert here["grad_norm"] == pytest.approx(expected["grad_norm"], rel=10 * rtol)
 
 
 @pytest.mark.slow

@@ -156,9 +156,9 @@ def test_a_run_that_goes_back_forgets_a_best_model_of_later(tmp_path):
         train(tiny(run, *options, back, "--training.epochs=1"))
     assert best_of(run) == {"step": 6 * best, "epoch": best}
     train(tiny(run, *options, back, "--training.epochs=2"))
-    found = json.loads((run / "metrics.json").read_text())
+    result = json.loads((run / "metrics.json").read_text())
     assert best_of(run) == {"step": 12, "epoch": 2}
-    assert found["epoch"] == 2 and all(
+    assert result["epoch"] == 2 and all(
         torch.equal(weight, weights(run)[name]) for name, weight in weights(run / "checkpoints/last").items()
     )
 
