@@ -10,7 +10,6 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from test_conversion import biovil_files  # noqa: F401, a fixture
 from test_training import ROOT
 
 from modeling_tier import TierModel, TierProcessor
@@ -18,6 +17,8 @@ from modeling_tier.data.columns import CHEXPERT_LABELS
 from modeling_tier.training import load_config, train
 from tests.data.trees import drawing, encoded, study, write_table, write_tree
 
+
+pytest_plugins = ["tests.convert.fixtures"]
 
 FINDINGS = ("Cardiomegaly", "Edema", "Consolidation", "Atelectasis", "Pleural Effusion")
 
@@ -55,7 +56,7 @@ def chexpert(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_papers_recipe(biovil_files, mimic, chexpert, tmp_path):  # noqa: F811
+def test_the_papers_recipe(biovil_files, mimic, chexpert, tmp_path):
     places = biovil_files[2]
     command = [sys.executable, "-m", "modeling_tier.conversion", "biovil", str(tmp_path / "biovil")]
     command += [word for name, place in places.items() for word in (f"--{name}", place)]

@@ -1,0 +1,175 @@
+# Licensed under the Apache License, Version 2.0.
+"""From a source's weights and our configuration to a model with its processor: what all converters share."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+    BaseImageProcessor,
+    CLIPImageProcessor,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
+
+from ..configuration_tier import TierConfig
+from ..encoders_tier import max_text_length
+from ..loading import check_tokenizer_files
+from ..modeling_tier import TierModel
+from ..processing_tier import TierProcessor
+from ..training.building import with_options
+from .source import Converted
+from .weight_files import Record, Weights, existing, find_folder, folder_weights
+
+
+POSITIONS = {r".*\.position_ids": "the numbers 0, 1, 2, ...: counted here, not stored"}
+
+
+@dataclass
+class TransformersModel:
+    """What a folder that transformers itself wrote holds."""
+
+    config: PreTrainedConfig
+    weights: Weights
+    tokenizer: PreTrainedTokenizerBase
+    image_processor: BaseImageProcessor
+
+
+def read_transformers_model(
+    name: str, model_type: str, image_options: dict | None, record: Record
+) -> TransformersModel:
+    """
+    Args:
+        name: folder or Hub id.
+        model_type: the only one that its config.json may have.
+        image_options: options that replace the image processor's.
+    """
+    folder = find_folder(name, record, images=True)
+    config = _source_config(folder, model_type)
+    image_processor = with_options(_load(AutoImageProcessor, folder), image_options or {})
+    return TransformersModel(config, folder_weights(folder), load_tokenizer(folder), image_processor)
+
+
+def assemble(
+    config: TierConfig,
+    weights: Weights,
+    names: Sequence[tuple[str, str | Callable]],
+    unused: dict[str, str],
+    image_processor,
+    tokenizer,
+    record: Record,
+    **reading_options,
+) -> Converted:
+    """
+    A model with these weights, and its processor.
+
+    Args:
+        names: patterns and their replacements that make the source's name from that of a parameter of ours.
+        unused: patterns of keys that TIER does not use, with the reasons.
+        record: its `initial` names the parameters that the source does not have.
+        **reading_options: options of [`TierProcessor`].
+
+    Raises:
+        ValueError: if weights are missing, surplus or of another shape, or do not work with the processor.
+    """
+    processor = _processor(image_processor, tokenizer, config, **reading_options)
+    config.special_token_ids = sorted(set(tokenizer.all_special_ids))
+    model, expected = TierModel(config).float().eval(), {}
+    for name, tensor in model.state_dict().items():
+        key = name
+        for pattern, replacement in names:
+            key = re.sub(pattern, replacement, key)
+        if name not in record.initial:
+            expected[key] = tensor
+    surplus = [key for key in weights if key not in expected]
+    known = {key: why for key in surplus for pattern, why in unused.items() if re.fullmatch(pattern, key)}
+    _check_fit(weights, expected, [key for key in surplus if key not in known])
+    for key, tensor in expected.items():
+        tensor.copy_(weights[key])
+    record.unused |= known
+    _try(model, processor)
+    return model, processor
+
+
+def _check_fit(weights: Weights, expected: Weights, unexpected: list[str]) -> None:
+    wrong, integers = [], []
+    for key in (key for key in expected if key in weights):
+        ours, theirs = tuple(expected[key].shape), tuple(weights[key].shape)
+        if ours != theirs:
+            wrong.append(f"{key} (expected {ours}, found {theirs})")
+        if expected[key].is_floating_point() and not weights[key].is_floating_point():
+            integers.append(f"{key} ({weights[key].dtype})")
+    missing = [key for key in expected if key not in weights]
+    problems = {"missing": missing, "unknown": unexpected, "of another shape": wrong}
+    problems["of integers, as quantised ones are"] = integers
+    if any(problems.values()):
+        listed = "; ".join(f"{what}: {', '.join(keys)}" for what, keys in problems.items() if keys)
+        raise ValueError(f"The weights do not fit the model. {listed}.")
+
+
+@torch.inference_mode()
+def _try(model: TierModel, processor: TierProcessor) -> None:
+    """One grey picture and one word: the processor's inputs must suit the model, and the weights hold no NaN."""
+    try:
+        outputs = model(**processor(images=Image.new("L", (640, 512), 128), text="effusion"))
+    except Exception as error:  # whatever the image processor or the model says to a wrong option
+        raise ValueError(f"The model cannot take what its processor makes: {error}") from error
+    if not torch.isfinite(outputs.logits_per_image).all():
+        raise ValueError("The weights give no finite similarity of a picture and a text.")
+
+
+def _processor(image_processor, tokenizer, config: TierConfig, **reading_options) -> TierProcessor:
+    text_config = config.text_config
+    if len(tokenizer) > text_config.vocab_size:
+        raise ValueError(f"The tokenizer has {len(tokenizer)} tokens, and the text encoder {text_config.vocab_size}.")
+    word = tokenizer("effusion", add_special_tokens=False).input_ids
+    if not set(word) - set(tokenizer.all_special_ids):  # transformers makes one without its vocabulary, too
+        raise ValueError(f"The tokenizer in {tokenizer.name_or_path} does not know any word: its files are not there.")
+    tokenizer.init_kwargs.pop("auto_map", None)  # names code of the source
+    tokenizer.model_max_length = min(tokenizer.model_max_length, max_text_length(text_config))
+    return TierProcessor(image_processor=image_processor, tokenizer=tokenizer, **reading_options)
+
+
+def cropping_image_processor(
+    shorter_side: int, crop: int, resample: Image.Resampling, image_options: dict | None, **options
+) -> CLIPImageProcessor:
+    """
+    Args:
+        shorter_side: pixels to which the shorter side is resized.
+        crop: width and height of the part in the middle that is kept.
+        image_options: options that replace those given here.
+        **options: of the image processor; its mean and standard deviation are CLIP's unless said here.
+    """
+    sizes = {"size": {"shortest_edge": shorter_side}, "crop_size": {"height": crop, "width": crop}}
+    return with_options(CLIPImageProcessor(**sizes, resample=resample, **options), image_options or {})
+
+
+def _load(auto_class, folder: Path):
+    return auto_class.from_pretrained(folder, trust_remote_code=False)
+
+
+def load_tokenizer(folder: Path, tokenizer_class=AutoTokenizer):
+    check_tokenizer_files(folder)
+    return _load(tokenizer_class, folder)
+
+
+def _source_config(folder: Path, model_type: str):
+    existing(folder / "config.json")
+    config = _load(AutoConfig, folder)
+    if config.model_type != model_type:
+        raise ValueError(f"{folder.name} holds a model of type {config.model_type!r}; {model_type!r} is needed.")
+    return config
+
+
+def shape_of(weights: Weights, key: str, ndim: int, kind: str) -> tuple[int, ...]:
+    """The shape of a tensor from which the configuration is read."""
+    if key not in weights or weights[key].ndim != ndim:
+        found = f"has the shape {tuple(weights[key].shape)}" if key in weights else "is missing"
+        raise ValueError(f"{key} {found}: the weights are not those of {kind}.")
+    return tuple(weights[key].shape)

@@ -1,0 +1,339 @@
+# Licensed under the Apache License, Version 2.0.
+"""Published models of other code: built here from plain torch under their published names, and their files."""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from conftest import TEXT_CONFIGS, VISION_CONFIGS
+from safetensors.torch import save_file
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
+)
+
+from modeling_tier import TierModel, TierProcessor, conversion
+
+
+ROOT = Path(conversion.__file__).parents[1]
+DIMENSION = 16
+TEXTS = ["No pleural effusion.", "There is a small left effusion, large cardiomegaly.", "Cardiomegaly."]
+WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] left right pleural effusion no there is a small large cardiomegaly , . ##ly"
+close = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Random numbers everywhere, in biases and running statistics too, of a size that deep networks stand."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda tensor: torch.randn(tensor.shape, generator=generator)  # noqa: E731
+    for name, tensor in module.state_dict().items():
+        if not tensor.is_floating_point() or name.endswith(("logit_scale", "logit_bias")):
+            continue
+        if name.endswith("running_var"):
+            tensor.copy_(draw(tensor).abs() + 0.5)
+        elif tensor.ndim > 1:
+            tensor.copy_(draw(tensor) * (1.5 / tensor[0].numel()) ** 0.5)
+        else:
+            tensor.copy_(draw(tensor) * 0.2 + (0.7 if name.endswith("weight") else 0.0))
+    return module.eval()
+
+
+# The sources, in plain torch under their published names
+
+
+class Block(nn.Module):
+    """torchvision's two residual blocks; the stride of a bottleneck is in its 3x3 convolution."""
+
+    def __init__(self, before: int, width: int, stride: int, kernels: tuple[int, ...], growth: int):
+        super().__init__()
+        self.depth = len(kernels)
+        widths = [before, *[width] * (self.depth - 1), width * growth]
+        strided = kernels.index(3)
+        for i, kernel in enumerate(kernels):
+            step = stride if i == strided else 1
+            conv = nn.Conv2d(widths[i], widths[i + 1], kernel, step, kernel // 2, bias=False)
+            setattr(self, f"conv{i + 1}", conv)
+            setattr(self, f"bn{i + 1}", nn.BatchNorm2d(widths[i + 1]))
+        self.downsample = None
+        if stride != 1 or before != widths[-1]:
+            conv = nn.Conv2d(before, widths[-1], 1, stride, bias=False)
+            self.downsample = nn.Sequential(conv, nn.BatchNorm2d(widths[-1]))
+
+    def forward(self, x):
+        residual = x if self.downsample is None else self.downsample(x)
+        for i in range(1, self.depth + 1):
+            x = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(x))
+            x = x.relu() if i < self.depth else x
+        return (x + residual).relu()
+
+
+class TorchvisionResNet(nn.Module):
+    def __init__(self, kind: str, depths: tuple[int, ...], width: int):
+        super().__init__()
+        kernels, growth = {"basic": ((3, 3), 1), "bottleneck": ((1, 3, 1), 4)}[kind]
+        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        before = width
+        for i, depth in enumerate(depths):
+            blocks = []
+            for j in range(depth):
+                stride = 2 if i > 0 and j == 0 else 1
+                blocks.append(Block(before, width * 2**i, stride, kernels, growth))
+                before = width * 2**i * growth
+            setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
+        self.fc = nn.Linear(before, 10)
+        self.channels = before
+
+    def forward(self, x):
+        x = nn.functional.max_pool2d(self.bn1(self.conv1(x)).relu(), 3, 2, 1)
+        for name, layer in self.named_children():
+            x = layer(x) if name.startswith("layer") else x
+        return x
+
+
+class BiovilImage(nn.Module):
+    def __init__(self, kind="bottleneck", depths=(1, 2, 1, 1), width=4):
+        super().__init__()
+        self.encoder = nn.Module()
+        self.encoder.encoder = TorchvisionResNet(kind, depths, width)
+        self.projector = nn.Module()
+        self.projector.model = nn.Sequential(
+            nn.Conv2d(self.encoder.encoder.channels, DIMENSION, 1, bias=False),
+            nn.BatchNorm2d(DIMENSION),
+            nn.ReLU(),
+            nn.Conv2d(DIMENSION, DIMENSION, 1),
+        )
+
+    def forward(self, x):
+        """Patches (N, P, D) and their mean."""
+        projected = self.projector.model(self.encoder.encoder(x))
+        return projected.flatten(2).transpose(1, 2), projected.mean(dim=(2, 3))
+
+
+class Head(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.dense_to_hidden = nn.Linear(width, DIMENSION)
+        self.LayerNorm = nn.LayerNorm(DIMENSION, eps=1e-12)
+        self.dense_to_output = nn.Linear(DIMENSION, DIMENSION)
+
+    def forward(self, x):
+        return self.dense_to_output(self.LayerNorm(nn.functional.gelu(self.dense_to_hidden(x))))
+
+
+class CxrBert(BertForMaskedLM):
+    def __init__(self, config):
+        super().__init__(config)
+        self.cls_projection_head = Head(config.hidden_size)
+
+    def embed(self, input_ids, attention_mask):
+        """Tokens (M, T, D) and texts (M, D)."""
+        outputs = self(input_ids, attention_mask, output_hidden_states=True)
+        tokens = self.cls_projection_head(outputs.hidden_states[-1])
+        return tokens, tokens[:, 0]
+
+
+class AuthorsModel(nn.Module):
+    def __init__(self, cnn: BiovilImage, transformer: CxrBert):
+        super().__init__()
+        self.cnn, self.transformer = cnn, transformer
+        self.cls_projection_head = transformer.cls_projection_head
+        self.logit_scale = nn.Parameter(torch.tensor(3.21))
+
+
+class QuickGelu(nn.Module):
+    def forward(self, x):
+        return x * torch.sigmoid(1.702 * x)
+
+
+class ResidualAttentionBlock(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.attn = nn.MultiheadAttention(width, width // 64)
+        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.mlp = nn.Sequential()
+        self.mlp.add_module("c_fc", nn.Linear(width, 4 * width))
+        self.mlp.add_module("gelu", QuickGelu())
+        self.mlp.add_module("c_proj", nn.Linear(4 * width, width))
+
+    def forward(self, x, mask: torch.Tensor | None = None):
+        y = self.ln_1(x)
+        x = x + self.attn(y, y, y, need_weights=False, attn_mask=mask)[0]
+        return x + self.mlp(self.ln_2(x))
+
+
+class Transformer(nn.Module):
+    def __init__(self, width: int, layers: int):
+        super().__init__()
+        self.resblocks = nn.Sequential(*(ResidualAttentionBlock(width) for _ in range(layers)))
+
+    def forward(self, x, mask: torch.Tensor | None = None):
+        x = x.permute(1, 0, 2)
+        for block in self.resblocks:
+            x = block(x, mask)
+        return x.permute(1, 0, 2)
+
+
+class OpenaiVisual(nn.Module):
+    def __init__(self, width: int, patch: int, grid: int, layers: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, patch, patch, bias=False)
+        self.class_embedding = nn.Parameter(torch.zeros(width))
+        self.positional_embedding = nn.Parameter(torch.zeros(grid**2 + 1, width))
+        self.ln_pre, self.ln_post = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.transformer = Transformer(width, layers)
+        self.proj = nn.Parameter(torch.zeros(width, DIMENSION))
+
+    def forward(self, x):
+        """The class token and the patches (N, 1 + P, D)."""
+        x = self.conv1(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.class_embedding.expand(x.shape[0], 1, -1), x], dim=1) + self.positional_embedding
+        return self.ln_post(self.transformer(self.ln_pre(x))) @ self.proj
+
+
+class OpenaiClip(nn.Module):
+    def __init__(self, width=64, text_width=128, context=12, vocabulary=22):
+        super().__init__()
+        self.visual = OpenaiVisual(width, patch=8, grid=4, layers=2)
+        self.transformer = Transformer(text_width, 2)
+        self.token_embedding = nn.Embedding(vocabulary, text_width)
+        self.positional_embedding = nn.Parameter(torch.zeros(context, text_width))
+        self.ln_final = nn.LayerNorm(text_width)
+        self.text_projection = nn.Parameter(torch.zeros(text_width, DIMENSION))
+        self.logit_scale = nn.Parameter(torch.tensor(3.3))
+
+    def encode_text(self, ids):
+        """Tokens (M, T, D) and the texts (M, D)."""
+        mask = torch.full((ids.shape[1], ids.shape[1]), float("-inf")).triu(1)
+        x = self.token_embedding(ids) + self.positional_embedding[: ids.shape[1]]
+        tokens = self.ln_final(self.transformer(x, mask)) @ self.text_projection
+        return tokens, tokens[torch.arange(ids.shape[0]), ids.argmax(dim=-1)]
+
+    def forward(self, pixels, ids):
+        return self.visual(pixels)[:, 0], self.encode_text(ids)[1]
+
+
+class PublishedOpenaiClip(OpenaiClip):
+    """With the three numbers that OpenAI's archives carry."""
+
+    def __init__(self):
+        super().__init__()
+        for name, value in {"input_resolution": 32, "context_length": 12, "vocab_size": 22}.items():
+            self.register_buffer(name, torch.tensor(value))
+
+
+# Their folders and files
+
+
+def write_tokenizer_of_microsoft(folder: Path) -> Path:
+    """As on the Hub: a vocabulary, a class of the authors' own, and the code of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    special = {name: f"[{name[:-6].upper()}]" for name in ("unk_token", "sep_token", "pad_token", "cls_token")}
+    special["mask_token"] = "[MASK]"
+    auto_map = {"AutoTokenizer": ["configuration_cxrbert.CXRBertTokenizer", None]}
+    settings = {"do_lower_case": True, "tokenize_chinese_chars": True, "strip_accents": None, **special}
+    settings |= {"tokenizer_class": "CXRBertTokenizer", "auto_map": auto_map, "name_or_path": "/home/someone/model"}
+    (folder / "vocab.txt").write_text("\n".join(WORDS.split()) + "\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    for name in ("configuration_cxrbert", "modeling_cxrbert"):
+        (folder / f"{name}.py").write_text("raise SystemExit('the code of the folder was run')\n")
+    return folder
+
+
+def cxr_bert(folder: Path, weights="pytorch_model.bin") -> CxrBert:
+    """A CXR-BERT, and its folder."""
+    encoder = TEXT_CONFIGS["bert"].to_diff_dict() | {"vocab_size": len(WORDS.split()), "max_position_embeddings": 24}
+    encoder |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model = randomize(CxrBert(BertConfig(**encoder)), seed=1)
+    classes = {"AutoConfig": "configuration_cxrbert.CXRBertConfig", "AutoModel": "modeling_cxrbert.CXRBertModel"}
+    published = {"model_type": "cxr-bert", "projection_size": DIMENSION, "auto_map": classes, "torch_dtype": "float32"}
+    write_tokenizer_of_microsoft(folder)
+    config = encoder | published | {"architectures": ["CXRBertModel"], "transformers_version": "4.17.0"}
+    (folder / "config.json").write_text(json.dumps(config))
+    state = {**model.state_dict(), "bert.embeddings.position_ids": torch.arange(24)[None]}
+    if weights.endswith(".bin"):
+        torch.save(state, folder / weights)
+    else:
+        save_file({name: tensor.clone() for name, tensor in state.items()}, folder / weights, {"format": "pt"})
+    return model
+
+
+def word_tokenizer(pad: str, end: str, **options) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words that puts `end` behind each text; the end is the last of its 22 tokens."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    words = ["<unk>", "<pad>", "<start>", *WORDS.split()[5:18], *(f"w{i}" for i in range(5)), "<end>"]
+    word_level = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    word_level.normalizer, word_level.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.BertPreTokenizer()
+    special = [(end, words.index(end)), ("<start>", 2)]
+    single = f"$A {end}" if pad == end else f"<start> $A {end}"
+    word_level.post_processor = processors.TemplateProcessing(single=single, special_tokens=special)
+    names = {"pad_token": pad, "eos_token": end, "unk_token": "<unk>", "bos_token": None if pad == end else "<start>"}
+    return PreTrainedTokenizerFast(tokenizer_object=word_level, **names, **options)
+
+
+def tokens(processor: TierProcessor) -> dict[str, torch.Tensor]:
+    inputs = processor(text=TEXTS)
+    assert inputs["attention_mask"].min() == 0, "padding is part of the test"
+    return {name: inputs[name] for name in ("input_ids", "attention_mask")}
+
+
+def assert_same(model: TierModel, texts: dict, pixel_values: torch.Tensor, token_embeds, text, patches, image) -> None:
+    """All four embeddings before their normalisation, at the positions that hold a token."""
+    out = model(**texts, pixel_values=pixel_values)
+    torch.testing.assert_close(out.text_model_output.pooler_output, text, **close)
+    torch.testing.assert_close(out.vision_model_output.pooler_output, image, **close)
+    valid = texts["attention_mask"].bool()
+    normalize = nn.functional.normalize
+    torch.testing.assert_close(out.token_embeds[valid], normalize(token_embeds[valid], dim=-1), **close)
+    torch.testing.assert_close(out.patch_embeds, normalize(patches, dim=-1), **close)
+
+
+def save_authors(path: Path, model: AuthorsModel, state=None) -> None:
+    """As their train.py saves: losses as numbers of numpy and tensors, the command line as a Namespace."""
+    optimizer = torch.optim.Adam(model.parameters())
+    loss = {"best_val_loss": 1000000000, "val_loss": 1.5, "train_loss": np.float64(2.5), "last": np.float32(0.5)}
+    arguments = argparse.Namespace(model="clip_regularized", debug=False, lam_words=0.1, resume=0)
+    content = {"epoch": 3, "model_state_dict": state or model.state_dict(), **loss, "args": arguments}
+    content |= {"optimizer_state_dict": optimizer.state_dict(), "train_losses": torch.tensor([1.0, 2.0])}
+    torch.save(content, path)
+
+
+def clip_folder(folder: Path) -> CLIPModel:
+    ends = {"vocab_size": 22, "bos_token_id": 2, "eos_token_id": 21, "pad_token_id": 1}
+    config = CLIPConfig(
+        text_config=TEXT_CONFIGS["clip"].to_dict() | ends,
+        vision_config=VISION_CONFIGS["clip"].to_dict(),
+        projection_dim=DIMENSION,
+    )
+    model = randomize(CLIPModel(config))
+    model.save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    word_tokenizer("<pad>", "<end>", model_max_length=24).save_pretrained(folder)
+    return model
+
+
+def siglip_folder(folder: Path) -> SiglipModel:
+    config = SiglipConfig(
+        text_config=TEXT_CONFIGS["siglip"].to_dict() | {"vocab_size": 22, "bos_token_id": None, "eos_token_id": 21},
+        vision_config=VISION_CONFIGS["siglip"].to_dict(),
+    )
+    model = randomize(SiglipModel(config))
+    model.logit_scale.data.fill_(2.5), model.logit_bias.data.fill_(-9.0)
+    model.save_pretrained(folder)
+    SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    # As published: the end of the text is its padding, and no mask is made.
+    names = {"model_input_names": ["input_ids"], "padding_side": "left"}
+    word_tokenizer("<end>", "<end>", model_max_length=64, **names).save_pretrained(folder)
+    return model
