@@ -16,6 +16,7 @@ from PIL import Image
 from published import ROOT, TEXTS, BiovilImage, cxr_bert, randomize, siglip_folder
 
 from modeling_tier import TierProcessor, conversion
+from modeling_tier.convert.biovil import BIOVIL_IMAGE_FILE, CXR_BERT
 from modeling_tier.evaluation import load_model
 
 
