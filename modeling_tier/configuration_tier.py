@@ -9,7 +9,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.models.auto.configuration_auto import AutoConfig
 from transformers.utils import logging
 
-from .encoders_tier import check_text_encoder, check_vision_encoder
+from .encoders_tier import LAST_POOLED_TEXT, check_text_encoder, check_vision_encoder
 
 
 logger = logging.get_logger(__name__)
@@ -18,8 +18,9 @@ logger = logging.get_logger(__name__)
 # each. TierModel.local_terms computes them.
 TERMS = {"token_entropy": "lambda_token", "patch_entropy": "lambda_patch"}
 
-PROJECTIONS = ("linear", "mlp", "siglip")
+PROJECTIONS = ("linear", "affine", "mlp", "open_clip", "siglip")
 IMAGE_POOLINGS = ("cls", "mean", "attention")
+TEXT_POOLINGS = ("token", "mean")
 
 _DEFAULT_ENCODERS = {"text_config": "clip_text_model", "vision_config": "clip_vision_model"}
 
@@ -62,14 +63,24 @@ class TierConfig(PreTrainedConfig):
         projection_dim (`int`, defaults to 512):
             Dimension D of the joint space.
         projection (`str`, defaults to `"linear"`):
-            `"linear"`: one matrix per modality, as CLIP. `"mlp"`: the paper's two-layer heads (image: linear, batch
-            norm, ReLU, linear; text: linear, GELU, layer norm, linear). `"siglip"`: SigLIP's heads (image: attention
-            pooling; text: linear with bias); with `image_pooling="attention"` and SigLIP's vision encoder only, whose
-            width is then `projection_dim`.
+            `"linear"`: one matrix per modality, as CLIP. `"affine"`: a matrix and a bias, as GLoRIA. `"open_clip"`:
+            image: linear; text: linear, GELU, linear, without biases, as BiomedCLIP. `"mlp"`: the paper's two-layer
+            heads (image: linear, batch norm, ReLU, linear; text: linear, GELU, layer norm, linear). `"siglip"`:
+            SigLIP's heads (image: attention pooling; text: linear with bias); with `image_pooling="attention"` and
+            SigLIP's vision encoder only, whose width is then `projection_dim`.
         image_pooling (`str`, defaults to `"cls"`):
             `"cls"`: the global image embedding is the projected class token, as CLIP. `"mean"`: it is the mean of the
             projected patches, as the paper; for encoders without a class token. `"attention"`: SigLIP's head pools
             all patches into it; a patch's own embedding is the head's output for that patch alone.
+        text_pooling (`str`, defaults to `"token"`):
+            `"token"`: the global text embedding is that of the text encoder's own global token ([CLS], end of text).
+            `"mean"`: it is the mean of the projected tokens, as GLoRIA and MedCLIP; padding never counts.
+        text_layers (`list[int]`, *optional*):
+            Hidden states of the text encoder, 0 being its embeddings, whose mean is a token's state, as GLoRIA and
+            MedCLIP. By default the last one alone.
+        input_side (`int`, *optional*):
+            Side in pixels to which `pixel_values` are interpolated before the encoder, bilinearly with aligned
+            corners, as GLoRIA's 299. By default they stay as they are.
         logit_scale_init_value (`float`, defaults to 2.6592):
             Initial value of the learned `logit_scale`, log(1 / 0.07).
         logit_bias_init_value (`float`, *optional*):
@@ -101,6 +112,9 @@ class TierConfig(PreTrainedConfig):
     projection_dim: int = 512
     projection: str = "linear"
     image_pooling: str = "cls"
+    text_pooling: str = "token"
+    text_layers: list[int] | None = None
+    input_side: int | None = None
     logit_scale_init_value: float = 2.6592
     logit_bias_init_value: float | None = None
     lambda_token: float = 0.2
@@ -120,6 +134,8 @@ class TierConfig(PreTrainedConfig):
         self._check_options()
         check_text_encoder(self.text_config)
         check_vision_encoder(self.vision_config, self.image_pooling)
+        if self.text_pooling == "mean" and self.text_config.model_type in LAST_POOLED_TEXT:
+            raise ValueError("text_pooling='mean' would count the padding that SigLIP's text encoder needs.")
         if self.projection == "siglip":
             _check_siglip_head(self.vision_config, self.projection_dim)
         if self.special_token_ids is None:
@@ -153,7 +169,8 @@ class TierConfig(PreTrainedConfig):
         return {term: getattr(self, option) for term, option in TERMS.items()}
 
     def _check_options(self) -> None:
-        for name, allowed in (("projection", PROJECTIONS), ("image_pooling", IMAGE_POOLINGS)):
+        choices = {"projection": PROJECTIONS, "image_pooling": IMAGE_POOLINGS, "text_pooling": TEXT_POOLINGS}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {list(allowed)}; got {getattr(self, name)!r}.")
         if (self.projection == "siglip") != (self.image_pooling == "attention"):
@@ -163,6 +180,13 @@ class TierConfig(PreTrainedConfig):
             )
         if type(self.projection_dim) is not int or self.projection_dim < 1:
             raise ValueError(f"projection_dim must be a positive integer; got {self.projection_dim!r}.")
+        if self.input_side is not None and (type(self.input_side) is not int or self.input_side < 1):
+            raise ValueError(f"input_side must be a positive integer or None; got {self.input_side!r}.")
+        layers = self.text_layers
+        if layers is not None and not (
+            isinstance(layers, (list, tuple)) and layers and all(type(i) is int for i in layers)
+        ):
+            raise ValueError(f"text_layers must be a list of layer numbers or None; got {layers!r}.")
         for name in TERMS.values():
             value = getattr(self, name)
             if not _is_number(value) or value < 0:

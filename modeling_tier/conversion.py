@@ -2,8 +2,13 @@
 """The command `python -m modeling_tier.conversion`, and the converters of `modeling_tier/convert` as functions."""
 
 from .convert.biovil import biovil
+from .convert.biovil_t import biovil_t
+from .convert.chexzero import chexzero
 from .convert.clip import clip
 from .convert.command import convert, main
+from .convert.gloria import gloria
+from .convert.medclip import medclip
+from .convert.open_clip import open_clip
 from .convert.openai import openai
 from .convert.siglip import siglip
 from .convert.sources import SOURCES
@@ -11,7 +16,22 @@ from .convert.tier_authors import tier_authors
 from .convert.weight_files import Record
 
 
-__all__ = ["SOURCES", "Record", "biovil", "clip", "convert", "main", "openai", "siglip", "tier_authors"]
+__all__ = [
+    "SOURCES",
+    "Record",
+    "biovil",
+    "biovil_t",
+    "chexzero",
+    "clip",
+    "convert",
+    "gloria",
+    "main",
+    "medclip",
+    "open_clip",
+    "openai",
+    "siglip",
+    "tier_authors",
+]
 
 if __name__ == "__main__":
     main()

@@ -31,20 +31,31 @@ def overlay_map(picture: Image.Image, cosines: np.ndarray, limit: float = 1.0) -
     return Image.fromarray(np.round(pixels + opacity * (colour - pixels)).astype(np.uint8))
 
 
-def picture_geometry(size: tuple[int, int], image_processor):
+def picture_geometry(size: tuple[int, int], processor):
     """
-    What an image processor does to a picture of `size` (width, height): three pairs, of x and y.
+    What a processor does to a picture of `size` (width, height): three pairs, of x and y.
+
+    Args:
+        processor: a [`TierProcessor`], or an image processor alone.
 
     The centre crop is the library's: where the margin is odd, its smaller half lies left and above. torchvision rounds
     half a pixel to the even one, so its crop lies one pixel further where the margin is 3 modulo 4.
 
     Returns:
-        the factors of its resizing, the offset of its centre crop in the resized picture (negative where it pads), and
-        the width and height of the result.
+        the factors of its resizing; the offset of the result in the resized picture, in pixels, not always whole
+        ones (negative where it pads); and the width and height of the result.
 
     Raises:
         ValueError: if it resizes in a way that is not known here.
     """
+    image_processor = getattr(processor, "image_processor", processor)
+    framing = getattr(processor, "framing", None)
+    if framing is not None and framing.pad_to_square:
+        resized, margins, side = framing.square(size)
+        factors, offset, kept = picture_geometry((side, side), image_processor)
+        across, down = (factor * inner / full for factor, inner, full in zip(factors, resized, size))
+        shifted = tuple(cut - margin * factor for cut, margin, factor in zip(offset, margins, factors))
+        return (across, down), shifted, kept
     width, height = resized = size
     if getattr(image_processor, "do_resize", False):
         wanted = image_processor.size
@@ -67,7 +78,7 @@ def picture_geometry(size: tuple[int, int], image_processor):
     return (resized[0] / width, resized[1] / height), offset, kept
 
 
-def interpolation(length: int, scale: float, offset: int, input_length: int, cells: int) -> np.ndarray:
+def interpolation(length: int, scale: float, offset: float, input_length: int, cells: int) -> np.ndarray:
     """
     Weights (length, cells) by which the pixels along one side of the picture are made of the cells of the patch grid:
     linear between the centres of the cells, constant beyond the outer ones, NaN for pixels outside of the input.

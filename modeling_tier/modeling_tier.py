@@ -133,6 +133,18 @@ class TierTextMLP(nn.Sequential):
         )
 
 
+class TierOpenClipTextMLP(nn.Sequential):
+    """open_clip's head over a text encoder of transformers: linear, GELU, linear, without biases."""
+
+    def __init__(self, in_features: int, out_features: int):
+        hidden_features = (in_features + out_features) // 2
+        super().__init__(
+            nn.Linear(in_features, hidden_features, bias=False),
+            nn.GELU(),
+            nn.Linear(hidden_features, out_features, bias=False),
+        )
+
+
 class TierVisionMLP(nn.Sequential):
     """The paper's image head: 1x1 convolution, batch norm, ReLU, 1x1 convolution, written as linear layers."""
 
@@ -162,7 +174,7 @@ class TierPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, (TierTextMLP, TierVisionMLP)):
+        if isinstance(module, (TierTextMLP, TierOpenClipTextMLP, TierVisionMLP)):
             for layer in module:
                 if isinstance(layer, nn.Linear):
                     init.normal_(layer.weight, mean=0.0, std=layer.in_features**-0.5)
@@ -211,16 +223,8 @@ class TierModel(TierPreTrainedModel):
         super().__init__(config)
         self.text_model = build_encoder(config.text_config)
         self.vision_model = build_encoder(config.vision_config)
-        text_width, vision_width = encoder_width(config.text_config), encoder_width(config.vision_config)
-        if config.projection == "linear":
-            self.visual_projection = nn.Linear(vision_width, config.projection_dim, bias=False)
-            self.text_projection = nn.Linear(text_width, config.projection_dim, bias=False)
-        elif config.projection == "mlp":
-            self.visual_projection = TierVisionMLP(vision_width, config.projection_dim)
-            self.text_projection = TierTextMLP(text_width, config.projection_dim)
-        else:
-            self.visual_projection = SiglipMultiheadAttentionPoolingHead(config.vision_config)
-            self.text_projection = nn.Linear(text_width, config.projection_dim)
+        self.visual_projection = _visual_projection(config, encoder_width(config.vision_config))
+        self.text_projection = _text_projection(config, encoder_width(config.text_config))
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         bias = config.logit_bias_init_value
         self.logit_bias = None if bias is None else nn.Parameter(torch.tensor([float(bias)]))
@@ -538,10 +542,19 @@ class TierModel(TierPreTrainedModel):
         # Not every text encoder takes every one of these.
         optional = {"position_ids": position_ids, "token_type_ids": token_type_ids}
         kwargs.update({name: value for name, value in optional.items() if value is not None})
+        layers = self.config.text_layers
+        if layers is not None:
+            kwargs["output_hidden_states"] = True
         outputs = self.text_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
-        token_embeds = self.text_projection(outputs.last_hidden_state)
-        position = global_token_position(config, input_ids, attention_mask).to(token_embeds.device)
-        embeds = token_embeds[torch.arange(position.shape[0], device=position.device), position]
+        states = outputs.last_hidden_state
+        if layers is not None:
+            states = torch.stack([outputs.hidden_states[layer] for layer in layers]).mean(dim=0)
+        token_embeds = self.text_projection(states)
+        if self.config.text_pooling == "mean":
+            embeds = _mean_over_tokens(token_embeds, attention_mask)
+        else:
+            position = global_token_position(config, input_ids, attention_mask).to(token_embeds.device)
+            embeds = token_embeds[torch.arange(position.shape[0], device=position.device), position]
         outputs["pooler_output"] = embeds
         return TierEncoding(embeds, token_embeds[:, :num_tokens], None, outputs)
 
@@ -565,6 +578,9 @@ class TierModel(TierPreTrainedModel):
             kwargs["interpolate_pos_encoding"] = True
         # As CLIP's encoder does; ResNet, ConvNeXt and others leave it to the caller.
         pixel_values = pixel_values.to(self.vision_model.dtype)
+        if self.config.input_side is not None:
+            side = self.config.input_side
+            pixel_values = nn.functional.interpolate(pixel_values, (side, side), mode="bilinear", align_corners=True)
         outputs = self.vision_model(pixel_values=pixel_values, return_dict=True, **kwargs)
         hidden_states = outputs.last_hidden_state
         if hidden_states.ndim == 4:  # (N, C, h, w)
@@ -717,6 +733,30 @@ class TierModel(TierPreTrainedModel):
             self._logits(text_embeds, all_image), self._logits(image_embeds, all_text), targets
         )
         return mean_over_processes([loss], len(text_embeds))[0]
+
+
+def _mean_over_tokens(token_embeds: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """Means (M, D) of token embeddings (M, T, D) over the positions that hold a token."""
+    if attention_mask is None:
+        return token_embeds.mean(dim=1)
+    weights = attention_mask.to(token_embeds).unsqueeze(-1)
+    return (token_embeds * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+
+def _visual_projection(config: TierConfig, width: int) -> nn.Module:
+    if config.projection == "mlp":
+        return TierVisionMLP(width, config.projection_dim)
+    if config.projection == "siglip":
+        return SiglipMultiheadAttentionPoolingHead(config.vision_config)
+    return nn.Linear(width, config.projection_dim, bias=config.projection == "affine")
+
+
+def _text_projection(config: TierConfig, width: int) -> nn.Module:
+    if config.projection == "mlp":
+        return TierTextMLP(width, config.projection_dim)
+    if config.projection == "open_clip":
+        return TierOpenClipTextMLP(width, config.projection_dim)
+    return nn.Linear(width, config.projection_dim, bias=config.projection in ("affine", "siglip"))
 
 
 def _symmetric_cross_entropy(logits_per_text, logits_per_image, targets) -> torch.Tensor:

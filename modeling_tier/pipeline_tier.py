@@ -231,7 +231,8 @@ class TierZeroShotPipeline(Pipeline):
 
     def preprocess(self, image, maps=None, frame=None) -> dict:
         picture = open_radiograph(image, self.processor.reading_options(frame)).convert("RGB")
-        pixel_values = self.processor.image_processor(picture, return_tensors="pt")["pixel_values"].to(self.dtype)
+        framed = self.processor.framing(picture)
+        pixel_values = self.processor.image_processor(framed, return_tensors="pt")["pixel_values"].to(self.dtype)
         seen = {"pixel_values": pixel_values, "size": picture.size, "input_size": tuple(pixel_values.shape[-2:])}
         return seen | ({"picture": picture} if maps == "overlay" else {})
 
@@ -340,7 +341,7 @@ class TierZeroShotPipeline(Pipeline):
 
     def _over_picture(self, coarse: np.ndarray, seen: dict) -> np.ndarray:
         """From maps (F, h, w) on the patch grid to the pixels (F, H, W) of the original picture."""
-        scale, offset, input_size = picture_geometry(seen["size"], self.processor.image_processor)
+        scale, offset, input_size = picture_geometry(seen["size"], self.processor)
         if input_size != seen["input_size"][::-1]:
             raise ValueError(
                 f"The image processor makes {seen['input_size'][::-1]} of a picture of {seen['size']} where its "

@@ -10,6 +10,7 @@ from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import ProcessingKwargs
 
+from .framing_tier import Framing
 from .reading_tier import MAX_ASPECT_RATIO, MAX_PIXELS, ReadingOptions, load_radiograph
 
 
@@ -37,6 +38,8 @@ class TierProcessor(ProcessorMixin):
         tokenizer: any tokenizer of transformers.
         dicom_contrast, max_pixels, max_aspect_ratio: how pictures are read, see [`ReadingOptions`]; saved with the
             processor.
+        stretch_contrast, pad_to_square, longer_side, longer_side_resample: what is done to a picture before the image
+            processor gets it, see [`Framing`]; by default nothing. Saved with the processor.
     """
 
     valid_processor_kwargs = TierProcessorKwargs
@@ -48,16 +51,27 @@ class TierProcessor(ProcessorMixin):
         dicom_contrast: str = "window",
         max_pixels: int = MAX_PIXELS,
         max_aspect_ratio: float = MAX_ASPECT_RATIO,
+        stretch_contrast: bool = False,
+        pad_to_square: bool = False,
+        longer_side: int | None = None,
+        longer_side_resample: int = Image.Resampling.LANCZOS,
         **kwargs,
     ):
         super().__init__(image_processor, tokenizer, **kwargs)
         self.dicom_contrast, self.max_pixels, self.max_aspect_ratio = dicom_contrast, max_pixels, max_aspect_ratio
-        self.reading_options()  # for its errors
+        self.stretch_contrast, self.pad_to_square = stretch_contrast, pad_to_square
+        self.longer_side, self.longer_side_resample = longer_side, int(longer_side_resample)
+        self.reading_options(), self.framing  # for their errors
         _remove_lengths(tokenizer)
 
     def reading_options(self, frame: int | None = None) -> ReadingOptions:
         """How this processor reads pictures."""
         return ReadingOptions(frame, self.dicom_contrast, self.max_pixels, self.max_aspect_ratio)
+
+    @property
+    def framing(self) -> Framing:
+        """What this processor does to a picture before its image processor."""
+        return Framing(self.stretch_contrast, self.pad_to_square, self.longer_side, self.longer_side_resample)
 
     def __call__(self, images=None, text=None, *, frame: int | None = None, **kwargs) -> BatchFeature:
         """
@@ -82,7 +96,8 @@ class TierProcessor(ProcessorMixin):
             images = list(images) if isinstance(images, (list, tuple)) else _split_batch(images)
             if not images:
                 raise ValueError("images is an empty list.")
-            images = [self._read(image, frame) for image in images]
+            framing = self.framing
+            images = [framing(self._read(image, frame)) for image in images]
         return super().__call__(images=images, text=texts, **kwargs)
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):

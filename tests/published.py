@@ -13,6 +13,7 @@ from torch import nn
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BertModel,
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
@@ -154,6 +155,14 @@ class AuthorsModel(nn.Module):
 class QuickGelu(nn.Module):
     def forward(self, x):
         return x * torch.sigmoid(1.702 * x)
+
+
+def with_plain_gelu(model: nn.Module) -> nn.Module:
+    for block in model.modules():
+        for name, child in block.named_children():
+            if isinstance(child, QuickGelu):
+                setattr(block, name, nn.GELU())
+    return model
 
 
 class ResidualAttentionBlock(nn.Module):
@@ -337,3 +346,82 @@ def siglip_folder(folder: Path) -> SiglipModel:
     names = {"model_input_names": ["input_ids"], "padding_side": "left"}
     word_tokenizer("<end>", "<end>", model_max_length=64, **names).save_pretrained(folder)
     return model
+
+
+class TimmBlock(nn.Module):
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
+        self.attn, self.mlp = nn.Module(), nn.Module()
+        self.attn.qkv, self.attn.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp.fc1, self.mlp.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x):
+        query, key, value = self.attn.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        weights = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(dim=-1)
+        x = x + self.attn.proj((weights @ value).transpose(1, 2).flatten(2))
+        return x + self.mlp.fc2(nn.functional.gelu(self.mlp.fc1(self.norm2(x))))
+
+
+class TimmViT(nn.Module):
+    """timm's vit_tiny with two blocks and 16 patches of 8 pixels."""
+
+    def __init__(self, width=192, heads=3):
+        super().__init__()
+        self.cls_token, self.pos_embed = (nn.Parameter(torch.zeros(1, n, width)) for n in (1, 17))
+        self.patch_embed = nn.Module()
+        self.patch_embed.proj = nn.Conv2d(3, width, 8, 8)
+        self.blocks = nn.Sequential(TimmBlock(width, heads), TimmBlock(width, heads))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+
+    def forward(self, x):
+        """The class token and the patches (N, 1 + P, width)."""
+        x = self.patch_embed.proj(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
+        return self.norm(self.blocks(x))
+
+
+class BiomedClip(nn.Module):
+    """open_clip's CustomTextCLIP of a ViT of timm and a BERT of transformers."""
+
+    def __init__(self, bert: BertConfig):
+        super().__init__()
+        self.visual, self.text = nn.Module(), nn.Module()
+        self.visual.trunk, self.visual.head = TimmViT(), nn.Module()
+        self.visual.head.proj = nn.Linear(192, DIMENSION, bias=False)
+        self.text.transformer = BertModel(bert)
+        width, hidden = bert.hidden_size, (bert.hidden_size + DIMENSION) // 2
+        self.text.proj = nn.Sequential(
+            nn.Linear(width, hidden, bias=False), nn.GELU(), nn.Linear(hidden, DIMENSION, bias=False)
+        )
+        self.logit_scale = nn.Parameter(torch.tensor(3.4))
+
+    def encode_image(self, pixels):
+        """The image and its patches (N, 1 + P, D)."""
+        return self.visual.head.proj(self.visual.trunk(pixels))
+
+    def encode_text(self, ids):
+        """Tokens (M, T, D); the first is the text's. Padding has the id 0."""
+        return self.text.proj(self.text.transformer(ids, (ids != 0).long()).last_hidden_state)
+
+
+def write_open_clip(folder: Path, model: nn.Module, architecture: dict, weights: str, **preprocessing) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"model_cfg": architecture, "preprocess_cfg": preprocessing}
+    (folder / "open_clip_config.json").write_text(json.dumps(content))
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    torch.save(state, folder / weights) if weights.endswith(".bin") else save_file(state, folder / weights)
+    return folder
+
+
+def write_bert(folder: Path) -> BertConfig:
+    """Tokenizer and configuration of a BERT, without weights."""
+    write_tokenizer_of_microsoft(folder)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text()) | {"tokenizer_class": "BertTokenizer"}
+    path.write_text(json.dumps({name: value for name, value in settings.items() if name != "auto_map"}))
+    options = TEXT_CONFIGS["bert"].to_diff_dict() | {"vocab_size": len(WORDS.split()), "hidden_dropout_prob": 0.0}
+    config = BertConfig(**options | {"attention_probs_dropout_prob": 0.0, "num_hidden_layers": 3})
+    config.save_pretrained(folder)
+    return config

@@ -31,6 +31,10 @@ from .weight_files import Record, Weights, existing, find_folder, folder_weights
 POSITIONS = {r".*\.position_ids": "the numbers 0, 1, 2, ...: counted here, not stored"}
 
 
+# Patterns and their replacements that make the source's name from that of a parameter of ours, one after the other.
+Names = Sequence[tuple[str, str | Callable[[re.Match], str]]]
+
+
 @dataclass
 class TransformersModel:
     """What a folder that transformers itself wrote holds."""
@@ -51,7 +55,9 @@ def read_transformers_model(
         image_options: options that replace the image processor's.
     """
     folder = find_folder(name, record, images=True)
-    config = _source_config(folder, model_type)
+    config = load_config(folder)
+    if config.model_type != model_type:
+        raise ValueError(f"{folder.name} holds a model of type {config.model_type!r}; {model_type!r} is needed.")
     image_processor = with_options(_load(AutoImageProcessor, folder), image_options or {})
     return TransformersModel(config, folder_weights(folder), load_tokenizer(folder), image_processor)
 
@@ -59,7 +65,7 @@ def read_transformers_model(
 def assemble(
     config: TierConfig,
     weights: Weights,
-    names: Sequence[tuple[str, str | Callable]],
+    source_name: Callable[[str], str],
     unused: dict[str, str],
     image_processor,
     tokenizer,
@@ -70,7 +76,7 @@ def assemble(
     A model with these weights, and its processor.
 
     Args:
-        names: patterns and their replacements that make the source's name from that of a parameter of ours.
+        source_name: from the name of a parameter of ours to that in `weights`.
         unused: patterns of keys that TIER does not use, with the reasons.
         record: its `initial` names the parameters that the source does not have.
         **reading_options: options of [`TierProcessor`].
@@ -82,11 +88,8 @@ def assemble(
     config.special_token_ids = sorted(set(tokenizer.all_special_ids))
     model, expected = TierModel(config).float().eval(), {}
     for name, tensor in model.state_dict().items():
-        key = name
-        for pattern, replacement in names:
-            key = re.sub(pattern, replacement, key)
         if name not in record.initial:
-            expected[key] = tensor
+            expected[source_name(name)] = tensor
     surplus = [key for key in weights if key not in expected]
     known = {key: why for key in surplus for pattern, why in unused.items() if re.fullmatch(pattern, key)}
     _check_fit(weights, expected, [key for key in surplus if key not in known])
@@ -95,6 +98,17 @@ def assemble(
     record.unused |= known
     _try(model, processor)
     return model, processor
+
+
+def renaming(names: Names) -> Callable[[str], str]:
+    """The function that applies patterns to a name."""
+
+    def source_name(name: str) -> str:
+        for pattern, replacement in names:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    return source_name
 
 
 def _check_fit(weights: Weights, expected: Weights, unexpected: list[str]) -> None:
@@ -159,12 +173,9 @@ def load_tokenizer(folder: Path, tokenizer_class=AutoTokenizer):
     return _load(tokenizer_class, folder)
 
 
-def _source_config(folder: Path, model_type: str):
+def load_config(folder: Path) -> PreTrainedConfig:
     existing(folder / "config.json")
-    config = _load(AutoConfig, folder)
-    if config.model_type != model_type:
-        raise ValueError(f"{folder.name} holds a model of type {config.model_type!r}; {model_type!r} is needed.")
-    return config
+    return _load(AutoConfig, folder)
 
 
 def shape_of(weights: Weights, key: str, ndim: int, kind: str) -> tuple[int, ...]:

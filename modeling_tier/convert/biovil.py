@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import BertConfig, BertTokenizer
 
 from ..configuration_tier import TierConfig
-from .assemble import POSITIONS, assemble, cropping_image_processor, load_tokenizer
+from .assemble import POSITIONS, assemble, cropping_image_processor, load_tokenizer, renaming
 from .resnet import resnet_config, resnet_names
 from .source import Converted, Source
 from .weight_files import (
@@ -51,11 +51,11 @@ def biovil(
     add_weights(weights, folder_weights(folder))
     record.initial["logit_scale"] = "BioViL's files have none"
     image_processor = cropping_image_processor(512, 480, Image.Resampling.BILINEAR, image_options, do_normalize=False)
-    return assemble_biovil(weights, "", "", folder, image_processor, record)
+    return assemble_biovil(weights, "", "", folder, image_processor, record, stretch_contrast=True)
 
 
 def assemble_biovil(
-    weights: Weights, image: str, text: str, folder: Path, image_processor, record: Record
+    weights: Weights, image: str, text: str, folder: Path, image_processor, record: Record, **reading_options
 ) -> Converted:
     """
     A model of weights under BioViL's names.
@@ -63,6 +63,7 @@ def assemble_biovil(
     Args:
         image, text: what the names of the two encoders begin with.
         folder: holds the text encoder's configuration and tokenizer.
+        **reading_options: of [`TierProcessor`].
     """
     text_config, projection_dim = cxr_bert_config(folder)
     config = TierConfig(
@@ -89,7 +90,8 @@ def assemble_biovil(
         re.escape(f"{text}bert.pooler.") + ".*": "BERT's own pooling: no embedding needs it",
     }
     # The published tokenizer names a class of the authors' own, which adds nothing to BERT's.
-    return assemble(config, weights, names, unused, image_processor, load_tokenizer(folder, BertTokenizer), record)
+    tokenizer, source_name = load_tokenizer(folder, BertTokenizer), renaming(names)
+    return assemble(config, weights, source_name, unused, image_processor, tokenizer, record, **reading_options)
 
 
 def cxr_bert_config(folder: Path) -> tuple[BertConfig, int]:

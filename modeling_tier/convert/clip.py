@@ -30,7 +30,7 @@ def clip(model: str, image_options: dict | None = None, record: Record | None = 
         projection_dim=source.config.projection_dim,
         logit_scale_init_value=source.config.logit_scale_init_value,
     )
-    return assemble(config, source.weights, [], POSITIONS, source.image_processor, source.tokenizer, record)
+    return assemble(config, source.weights, str, POSITIONS, source.image_processor, source.tokenizer, record)
 
 
 SOURCE = Source(

@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPVisionConfig
 
 from ..configuration_tier import TierConfig
-from .assemble import assemble, cropping_image_processor, load_tokenizer, shape_of
+from .assemble import Names, assemble, cropping_image_processor, load_tokenizer, renaming, shape_of
 from .source import Converted, Source
 from .weight_files import Record, Weights, find_file, find_folder, read_torch, state_dict
 
@@ -16,7 +16,7 @@ from .weight_files import Record, Weights, find_file, find_folder, read_torch, s
 OPENAI_TOKENIZER = "openai/clip-vit-base-patch32"
 ACTIVATIONS = ("quick_gelu", "gelu")
 
-OPENAI_NAMES = [
+OPENAI_NAMES: Names = [
     (r"self_attn\.q_proj\.(weight|bias)", r"attn.in_proj_\1 (query)"),
     (r"self_attn\.k_proj\.(weight|bias)", r"attn.in_proj_\1 (key)"),
     (r"self_attn\.v_proj\.(weight|bias)", r"attn.in_proj_\1 (value)"),
@@ -44,6 +44,7 @@ def openai(
     image_options: dict | None = None,
     record: Record | None = None,
     activation: str | None = None,
+    **reading_options,
 ) -> Converted:
     """
     A vision transformer in the format of OpenAI's CLIP, such as CheXzero.
@@ -56,6 +57,7 @@ def openai(
             open_clip's others do. The weights do not tell. "quick_gelu" by default; a checkpoint of open_clip's
             trainer needs it said.
         image_options: replace CLIP's mean and standard deviation, and the size that the weights tell.
+        **reading_options: of [`TierProcessor`].
         record, returns, raises: as in [`~convert.clip.clip`].
     """
     record = record or Record()
@@ -72,7 +74,7 @@ def openai(
         record.unused |= {key: "about the training, not the model" for key in content if key != "state_dict"}
         content = content["state_dict"]
     weights = state_dict(content)
-    tokenizer = load_tokenizer(find_folder(tokenizer, record, weights=False))
+    tokenizer = load_tokenizer(find_folder(tokenizer, record, weights=()))
     config = openai_config(weights, tokenizer, activation or ACTIVATIONS[0])
     if activation is None:
         record.notes.append(
@@ -82,7 +84,8 @@ def openai(
     size = config.vision_config.image_size
     image_processor = cropping_image_processor(size, size, Image.Resampling.BICUBIC, image_options)
     unused = dict.fromkeys(("input_resolution", "context_length", "vocab_size"), "read from the shapes of the weights")
-    return assemble(config, openai_weights(weights), OPENAI_NAMES, unused, image_processor, tokenizer, record)
+    weights, source_name = openai_weights(weights), renaming(OPENAI_NAMES)
+    return assemble(config, weights, source_name, unused, image_processor, tokenizer, record, **reading_options)
 
 
 def openai_config(weights: Weights, tokenizer, activation: str) -> TierConfig:
@@ -120,13 +123,17 @@ def _openai_tower(weights: Weights, prefix: str, width: int, activation: str) ->
     return {**sizes, "num_hidden_layers": len(layers), "hidden_act": activation}
 
 
+# Queries, keys and values in one: in OpenAI's format, and in timm's.
+_FUSED = tuple(f"attn.{name}" for name in ("in_proj_weight", "in_proj_bias", "qkv.weight", "qkv.bias"))
+
+
 def openai_weights(weights: Weights) -> Weights:
     """Queries, keys and values apart, and projections as linear layers have them."""
     result = {}
     for key, tensor in weights.items():
-        if key.endswith(("attn.in_proj_weight", "attn.in_proj_bias")):
+        if key.endswith(_FUSED):
             result |= {f"{key} ({part})": third for part, third in zip(("query", "key", "value"), tensor.chunk(3))}
-        elif key in ("visual.proj", "text_projection"):
+        elif key in ("visual.proj", "text_projection", "text.text_projection"):
             result[f"{key} (transposed)"] = tensor.transpose(0, -1)
         else:
             result[key] = tensor

@@ -2,7 +2,7 @@
 """SiglipModel of transformers: SigLIP, SigLIP 2 of fixed size, MedSigLIP, XraySigLIP."""
 
 from ..configuration_tier import TierConfig
-from .assemble import POSITIONS, assemble, read_transformers_model, shape_of
+from .assemble import POSITIONS, assemble, read_transformers_model, renaming, shape_of
 from .source import Converted, Source
 from .weight_files import Record
 
@@ -35,7 +35,7 @@ def siglip(model: str, image_options: dict | None = None, record: Record | None 
         logit_bias_init_value=weights["logit_bias"].item(),
     )
     names = [(r"^text_projection", "text_model.head"), (r"^visual_projection", "vision_model.head")]
-    return assemble(config, weights, names, POSITIONS, source.image_processor, tokenizer, record)
+    return assemble(config, weights, renaming(names), POSITIONS, source.image_processor, tokenizer, record)
 
 
 SOURCE = Source(

@@ -9,6 +9,8 @@ from ..modeling_tier import TierModel
 from ..processing_tier import TierProcessor
 
 
+_NOT_OPTIONS = ("record", "reading_options")  # of the command
+
 Converted = tuple[TierModel, TierProcessor]
 
 
@@ -35,4 +37,4 @@ class Source:
     def defaults(self) -> dict[str, object]:
         """Options with their defaults; `inspect.Parameter.empty` for one that must be given."""
         parameters = inspect.signature(self.convert).parameters
-        return {name: parameter.default for name, parameter in parameters.items() if name != "record"}
+        return {name: parameter.default for name, parameter in parameters.items() if name not in _NOT_OPTIONS}

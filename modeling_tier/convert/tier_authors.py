@@ -45,7 +45,7 @@ def tier_authors(
         record.unused[key] = f"the same parameter as transformer.{key}"
     normalisation = {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}
     image_processor = cropping_image_processor(256, 224, Image.Resampling.BILINEAR, image_options, **normalisation)
-    folder = find_folder(text_model, record, weights=False)
+    folder = find_folder(text_model, record, weights=())
     tier, processor = assemble_biovil(weights, "cnn.", "transformer.", folder, image_processor, record)
     processor.tokenizer.model_max_length = min(processor.tokenizer.model_max_length, 128)  # as in their training
     return tier, processor

@@ -18,6 +18,7 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from safetensors.torch import load_file
 
 from ..modeling_tier import check_weight_index
+from .unsupported import check_supported
 
 
 Weights = dict[str, torch.Tensor]
@@ -32,7 +33,7 @@ REVISIONS = {"microsoft/BiomedVLP-CXR-BERT-specialized": "v1.1"}
 _TEXT_FILES = ["config.json", "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "vocab.json"]
 _TEXT_FILES += ["added_tokens.json", "vocab.txt", "merges.txt", "spiece.model", "tokenizer.model"]
 _IMAGE_FILES = ["preprocessor_config.json", "processor_config.json"]
-_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # or their shards, with an index
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # or their shards, with an index
 
 
 @dataclass
@@ -71,15 +72,30 @@ def find_file(name: str, record: Record, inside: str | None = None) -> Path:
     return record.add_file(_from_hub(hf_hub_download, repository, filename=file), f"{repository}/{file}")
 
 
-def find_folder(name: str, record: Record, weights: bool = True, images: bool = False) -> Path:
-    """A folder on the disk, or one with the needed files of a repository on the Hub."""
-    files, path, prefix = _TEXT_FILES + _IMAGE_FILES * images, Path(name), ""
+def find_folder(
+    name: str,
+    record: Record,
+    weights: Sequence[str] = WEIGHT_FILES,
+    images: bool = False,
+    more_files: Sequence[str] = (),
+) -> Path:
+    """
+    A folder on the disk, or one with the needed files of a repository on the Hub.
+
+    Args:
+        weights: the names that its weights may have, the preferred one first; none, if they are not needed.
+        images: whether the files of its image processor are needed.
+        more_files: names of further files.
+    """
+    files, path, prefix = [*_TEXT_FILES, *(_IMAGE_FILES if images else ()), *more_files], Path(name), ""
     if not path.is_dir():
-        prefix, wanted = f"{name}/", ["model*.safetensors*"] if weights else []
-        path = _from_hub(snapshot_download, name, allow_patterns=files + wanted)
-        if weights and not _weight_files(path):
-            _from_hub(snapshot_download, name, allow_patterns=["pytorch_model*.bin*"])
-    for file in files + (_weight_files(path) if weights else []):
+        prefix = f"{name}/"
+        patterns = [f"{Path(file).stem}*{Path(file).suffix}*" for file in weights]  # with shards and their index
+        path = _from_hub(snapshot_download, name, allow_patterns=files + patterns[:1])
+        for pattern in patterns[1:]:
+            if not _weight_files(path, weights):
+                _from_hub(snapshot_download, name, allow_patterns=[pattern])
+    for file in files + _weight_files(path, weights):
         if (path / file).is_file():
             record.add_file(path / file, prefix + file)
     return path
@@ -92,10 +108,10 @@ def _from_hub(download: Callable, repository: str, **options) -> Path:
         raise ValueError(f"{repository} is not on this disk, and the Hub does not give it: {error}") from error
 
 
-def _weight_files(folder: Path) -> list[str]:
-    """Those of the first kind that is there: one file, or the shards that an index names."""
+def _weight_files(folder: Path, names: Sequence[str]) -> list[str]:
+    """Those of the first name that is there: one file, or the shards that an index names."""
     check_weight_index(folder)
-    for name in _WEIGHT_FILES:
+    for name in names:
         index = folder / f"{name}.index.json"
         if (folder / name).is_file():
             return [name]
@@ -104,13 +120,14 @@ def _weight_files(folder: Path) -> list[str]:
     return []
 
 
-def folder_weights(folder: Path) -> Weights:
-    """All tensors of a folder that `save_pretrained` wrote, in one file or in shards."""
-    weights, files = {}, _weight_files(folder)
+def folder_weights(folder: Path, names: Sequence[str] = WEIGHT_FILES) -> Weights:
+    """All tensors of a folder under the first of `names` that is there, in one file or in shards."""
+    weights, files = {}, _weight_files(folder, names)
     if not files:
-        raise ValueError(f"{folder.name} has no weights: neither {' nor '.join(_WEIGHT_FILES)}.")
+        raise ValueError(f"{folder.name} has no weights: neither {' nor '.join(names)}.")
     for path in (existing(folder / file) for file in files):
         add_weights(weights, load_file(path) if path.suffix == ".safetensors" else state_dict(read_torch(path)))
+    check_supported(weights)
     return weights
 
 
@@ -130,12 +147,17 @@ def state_dict(content) -> Weights:
     return {key.removeprefix("module.") if wrapped else key: tensor for key, tensor in content.items()}
 
 
-def read_torch(path: Path, allowed: Sequence = ()):
+def read_torch(path: Path, allowed: Sequence = (), inert: tuple[str, ...] = ()):
     """
     What torch.save wrote, or the weights that torch.jit.save wrote, for the CPU.
 
     A pickle can have any function called. torch's restricted reader calls only those that make tensors and plain
     containers, and the `allowed` ones.
+
+    Args:
+        allowed: functions and classes that may be called.
+        inert: classes that are read as empty containers, without code of theirs: their libraries need not be there.
+            A name that ends in "." stands for all of a library.
 
     Raises:
         ValueError: if the file asks for anything else, grows to many times its size, or cannot be read.
@@ -146,7 +168,7 @@ def read_torch(path: Path, allowed: Sequence = ()):
         if _is_torchscript(path):
             content = _read_torchscript(path)
         else:
-            with torch.serialization.safe_globals(list(allowed)):
+            with torch.serialization.safe_globals([*allowed, *_containers(path, inert)]):
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of many kinds, for whatever may be in a file
         asked = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
@@ -157,7 +179,17 @@ def read_torch(path: Path, allowed: Sequence = ()):
             "yourself and save the tensors alone: torch.save(model.state_dict(), ...)."
         ) from error
     _check_expansion(path, _size_of_tensors(content))
+    check_supported(content)
     return content
+
+
+def _containers(path: Path, inert: tuple[str, ...]) -> list[tuple[type, str]]:
+    """A class without code for each of the `inert` names that a file asks for."""
+    if not inert or not zipfile.is_zipfile(path):
+        return []
+    asked = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    whole = tuple(name for name in inert if name.endswith("."))
+    return [(type("_Container", (_Container,), {}), name) for name in asked if name in inert or name.startswith(whole)]
 
 
 def _check_expansion(path: Path, size: int) -> None:
@@ -192,6 +224,16 @@ def _size_of_tensors(content) -> int:
 
 class _Module:
     """A module of a TorchScript archive: attributes without code."""
+
+
+class _Container:
+    """An object of a class that is not loaded: its attributes without code."""
+
+    def __new__(cls, *arguments):
+        return super().__new__(cls)
+
+    def __init__(self, *arguments):
+        pass
 
 
 def _is_torchscript(path: Path) -> bool:

@@ -297,7 +297,7 @@ def _known(part: dict[str, np.ndarray], i: int) -> tuple[np.ndarray, np.ndarray]
 def _seen(image, boxes: list[list[float]], processor: TierProcessor) -> tuple[np.ndarray, np.ndarray]:
     """The image as a model sees it, grey, and the mask of the regions in it; both (H, W)."""
     picture = processor(images=image)["pixel_values"][0].mean(dim=0).numpy()
-    return picture, box_mask(boxes, image.size, processor.image_processor)
+    return picture, box_mask(boxes, image.size, processor)
 
 
 def _show(

@@ -1,6 +1,7 @@
 # Licensed under the Apache License, Version 2.0.
 """Fingerprints (SHA-256) of what is evaluated: a model, the rows of a data set, the contents of its pictures."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -32,7 +33,7 @@ def model_fingerprint(model: TierModel, processor: TierProcessor) -> str:
     rules = json.loads(backend.to_str()) if backend is not None else {}
     rules = {name: rule for name, rule in rules.items() if name not in ("padding", "truncation")}
     sides = tokenizer.padding_side, tokenizer.truncation_side
-    settings += (vocabulary, tokenizer.model_max_length, sides, rules)
+    settings += (vocabulary, tokenizer.model_max_length, sides, rules, dataclasses.asdict(processor.framing))
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 

@@ -12,9 +12,9 @@ import numpy as np
 import PIL.Image
 import torch
 from scipy.ndimage import gaussian_filter
-from transformers import BaseImageProcessor
 
 from ..maps_tier import picture_geometry
+from ..processing_tier import TierProcessor
 from .metrics.phrase_grounding.phrase_grounding import measure_maps
 from .scored import MapScores, join
 
@@ -46,7 +46,7 @@ PLAIN = variant_name(REGIONS[0], RESOLUTIONS[0], MAPS[0])
 class MapOptions:
     """How the maps of an image's phrases are made and measured."""
 
-    image_processor: BaseImageProcessor
+    processor: TierProcessor
     """The one that makes `pixel_values` of a picture."""
     grid: tuple[int, int]
     """Rows and columns of the patches."""
@@ -108,9 +108,9 @@ def ground(
 
 def _region_masks(regions: list[dict], image_size: tuple[int, int], options: MapOptions) -> dict[str, np.ndarray]:
     """Masks (H, W) over the model's input of the regions of one phrase."""
-    masks = {"box": box_mask([region["box"] for region in regions], image_size, options.image_processor)}
+    masks = {"box": box_mask([region["box"] for region in regions], image_size, options.processor)}
     if options.thorough and "mask" in regions[0] and masks["box"].any():
-        masks["mask"] = picture_mask([region["mask"] for region in regions], options.image_processor)
+        masks["mask"] = picture_mask([region["mask"] for region in regions], options.processor)
     return masks
 
 
@@ -196,30 +196,30 @@ def patch_mask(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     return covered if covered.any() else fraction == fraction.max()
 
 
-def picture_mask(masks: list[PIL.Image.Image], image_processor) -> np.ndarray:
+def picture_mask(masks: list[PIL.Image.Image], processor) -> np.ndarray:
     """The union of masks drawn over the picture as a mask over the model's input; as [`box_mask`]."""
     union = np.any([np.asarray(mask) > 0 for mask in masks], axis=0)
     image = PIL.Image.fromarray(union.astype(np.uint8) * 255)
-    (scale_x, scale_y), (left, top), (width, height) = picture_geometry(image.size, image_processor)
+    (scale_x, scale_y), (left, top), (width, height) = picture_geometry(image.size, processor)
     size = round(image.width * scale_x), round(image.height * scale_y)
-    resized = image.resize(size, PIL.Image.Resampling.BILINEAR)
+    resized, left, top = image.resize(size, PIL.Image.Resampling.BILINEAR), round(left), round(top)
     return np.asarray(resized.crop((left, top, left + width, top + height))) >= 128
 
 
-def box_mask(boxes: list[list[float]], image_size: tuple[int, int], image_processor) -> np.ndarray:
+def box_mask(boxes: list[list[float]], image_size: tuple[int, int], processor) -> np.ndarray:
     """
     The union of boxes as a mask over the model's input.
 
     Args:
         boxes: x_min, y_min, x_max, y_max in pixels of the picture, the last two exclusive.
         image_size: width and height of the picture.
-        image_processor: the one that turns the picture into `pixel_values`; its resizing and its centre crop are
+        processor: the one that turns the picture into `pixel_values`; its padding, resizing and centre crop are
             applied to the boxes.
 
     Returns:
         bool array of the shape of `pixel_values`, (H, W); all False where the boxes lie outside the crop.
     """
-    (scale_x, scale_y), (left, top), (width, height) = picture_geometry(image_size, image_processor)
+    (scale_x, scale_y), (left, top), (width, height) = picture_geometry(image_size, processor)
     mask = np.zeros((height, width), dtype=bool)
     for x_min, y_min, x_max, y_max in boxes:
         columns = _pixels(x_min * scale_x - left, x_max * scale_x - left, width)

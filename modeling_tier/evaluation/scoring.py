@@ -66,9 +66,8 @@ class Probes:
             inputs = self.processor(text=[phrase]).to(self.model.device)
             ids = inputs["input_ids"]  # (1, T)
             with self.autocast:
-                outputs = self.model.get_text_features(**inputs)
-                # SigLIP's encoder returns states of padding too, behind the tokens.
-                tokens = self.model.text_projection(outputs.last_hidden_state)[0, : ids.shape[1]].float()
+                text = self.model.encode_text(**inputs)
+                tokens = text.local_embeds[0].float()
             # An unknown word is a word: not all_special_ids.
             special = [getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "cls", "sep", "pad")]
             special = torch.tensor([token for token in special if token is not None], device=ids.device)
@@ -76,7 +75,7 @@ class Probes:
             names = tokenizer.convert_ids_to_tokens(ids[0].tolist())
             # Nor does a full stop describe anything.
             chosen = [i for i in counts.nonzero().ravel().tolist() if any(map(str.isalnum, names[i]))]
-            embeds = l2_normalize(torch.cat([outputs.pooler_output.float(), tokens[chosen]]))
+            embeds = l2_normalize(torch.cat([text.embeds.float(), tokens[chosen]]))
             self._phrases[phrase] = Probe(_finite(embeds, phrase), [names[i] for i in chosen])
         return self._phrases[phrase]
 
@@ -274,7 +273,7 @@ def score_batch(
         scored.pairs = _pair_scores(out, mask, options.thorough)
     if options.localisation and batch["regions"] is not None:
         maps = MapOptions(
-            image_processor=processor.image_processor,
+            processor=processor,
             grid=_grid(inputs["pixel_values"], patch_embeds),
             probe=probes.phrase,
             no_finding=probes.no_finding,

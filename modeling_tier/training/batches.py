@@ -29,6 +29,7 @@ from ..data.transforms import (
     pixel_table,
     stack_pixels,
 )
+from ..framing_tier import Framing
 from ..processing_tier import TierProcessor
 from .options import TrainConfig
 from .stopping import outlive_sigterm, started
@@ -247,7 +248,12 @@ class Batches:
     ) -> dict[str, torch.Tensor]:
         if self.augmentation:
             images = [
-                augment(image, self.augmentation, self.size, generator(self.seed, epoch, row["image_id"]))
+                augment(
+                    self.processor.framing(image),
+                    self.augmentation,
+                    self.size,
+                    generator(self.seed, epoch, row["image_id"]),
+                )
                 for image, row in zip(images, rows)
             ]
         # Truncated to data.max_text_tokens, which the tokenizer carries as its model_max_length.
@@ -256,12 +262,16 @@ class Batches:
             inputs = dict(self.processor(text=texts))
         else:
             inputs = _padded([self.tokens[text] for text in texts], self.processor.tokenizer)
-        if self.table is not None and all(image.size == self.size for image in images):
+        as_they_are = self.augmentation or self.processor.framing == Framing()
+        if self.table is not None and as_they_are and all(image.size == self.size for image in images):
             # A GPU looks them up itself: a picture is then 49 KiB on its way there instead of 588.
             on_gpu = self.device.type == "cuda"
             inputs["pixel_values"] = stack_pixels(images) if on_gpu else look_up(self.table, images)
+        elif self.augmentation:  # they are framed already
+            images = [image.convert("RGB") for image in images]
+            inputs |= self.processor.image_processor(images, return_tensors="pt", **self.image_options)
         else:
-            inputs |= self.processor(images=images, **self.image_options)
+            inputs |= self.processor(images=images)
         return inputs | {"image_ids": [row["image_id"] for row in rows], "unreadable": unreadable}
 
 

@@ -1,6 +1,7 @@
 # Licensed under the Apache License, Version 2.0.
 """A number for the data of a run, by which a resumed run notices that its texts or pictures are others."""
 
+import dataclasses
 import json
 import os
 from itertools import islice
@@ -10,6 +11,7 @@ import xxhash
 from datasets import Dataset, IterableDataset
 
 from ..data.pictures import undecoded
+from ..framing_tier import Framing
 from ..processing_tier import TierProcessor
 
 
@@ -45,6 +47,8 @@ def processor_fingerprint(processor: TierProcessor) -> str:
     """A hash of what decides which tokens and pixel values a text and a picture become."""
     tokenizer = processor.tokenizer
     content = [processor.image_processor.to_dict(), tokenizer.model_max_length, tokenizer.special_tokens_map]
+    if processor.framing != Framing():  # so that a run from before there was one can be resumed
+        content.append(dataclasses.asdict(processor.framing))
     hashed = xxhash.xxh3_128(json.dumps(content, sort_keys=True, default=str).encode())
     hashed.update(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
     return hashed.hexdigest()

@@ -43,7 +43,7 @@ def test_biovil_gives_the_same_embeddings(tmp_path, pixels, kind, depths, width,
     torch.testing.assert_close(model.visual_projection[1].running_mean, image.projector.model[1].running_mean, **close)
 
 
-def test_biovil_tells_what_it_has_no_place_for(biovil_files):
+def test_biovil_names_the_weights_that_are_not_used(biovil_files):
     _, text, files = biovil_files
     record = conversion.Record()
     conversion.biovil(**files, record=record)
@@ -87,7 +87,7 @@ def test_weights_that_do_not_fit_are_all_listed(biovil_files):
     )
 
 
-def test_no_weight_takes_the_place_of_another(biovil_files):
+def test_no_weight_is_loaded_into_another(biovil_files):
     image, text, files = biovil_files
     key = "bert.embeddings.LayerNorm.bias"
     torch.save(image.state_dict() | {key: text.state_dict()[key]}, files["image_model"])

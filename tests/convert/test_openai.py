@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from PIL import Image
-from published import OpenaiClip, PublishedOpenaiClip, QuickGelu, assert_same, randomize, tokens
+from published import OpenaiClip, PublishedOpenaiClip, assert_same, randomize, tokens, with_plain_gelu
 from torch import nn
 
 from modeling_tier import conversion
@@ -51,14 +51,6 @@ def test_openais_format_gives_the_same_embeddings_and_logits(tmp_path, pixels, o
     assert processor.image_processor.resample == Image.Resampling.BICUBIC
     assert processor(images=Image.new("L", (50, 40)))["pixel_values"].shape == (1, 3, 32, 32)
     assert processor.tokenizer.model_max_length == 12
-
-
-def with_plain_gelu(model: nn.Module) -> nn.Module:
-    for block in model.modules():
-        for name, child in block.named_children():
-            if isinstance(child, QuickGelu):
-                setattr(block, name, nn.GELU())
-    return model
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])

@@ -54,7 +54,7 @@ def test_a_torchscript_archive_that_asks_for_more_is_refused(tmp_path, openai_to
 
 
 @pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"PK\x03\x04" + b"0" * 99])
-def test_a_file_that_is_none_of_pytorchs_is_told(tmp_path, openai_tokenizer, content):
+def test_a_file_that_pytorch_did_not_write_is_named(tmp_path, openai_tokenizer, content):
     (tmp_path / "model.pt").write_bytes(content)
     with pytest.raises(ValueError, match="model.pt cannot be read as a file of PyTorch"):
         conversion.openai(str(tmp_path / "model.pt"), openai_tokenizer)
