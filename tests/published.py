@@ -3,6 +3,7 @@
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from transformers import (
     SiglipConfig,
     SiglipImageProcessor,
     SiglipModel,
+    SwinConfig,
+    SwinModel,
 )
 
 from modeling_tier import TierModel, TierProcessor, conversion
@@ -211,9 +214,9 @@ class OpenaiVisual(nn.Module):
 
 
 class OpenaiClip(nn.Module):
-    def __init__(self, width=64, text_width=128, context=12, vocabulary=22):
+    def __init__(self, width=64, text_width=128, context=12, vocabulary=22, grid=4):
         super().__init__()
-        self.visual = OpenaiVisual(width, patch=8, grid=4, layers=2)
+        self.visual = OpenaiVisual(width, patch=8, grid=grid, layers=2)
         self.transformer = Transformer(text_width, 2)
         self.token_embedding = nn.Embedding(vocabulary, text_width)
         self.positional_embedding = nn.Parameter(torch.zeros(context, text_width))
@@ -425,3 +428,104 @@ def write_bert(folder: Path) -> BertConfig:
     config = BertConfig(**options | {"attention_probs_dropout_prob": 0.0, "num_hidden_layers": 3})
     config.save_pretrained(folder)
     return config
+
+
+class BiovilTImage(BiovilImage):
+    """BioViL-T's image model for a single image: at each patch its reduced features and a constant."""
+
+    def __init__(self, channels=6):
+        super().__init__()
+        width = self.encoder.encoder.channels
+        self.encoder.backbone_to_vit = nn.Conv2d(width, channels, 1, bias=False)
+        self.encoder.missing_previous_emb = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.encoder.vit_pooler = nn.Module()
+        self.encoder.vit_pooler.type_embed = nn.Parameter(torch.zeros(2, 1, channels))
+        self.encoder.vit_pooler.norm_post = nn.LayerNorm(channels)
+        self.projector.model[0] = nn.Conv2d(2 * channels, DIMENSION, 1, bias=False)
+
+    def forward(self, x):
+        """Patches (N, P, D) and their mean."""
+        features = self.encoder.backbone_to_vit(self.encoder.encoder(x))
+        constant = self.encoder.missing_previous_emb.expand(len(x), -1, *features.shape[2:])
+        projected = self.projector.model(torch.cat([features, constant], dim=1))
+        return projected.flatten(2).transpose(1, 2), projected.mean(dim=(2, 3))
+
+
+class Gloria(nn.Module):
+    def __init__(self, bert: BertConfig):
+        super().__init__()
+        self.text_encoder, self.img_encoder = nn.Module(), nn.Module()
+        self.text_encoder.model = BertModel(bert)
+        self.img_encoder.model = TorchvisionResNet("bottleneck", (1, 1, 1, 1), 4)
+        self.img_encoder.model.fc = nn.Identity()
+        self.img_encoder.global_embedder = nn.Linear(self.img_encoder.model.channels, bert.hidden_size)
+        self.img_encoder.local_embedder = nn.Conv2d(64, bert.hidden_size, 1, bias=False)
+
+    def encode_image(self, x):
+        """Patches (N, P, D) of the last layer by the global projection, and the image (N, D)."""
+        x = nn.Upsample(size=(299, 299), mode="bilinear", align_corners=True)(x)
+        features = self.img_encoder.model(x)
+        pooled = nn.functional.adaptive_avg_pool2d(features, 1).flatten(1)
+        patches = self.img_encoder.global_embedder(features.flatten(2).transpose(1, 2))
+        return patches, self.img_encoder.global_embedder(pooled)
+
+    def encode_text(self, ids, mask):
+        """Tokens (M, T, D) and the texts (M, D): padding is 0 in the sum over all 97 positions."""
+        hidden = self.text_encoder.model(ids, mask, output_hidden_states=True).hidden_states
+        states = torch.stack(hidden[-4:]).sum(dim=0) * mask[..., None]
+        return states, states.sum(dim=1) / 97
+
+
+class MedClip(nn.Module):
+    def __init__(self, bert: BertConfig, vision: str):
+        super().__init__()
+        self.text_model, self.vision_model = nn.Module(), nn.Module()
+        self.text_model.model = BertModel(bert)
+        self.text_model.projection_head = nn.Linear(bert.hidden_size, DIMENSION, bias=False)
+        if vision == "swin":
+            config = SwinConfig(image_size=224, embed_dim=32, depths=[1, 2], num_heads=[1, 2], window_size=7)
+            self.vision_model.model = SwinModel(config)
+            self.vision_model.projection_head = nn.Linear(64, DIMENSION, bias=False)
+        else:
+            self.vision_model.model = TorchvisionResNet("bottleneck", (1, 1, 1, 1), 4)
+            self.vision_model.model.fc = nn.Linear(self.vision_model.model.channels, DIMENSION, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(2.9))
+
+    def encode_image(self, x):
+        """Patches (N, P, D) and the image (N, D)."""
+        if hasattr(self.vision_model, "projection_head"):
+            output, head = self.vision_model.model(x), self.vision_model.projection_head
+            return head(output.last_hidden_state), head(output.pooler_output)
+        features, head = self.vision_model.model(x), self.vision_model.model.fc
+        return head(features.flatten(2).transpose(1, 2)), head(features.mean(dim=(2, 3)))
+
+    def encode_text(self, ids, mask):
+        """Tokens (M, T, D) and texts (M, D); as in its code, padding counts."""
+        hidden = self.text_model.model(ids, mask, output_hidden_states=True).hidden_states
+        states = torch.stack([hidden[1], hidden[2], hidden[-1]], dim=1)  # (M, layers, T, width)
+        tokens, texts = states.mean(dim=1), states.mean(dim=2).mean(dim=1)
+        return self.text_model.projection_head(tokens), self.text_model.projection_head(texts)
+
+    def old_state_dict(self) -> dict[str, torch.Tensor]:
+        """Under the names of transformers of its time, with the buffers that it stored."""
+        state = {}
+        for name, tensor in self.state_dict().items():
+            for new, old in {"q_proj": "self.query", "k_proj": "self.key", "v_proj": "self.value"}.items():
+                name = name.replace(f"attention.{new}.", f"attention.{old}.")
+            name = name.replace(".attention.o_proj.", ".attention.output.dense.")
+            name = name.replace("attention.relative_position_bias.", "attention.self.")
+            state[name.replace("mlp.fc1", "intermediate.dense").replace("mlp.fc2", "output.dense")] = tensor
+        state["text_model.model.embeddings.position_ids"] = torch.arange(24)[None]
+        block = "vision_model.model.encoder.layers.0.blocks.0.attention.self."
+        state[f"{block}relative_position_index"] = torch.zeros(49, 49, dtype=torch.int64)
+        return state
+
+
+class Malicious:
+    """A pickle that makes a file when it is loaded."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.system, (f"touch {self.path}",))

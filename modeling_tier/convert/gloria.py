@@ -72,7 +72,7 @@ def gloria(
         (r"^text_model\.", "text_encoder.model."),
     ]
     unused = POSITIONS | {
-        r"img_encoder\.local_embedder\..*": "projects an earlier layer: patches here are parts of the global embedding",
+        r"img_encoder\.local_embedder\..*": "projects an earlier layer: patches here are parts of the global one",
         r"img_encoder\.model\.fc\..*": "names the classes of ImageNet: no embedding needs it",
         r"text_encoder\.model\.pooler\..*": "BERT's own pooling: no embedding needs it",
     }

@@ -2,28 +2,17 @@
 """Files that are not what they should be."""
 
 import json
-import os
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
-from published import OpenaiClip, clip_folder, randomize
+from published import Malicious, OpenaiClip, clip_folder, randomize
 
 from modeling_tier import conversion
 
 
 pytest_plugins = ["tests.convert.fixtures"]
-
-
-class Malicious:
-    """A pickle that makes a file when it is loaded."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return (os.system, (f"touch {self.path}",))
 
 
 @pytest.mark.parametrize("zipped", [True, False])
