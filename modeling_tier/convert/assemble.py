@@ -169,8 +169,20 @@ def _load(auto_class, folder: Path):
 
 
 def load_tokenizer(folder: Path, tokenizer_class=AutoTokenizer):
+    """
+    Raises:
+        ValueError: for more added tokens than can be loaded, and where a library is missing that the tokenizer needs.
+    """
     check_tokenizer_files(folder)
-    return _load(tokenizer_class, folder)
+    try:
+        return _load(tokenizer_class, folder)
+    except ImportError as error:
+        if "sentencepiece" not in str(error).lower() and "protobuf" not in str(error).lower():
+            raise
+        raise ValueError(
+            f"The tokenizer in {folder.name} is one of SentencePiece, whose library is not installed: "
+            "pip install 'modeling-tier[sentencepiece]' (the converted model needs it too)."
+        ) from error
 
 
 def load_config(folder: Path) -> PreTrainedConfig:

@@ -46,12 +46,13 @@ def medclip(
     """
     record = record or Record()
     weights = state_dict(read_torch(find_file(model, record, WEIGHTS_FILE)))
+    projection_dim = shape_of(weights, "text_model.projection_head.weight", 2, "MedCLIP")[0]
     text_config, tokenizer = clinical_bert(text_model, 77, record)
     with_swin = "vision_model.projection_head.weight" in weights
     config = TierConfig(
         text_config=text_config,
         vision_config=_swin_config(weights) if with_swin else _resnet_config(weights),
-        projection_dim=shape_of(weights, "text_model.projection_head.weight", 2, "MedCLIP")[0],
+        projection_dim=projection_dim,
         image_pooling="mean",
         text_pooling="mean",
         text_layers=_TEXT_LAYERS,

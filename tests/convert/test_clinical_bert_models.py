@@ -35,6 +35,7 @@ def omegaconf(monkeypatch):
     module = types.ModuleType("omegaconf.dictconfig")
     monkeypatch.setattr(DictConfig, "__module__", "omegaconf.dictconfig")
     module.DictConfig = DictConfig
+    monkeypatch.setitem(sys.modules, "omegaconf", types.ModuleType("omegaconf"))
     monkeypatch.setitem(sys.modules, "omegaconf.dictconfig", module)
     return DictConfig
 

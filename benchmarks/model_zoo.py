@@ -1,0 +1,116 @@
+# Licensed under the Apache License, Version 2.0.
+"""
+Published models, converted and evaluated zero-shot on the same data by the same sentences: one command, one table.
+
+    python benchmarks/model_zoo.py benchmarks/model_zoo.yaml --output_dir runs/zoo \\
+        --dataset chexpert --data_dir /data/CheXpert-v1.0 --validation_split validation
+
+The YAML file names the models: under each name a `source` of `python -m modeling_tier.conversion` and its options.
+A folder `models/NAME` that is there already is taken as it is. All other options are those of evaluate_zeroshot.py;
+the first model is the one that the others are compared with. OUTPUT_DIR gets `models/`, the evaluation with its
+report, and the table as `zoo.md`. A model that cannot be read or converted is named at the end; the others are
+evaluated.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import yaml
+
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+from evaluate_zeroshot import add_data_options, add_measuring_options  # noqa: E402
+from modeling_tier.conversion import SOURCES, convert  # noqa: E402
+from modeling_tier.evaluation.command import configuration  # noqa: E402
+from modeling_tier.evaluation.measures import SCREEN, SUMMARY, shown_in  # noqa: E402
+from modeling_tier.evaluation.run import run_evaluation  # noqa: E402
+from modeling_tier.evaluation.tables import aligned, estimate, number  # noqa: E402
+
+
+def read_zoo(path: Path) -> dict[str, dict]:
+    """By name of a model, its source and the options of that."""
+    try:
+        zoo = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(zoo, dict) or not zoo:
+        raise ValueError(f"{path} must map names of models to their sources and options.")
+    for name, entry in zoo.items():
+        source = entry.get("source") if isinstance(entry, dict) else None
+        if not isinstance(name, str) or Path(name).name != name or source not in SOURCES:
+            raise ValueError(f"{path}: {name} needs a source, one of {list(SOURCES)}.")
+        unknown = sorted(set(entry) - {"source"} - set(SOURCES[source].defaults))
+        if unknown:
+            raise ValueError(f"{path}: {name} has an unknown option {unknown[0]!r} of the source {source!r}.")
+    return zoo
+
+
+def convert_all(zoo: dict[str, dict], folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """The folders of the converted models, and by name of each other one the reason."""
+    folders, failed = [], {}
+    for name, entry in zoo.items():
+        target = folder / name
+        try:
+            if not target.is_dir():
+                print(f"converting {name}", flush=True)
+                convert(output_dir=target, **entry)
+            folders.append(target)
+        except (ValueError, OSError, RuntimeError, ImportError, TypeError) as error:
+            failed[name] = " ".join(str(error).split())
+    return folders, failed
+
+
+def zoo_table(result: dict) -> list[list[str]]:
+    """One row per model: what was measured of classification, localisation and sparsity, over all findings."""
+    models = {result["name"]: result["metrics"]}
+    models |= {name: other["metrics"] for name, other in result["compared"].items()}
+    rows = [{"model": name, **_measured(metrics)} for name, metrics in models.items()]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    return [columns, *([row.get(column, "-") for column in columns] for row in rows)]
+
+
+def _measured(metrics: dict) -> dict[str, str]:
+    cells, localisation = {}, metrics.get("localisation", {})
+    mean = metrics.get("classification", {}).get("image", {}).get("mean", {})
+    for measure in shown_in(SCREEN):
+        if measure.name in localisation:
+            cells[measure.label] = number(localisation[measure.name].get("mean"))
+        elif measure.name in mean:
+            cells[measure.label] = estimate(mean[measure.name])
+    cells |= {measure.label: number(metrics[measure.name]) for measure in shown_in(SUMMARY) if measure.name in metrics}
+    return cells | {"images": str(metrics["num_images"])}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("zoo", type=Path, help="YAML file with the models")
+    add_data_options(parser)
+    add_measuring_options(parser)
+    for action in parser._actions:
+        if action.dest in ("model", "output_dir"):
+            action.required, action.help = action.dest == "output_dir", "folder to write"
+    arguments, options = parser.parse_known_args()
+    output_dir = Path(arguments.output_dir)
+    try:
+        folders, failed = convert_all(read_zoo(arguments.zoo), output_dir / "models")
+        if not folders:
+            raise ValueError(f"No model could be converted: {json.dumps(failed, indent=2)}")
+        arguments.model, arguments.output_dir = [str(folder) for folder in folders], str(output_dir / "evaluation")
+        result = run_evaluation(configuration(arguments, options))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    if result is None:  # not the first of several processes
+        return
+    table = aligned(zoo_table(result))
+    lines = [f"{name}: not evaluated. {reason}" for name, reason in failed.items()]
+    protocol, data = result["protocol"], f"{result['dataset']}, {result['split']}"
+    head = f"Zero-shot on {data}; protocol {protocol['name']!r}: {protocol['score']}."
+    (output_dir / "zoo.md").write_text(f"{head}\n\n```\n{table}\n```\n" + "".join(f"\n- {line}\n" for line in lines))
+    print("\n".join(["", head, "", table, *lines]))
+
+
+if __name__ == "__main__":
+    main()
