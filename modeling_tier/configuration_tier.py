@@ -77,7 +77,7 @@ class TierConfig(PreTrainedConfig):
             `"mean"`: it is the mean of the projected tokens, as GLoRIA and MedCLIP; padding never counts.
         text_layers (`list[int]`, *optional*):
             Hidden states of the text encoder, 0 being its embeddings, whose mean is a token's state, as GLoRIA and
-            MedCLIP. By default the last one alone.
+            MedCLIP; the last one must be among them. By default it is the last one alone.
         input_side (`int`, *optional*):
             Side in pixels to which `pixel_values` are interpolated before the encoder, bilinearly with aligned
             corners, as GLoRIA's 299. By default they stay as they are.
@@ -182,11 +182,8 @@ class TierConfig(PreTrainedConfig):
             raise ValueError(f"projection_dim must be a positive integer; got {self.projection_dim!r}.")
         if self.input_side is not None and (type(self.input_side) is not int or self.input_side < 1):
             raise ValueError(f"input_side must be a positive integer or None; got {self.input_side!r}.")
-        layers = self.text_layers
-        if layers is not None and not (
-            isinstance(layers, (list, tuple)) and layers and all(type(i) is int for i in layers)
-        ):
-            raise ValueError(f"text_layers must be a list of layer numbers or None; got {layers!r}.")
+        if self.text_layers is not None:
+            _check_layers(self.text_layers, getattr(self.text_config, "num_hidden_layers", None))
         for name in TERMS.values():
             value = getattr(self, name)
             if not _is_number(value) or value < 0:
@@ -224,6 +221,16 @@ def check_option_names(options: dict, near_only: bool = False) -> list[str]:
         if not near_only:
             raise ValueError(f"TierConfig has no option {name!r}; its options are {', '.join(own)}.")
     return unknown
+
+
+def _check_layers(layers, number: int | None) -> None:
+    """Of `text_layers`; without the last state, layers would have no gradient, which several processes wait for."""
+    if not isinstance(layers, (list, tuple)) or not layers or not all(type(i) is int for i in layers):
+        raise ValueError(f"text_layers must be a list of layer numbers or None; got {layers!r}.")
+    if number is not None and not all(-number - 1 <= i <= number for i in layers):
+        raise ValueError(f"text_layers must lie between {-number - 1} and {number}; got {layers!r}.")
+    if not {-1, number} & set(layers):
+        raise ValueError(f"text_layers must hold the last layer, -1; got {layers!r}.")
 
 
 def _is_number(value) -> bool:

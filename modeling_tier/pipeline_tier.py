@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers import Pipeline, ZeroShotImageClassificationPipeline
 
 from .cosines_tier import l2_normalize
 from .encoders_tier import max_text_length
+from .framing_tier import Framing
 from .maps_tier import interpolation, overlay_map, picture_geometry, words_of
 from .processing_tier import TierProcessor
 from .reading_tier import open_radiograph
@@ -360,11 +362,22 @@ class TierImageClassificationPipeline(ZeroShotImageClassificationPipeline):
     bits white. Of another model than TIER's, pictures are read as transformers does.
     """
 
+    _framing: Framing | None = None
+
     def preprocess(self, image, *args, **kwargs):
         if self.model.config.model_type == "tier":
-            image = open_radiograph(image).convert("RGB")
+            image = self._framed(open_radiograph(image).convert("RGB"))
             kwargs["tokenizer_kwargs"] = {"truncation": True} | (kwargs.get("tokenizer_kwargs") or {})
         return super().preprocess(image, *args, **kwargs)
+
+    def _framed(self, picture: Image.Image) -> Image.Image:
+        """As the processor in the model's folder frames it: this pipeline loads the image processor alone."""
+        if self._framing is None:
+            try:
+                self._framing = _processor_of(self.model).framing
+            except ValueError:  # a model without a folder, or a folder without a processor
+                self._framing = Framing()
+        return self._framing(picture)
 
 
 def _processor_of(model) -> TierProcessor:

@@ -25,6 +25,7 @@ from transformers.utils.logging import set_verbosity_error
 
 from ..cosines_tier import l2_normalize
 from ..files import merged_folder, replace_json
+from ..framing_tier import Framing
 from ..loading import load_model
 from ..maps_tier import picture_geometry
 from ..modeling_tier import TierModel, TierOutput, TierPreTrainedModel
@@ -89,6 +90,8 @@ def export_onnx(model: TierModel, processor: TierProcessor, output_dir: str | Pa
     tokenizer = processor.tokenizer
     if not tokenizer.is_fast:
         raise ValueError(f"{type(tokenizer).__name__} has no tokenizer.json, by which texts are read without torch.")
+    if processor.framing != Framing():
+        raise ValueError("The processor stretches or pads pictures before its image processor: run.py cannot.")
     model = model.float().cpu().eval()
     pictures = [_noise(0, (150, 100)), _noise(1, (100, 150))]
     picture_geometry(pictures[0].size, processor.image_processor)  # for its errors: run.py knows no other resizing

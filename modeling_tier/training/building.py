@@ -3,6 +3,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import asdict, fields
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -12,6 +13,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPImag
 
 from ..configuration_tier import TierConfig
 from ..encoders_tier import max_text_length
+from ..framing_tier import Framing
 from ..modeling_tier import TierModel
 from ..processing_tier import TierProcessor
 from .options import ModelOptions, TrainConfig, tier_options
@@ -23,13 +25,17 @@ _SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CL
 def build_processor(config: TrainConfig, pairs: Dataset | IterableDataset) -> TierProcessor:
     """The pretrained model's processor; or one for `model.image_size`, with a tokenizer made from the pairs' texts."""
     pretrained, image_size = config.model.pretrained, config.model.image_size
+    framing, image_options = {}, dict(config.model.image_options)
     if pretrained and image_size is None:
         image_processor = AutoImageProcessor.from_pretrained(pretrained)
+        if AutoConfig.from_pretrained(pretrained).model_type == "tier":
+            framing = asdict(TierProcessor.from_pretrained(pretrained).framing)
     else:
         image_processor = CLIPImageProcessor(
             size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
         )
-    image_processor = with_options(image_processor, config.model.image_options)
+    framing |= {field.name: image_options.pop(field.name) for field in fields(Framing) if field.name in image_options}
+    image_processor = with_options(image_processor, image_options)
     tokenizer_source = config.tokenizer.pretrained or pretrained
     if tokenizer_source:
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_source)
@@ -46,7 +52,7 @@ def build_processor(config: TrainConfig, pairs: Dataset | IterableDataset) -> Ti
     if pretrained:
         longest = max_text_length(AutoConfig.from_pretrained(pretrained).text_config)
         tokenizer.model_max_length = min(tokenizer.model_max_length, longest or tokenizer.model_max_length)
-    return TierProcessor(image_processor=image_processor, tokenizer=tokenizer)
+    return TierProcessor(image_processor=image_processor, tokenizer=tokenizer, **framing)
 
 
 def with_options(image_processor, options: dict):

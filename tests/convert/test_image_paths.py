@@ -218,3 +218,22 @@ def test_a_picture_of_one_grey_and_one_pixel():
     assert np.asarray(Framing(stretch_contrast=True)(Image.new("L", (3, 2), 7))).max() == 7
     framing = Framing(pad_to_square=True, longer_side=8)
     assert framing(Image.new("RGB", (1, 200), "white")).size == (8, 8)
+
+
+def test_a_run_from_a_converted_model_keeps_its_framing(processors, folder):
+    """Unless the configuration says otherwise, or gives another image size."""
+    from modeling_tier.training import load_config
+    from modeling_tier.training.building import build_processor
+
+    conversion.convert("biovil", folder / "biovil-model", **{
+        name: str(folder / "cxr-bert") for name in ("image_model", "text_model")
+    })  # fmt: skip
+    pretrained = f"--model.pretrained={folder / 'biovil-model'}"
+
+    def framing(*options: str) -> Framing:
+        config = load_config("configs/mimic_cxr.yaml", ["--data_dir=x", pretrained, *options])
+        return build_processor(config, []).framing
+
+    assert framing() == Framing(stretch_contrast=True)
+    assert framing("--model.image_options={stretch_contrast: false}") == Framing()
+    assert framing("--model.image_size=224", "--model.image_options={pad_to_square: true}").pad_to_square
