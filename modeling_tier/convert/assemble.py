@@ -86,15 +86,17 @@ def assemble(
     """
     processor = _processor(image_processor, tokenizer, config, **reading_options)
     config.special_token_ids = sorted(set(tokenizer.all_special_ids))
-    model, expected = TierModel(config).float().eval(), {}
-    for name, tensor in model.state_dict().items():
-        if name not in record.initial:
-            expected[source_name(name)] = tensor
+    with torch.device("meta"):  # so that sizes of a damaged configuration take no memory
+        shapes = TierModel(config).state_dict()
+    keys = {name: source_name(name) for name in shapes if name not in record.initial}
+    expected = {key: shapes[name] for name, key in keys.items()}
     surplus = [key for key in weights if key not in expected]
     known = {key: why for key in surplus for pattern, why in unused.items() if re.fullmatch(pattern, key)}
     _check_fit(weights, expected, [key for key in surplus if key not in known])
-    for key, tensor in expected.items():
-        tensor.copy_(weights[key])
+    model = TierModel(config).float().eval()
+    state = model.state_dict()
+    for name, key in keys.items():
+        state[name].copy_(weights[key])
     record.unused |= known
     _try(model, processor)
     return model, processor

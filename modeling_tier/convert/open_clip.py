@@ -7,9 +7,12 @@ An image tower is open_clip's own vision transformer or timm's, a text tower ope
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from transformers import (
     CLIPImageProcessor,
@@ -122,16 +125,21 @@ def open_clip(
     weights = folder_weights(folder, WEIGHT_FILES)
     loaded = _tokenizer(folder, tokenizer, text, record)
     activation = "quick_gelu" if architecture.get("quick_gelu") else "gelu"
-    vision_tower = _vision_tower(vision, weights, activation)
     from_transformers = bool(text.get("hf_model_name"))
-    text_tower = _bert_tower(text, text_config, record) if from_transformers else _own_text(text, activation, loaded)
-    config = TierConfig(
-        text_config=text_tower.config,
-        vision_config=vision_tower.config,
-        projection_dim=architecture["embed_dim"],
-        projection=_projection(text) if from_transformers else "linear",
-    )
-    loaded.model_max_length = min(loaded.model_max_length, text.get("context_length", 77))
+    with _describing(folder):
+        vision_tower = _vision_tower(vision, weights, activation)
+        if from_transformers:
+            text_tower = _bert_tower(text, text_config, record)
+        else:
+            text_tower = _own_text(text, weights, activation, loaded)
+        config = TierConfig(
+            text_config=text_tower.config,
+            vision_config=vision_tower.config,
+            projection_dim=architecture["embed_dim"],
+            projection=_projection(text) if from_transformers else "linear",
+        )
+        loaded.model_max_length = min(loaded.model_max_length, text.get("context_length", 77))
+        image_processor = _image_processor(preprocessing, vision, image_options)
     # open_clip's class CustomTextCLIP has its own text tower under a name.
     prefix = "text." if any(key.startswith("text.transformer.resblocks.") for key in weights) else ""
     vision_name, text_name = renaming(vision_tower.names), renaming(text_tower.names)
@@ -139,7 +147,6 @@ def open_clip(
         r"(text\.)?attn_mask": "the causal mask: made here, not stored",
         r"text\.transformer\.pooler\..*": "BERT's own pooling: no embedding needs it",
     }
-    image_processor = _image_processor(preprocessing, vision, image_options)
 
     def source_name(name: str) -> str:
         if name.startswith("vis"):
@@ -149,16 +156,28 @@ def open_clip(
     return assemble(config, openai_weights(weights), source_name, unused, image_processor, loaded, record)
 
 
+@contextmanager
+def _describing(folder: Path) -> Iterator[None]:
+    """What a configuration raises that lacks values, or has some of other types, becomes a ValueError."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError, OverflowError, StrictDataclassError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(
+            f"{CONFIG_FILE} in {folder.name} does not describe a model of open_clip: {reason}."
+        ) from error
+
+
 def _read_config(folder: Path) -> dict:
     path = existing(folder / CONFIG_FILE)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+    with _describing(folder):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise TypeError(str(error)) from error
         architecture = content["model_cfg"]
-        complete = all(isinstance(architecture[name], dict) for name in ("vision_cfg", "text_cfg"))
-        if not complete or not isinstance(architecture["embed_dim"], int):
-            raise TypeError("model_cfg needs vision_cfg, text_cfg and embed_dim")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{CONFIG_FILE} in {folder.name} does not describe a model of open_clip: {error}.") from error
+        if not all(isinstance(architecture[name], dict) for name in ("vision_cfg", "text_cfg")):
+            raise TypeError("vision_cfg and text_cfg must be objects")
     for name in ("multimodal_cfg", "audio_cfg"):
         if architecture.get(name):
             raise ValueError(f"{CONFIG_FILE} has a {name}: only models of one image and one text encoder convert.")
@@ -187,6 +206,7 @@ def _vision_tower(vision: dict, weights: Weights, activation: str) -> _Tower:
     if not isinstance(vision.get("layers"), int):
         raise ValueError("Its image encoder is CLIP's ResNet, which transformers does not have: use one with a ViT.")
     _check_fixed(vision, _VISION_FIXED, "vision_cfg")
+    _check_layers(weights, "visual.", vision["layers"])
     width = vision["width"]
     config = CLIPVisionConfig(
         hidden_size=width,
@@ -228,8 +248,19 @@ def _timm_tower(vision: dict, weights: Weights) -> _Tower:
     return _Tower(config, _TIMM_NAMES)
 
 
-def _own_text(text: dict, activation: str, tokenizer: PreTrainedTokenizerBase) -> _Tower:
+def _check_layers(weights: Weights, prefix: str, expected: int) -> None:
+    """Before so many layers are built."""
+    pattern = rf"{re.escape(prefix)}transformer\.resblocks\.(\d+)\."
+    number = len({m[1] for m in (re.match(pattern, key) for key in weights) if m})
+    if number != expected:
+        raise ValueError(
+            f"{CONFIG_FILE} speaks of {expected} layers where the weights of {prefix}transformer have {number}."
+        )
+
+
+def _own_text(text: dict, weights: Weights, activation: str, tokenizer: PreTrainedTokenizerBase) -> _Tower:
     _check_fixed(text, _TEXT_FIXED, "text_cfg")
+    _check_layers(weights, "text." if "text.positional_embedding" in weights else "", text.get("layers", 12))
     width, vocab_size = text.get("width", 512), text.get("vocab_size", 49408)
     if tokenizer.eos_token_id != vocab_size - 1:
         raise ValueError(

@@ -100,6 +100,13 @@ def test_pictures_are_those_of_its_configuration(tmp_path, openai_tokenizer, mod
     [
         ("vision_cfg", {"pool_type": "avg"}, "pool_type='avg'; only 'tok'"),
         ("vision_cfg", {"layers": [3, 4, 6, 3]}, "CLIP's ResNet"),
+        ("vision_cfg", {"layers": 10**9}, "1000000000 layers where the weights of visual.transformer have 2"),
+        ("vision_cfg", {"width": 10**12}, "(of another shape|does not describe).*"),
+        ("vision_cfg", {"width": "wide"}, "does not describe a model"),
+        ("vision_cfg", {"head_width": 0}, "does not describe a model.*ZeroDivisionError"),
+        ("vision_cfg", {"patch_size": None}, "does not describe a model|of another shape"),
+        ("text_cfg", {"width": 10**9, "heads": 1}, "of another shape"),
+        ("text_cfg", {"layers": 3}, "3 layers where the weights of transformer have 2"),
         ("vision_cfg", {"image_size": [32, 64]}, "only squares"),
         ("vision_cfg", {"timm_model_name": "convnext_base"}, "timm's 'convnext_base'"),
         ("vision_cfg", {"timm_model_name": "vit_base_patch16_224", "timm_pool": "map"}, "timm_pool is 'map'"),
