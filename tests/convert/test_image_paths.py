@@ -237,3 +237,21 @@ def test_a_run_from_a_converted_model_keeps_its_framing(processors, folder):
     assert framing() == Framing(stretch_contrast=True)
     assert framing("--model.image_options={stretch_contrast: false}") == Framing()
     assert framing("--model.image_size=224", "--model.image_options={pad_to_square: true}").pad_to_square
+
+
+def test_both_pipelines_frame_pictures_and_lay_maps_over_them(processors, folder):
+    from transformers import pipeline
+
+    source = {"model": str(folder / "chexzero.pt"), "tokenizer": str(folder / "clip")}
+    conversion.convert("chexzero", folder / "chexzero-model", **source)
+    picture, findings = smooth((640, 320), 0, 255, np.uint8), ["effusion", "cardiomegaly"]
+    read = pipeline("tier-zero-shot", model=str(folder / "chexzero-model"))
+    rows = read(picture, findings=findings, maps="array")
+    with torch.no_grad():
+        out = read.model(**processors["chexzero"](images=picture, text=findings))
+    assert all(row["map"].shape == (320, 640) and np.isfinite(row["map"]).all() for row in rows)
+    classify = pipeline("zero-shot-image-classification", model=str(folder / "chexzero-model"))
+    answers = classify(picture, candidate_labels=findings, hypothesis_template="{}")
+    scores = {answer["label"]: answer["score"] for answer in answers}
+    expected = out.logits_per_image[0].softmax(dim=0).tolist()
+    assert [scores[name] for name in findings] == pytest.approx(expected, abs=1e-5)
