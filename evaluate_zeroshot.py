@@ -66,6 +66,17 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         default="tier",
         help="which sentences, and what the score of a finding is (default: %(default)s)",
     )
+    add(
+        "--image_ids",
+        metavar="FILE",
+        help="evaluate exactly these images: one id per line, or a csv file with a column image_id; every evaluation "
+        "writes the list that it used, image_ids.txt",
+    )
+    add(
+        "--max_images",
+        type=int,
+        help="the first so many images, for a first look; of data sets that have this option (chestxray14)",
+    )
     add("--prompts", help="YAML file with sentences; default: the data set's own")
     for name, label in {"uncertain": "of -1", "blank": "not mentioned"}.items():
         text = f"what a label {label} counts as (default: %(default)s)"

@@ -11,19 +11,39 @@ where a data set has none; `reads` are the annotations of CheXpert's radiologist
 import textwrap
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from datasets import Dataset
 
-from . import chestxray14, chexpert, mimic_cxr, ms_cxr, openi, padchest, pairs, synthetic
+from . import (
+    chestxdet10,
+    chestxray14,
+    chexlocalize,
+    chexpert,
+    mimic_cxr,
+    ms_cxr,
+    openi,
+    padchest,
+    padchest_gr,
+    pairs,
+    rsna_pneumonia,
+    siim_acr,
+    synthetic,
+    vindr_cxr,
+)
 from .columns import SPLITS, check_split
+from .prepared import is_prepared, load_prepared_set, preparation
 from .record import DatasetRecord
 
 
 __all__ = ["DATASETS", "PATH_OPTIONS", "SPLITS", "DatasetRecord", "check_options", "describe_datasets", "load_pairs"]
 
 # A new data set is one file beside this one, with a RECORD, and its name here.
-_MODULES = (synthetic, mimic_cxr, pairs, chexpert, padchest, chestxray14, ms_cxr, openi)
+_MODULES = (
+    *(synthetic, mimic_cxr, pairs, chexpert, chexlocalize, padchest, padchest_gr, chestxray14, chestxdet10, ms_cxr),
+    *(openi, rsna_pneumonia, siim_acr, vindr_cxr),
+)
 
 DATASETS: dict[str, DatasetRecord] = {module.RECORD.name: module.RECORD for module in _MODULES}
 
@@ -45,6 +65,9 @@ def load_pairs(name: str, split: str, **options) -> Dataset:
     """
     check_options(name, options)
     check_split(name, split)
+    folder = Path(options.get("data_dir") or "")
+    if is_prepared(folder) and preparation(folder)["dataset"] != mimic_cxr.RECORD.name:
+        return load_prepared_set(name, DATASETS[name].options, split, options)
     return DATASETS[name].load(split=split, **options)
 
 
@@ -67,6 +90,12 @@ def _fits(value, hint) -> bool:
         return any(_fits(value, kind) for kind in typing.get_args(hint))
     if typing.get_origin(hint) is Iterable:  # of texts
         return isinstance(value, (list, tuple)) and all(isinstance(text, str) for text in value)
+    if typing.get_origin(hint) is Mapping:  # of texts; YAML makes whole numbers of some keys
+        _, values = typing.get_args(hint)
+        return isinstance(value, Mapping) and all(
+            isinstance(key, str | int) and (isinstance(item, bool) or _fits(item, values))
+            for key, item in value.items()
+        )
     kinds = (int, float) if hint is float else hint
     return isinstance(value, kinds) and (hint is bool or not isinstance(value, bool))
 
@@ -77,6 +106,8 @@ def _named(hint) -> str:
         return " or ".join(dict.fromkeys(_named(kind) for kind in typing.get_args(hint)))
     if typing.get_origin(hint) is Iterable:
         return "a list of texts"
+    if typing.get_origin(hint) is Mapping:
+        return f"a mapping from texts to {_named(typing.get_args(hint)[1])}"
     return names.get(hint, "a path")
 
 

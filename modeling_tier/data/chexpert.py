@@ -68,20 +68,9 @@ def chexpert(
     check_choice("chexpert", "by", by, BY)
     check_choice("chexpert", "views", views, VIEWS)
     folder = _root(need_folder("chexpert", data_dir, "the folder of CheXpert"), _TABLES[split])
-    table = _images(folder, split)
+    table = image_rows(folder, split, _TABLES[split])
     _check_subjects(folder)
-    studies = set(table["study"])
-    missing = ~table["path"].map(os.path.isfile)
-    if missing.all():
-        raise ValueError(f"chexpert: none of the {len(table)} images was found; looked for {table['path'].iloc[0]}.")
-    table = skip_rows(table, missing, "chexpert", "the file is missing", "image_id")
-    if views == "frontal" or by == "study":
-        table = table[table["frontal"]]
-    if by == "study":
-        lateral = studies - set(table["study"])
-        reason, example = "no frontal image of the study was found", min(lateral, default="")
-        warn_skipped("chexpert", len(lateral), len(studies), reason, example)
-        table = table.drop_duplicates("study")
+    table = _chosen(table, by, views)
     columns = {
         "image": table["path"].tolist(),
         "subject_id": table["subject"].tolist(),
@@ -107,9 +96,12 @@ def _root(folder: Path, names: list[str]) -> Path:
     raise AssertionError
 
 
-def _images(folder: Path, split: str) -> pd.DataFrame:
-    """One row per image: path, image_id, subject, study, view, frontal and the labels."""
-    path = find_table(folder, _TABLES[split])
+def image_rows(folder: Path, split: str, tables: list[str]) -> pd.DataFrame:
+    """
+    One row per image of the first of the tables that exists: path, image_id, subject, study, file, view, frontal and
+    the labels.
+    """
+    path = find_table(folder, tables)
     table = read_table(path, CHEXPERT_LABELS, ("Path", "Study", "AP/PA"))
     column = next((name for name in ("Path", "Study") if name in table.columns), None)
     if column is None:
@@ -144,6 +136,29 @@ def _images(folder: Path, split: str) -> pd.DataFrame:
     duplicate = images.duplicated("image_id")
     images = skip_rows(images, duplicate, "chexpert", f"an image twice in {path.name}", "image_id")
     return images.sort_values(["study", "image_id"], kind="stable", ignore_index=True)
+
+
+def with_files(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The rows of [`image_rows`] whose file exists; the others are skipped, unless there is no other."""
+    missing = ~table["path"].map(os.path.isfile)
+    if missing.all():
+        looked = f"; looked for {table['path'].iloc[0]}" if len(table) else ""
+        raise ValueError(f"{name}: none of the {len(table)} images was found{looked}.")
+    return skip_rows(table, missing, name, "the file is missing", "image_id")
+
+
+def _chosen(table: pd.DataFrame, by: str, views: str) -> pd.DataFrame:
+    """The rows of [`image_rows`] whose file exists, of the views that are wanted, each or one per study."""
+    studies = set(table["study"])
+    table = with_files(table, "chexpert")
+    if views == "frontal" or by == "study":
+        table = table[table["frontal"]]
+    if by == "study":
+        lateral = studies - set(table["study"])
+        reason, example = "no frontal image of the study was found", min(lateral, default="")
+        warn_skipped("chexpert", len(lateral), len(studies), reason, example)
+        table = table.drop_duplicates("study")
+    return table
 
 
 def _files(study: Path) -> list[str]:

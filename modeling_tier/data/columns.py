@@ -68,11 +68,15 @@ def check_choice(name: str, option: str, value, known: Iterable[str]) -> None:
         raise ValueError(f"{name}: {option} must be one of {known}; got {value!r}.")
 
 
+class UnknownSplit(ValueError):
+    """A data set has no such split."""
+
+
 def check_split(name: str, split: str, known: Iterable[str] = SPLITS) -> None:
-    """Raise ValueError for a split that the data set does not have."""
+    """Raise [`UnknownSplit`] for a split that the data set does not have."""
     known = list(known)
     if split not in known:
-        raise ValueError(f"{name} has no split {split!r}; use one of {known}.")
+        raise UnknownSplit(f"{name} has no split {split!r}; use one of {known}.")
 
 
 def check_subjects(name: str, splits: Mapping[str, Iterable]) -> None:

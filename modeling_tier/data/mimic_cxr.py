@@ -101,33 +101,47 @@ def mimic_cxr(
         out = np.isin(pairs["subject_id"][:], list(excluded))
         _warn_excluded(out, split, exclude_subjects)
         return pairs.select(np.flatnonzero(~out))
-    section, split_by, views, labeler = (DEFAULTS | chosen).values()
+    return _raw(folder, split, DEFAULTS | chosen, (reports_dir, reports), (excluded, exclude_subjects))
+
+
+def _raw(folder: Path, split: str, chosen: dict[str, str], reports: tuple, excluded: tuple) -> Dataset:
+    """
+    The pairs of a folder as it is published.
+
+    Args:
+        reports: folder and zip file of the reports, or None.
+        excluded: subjects, and the file that names them.
+    """
+    section, split_by, views, labeler = chosen.values()
     table, rejected = image_table(folder, split_by, views, labeler)
-    rejected = [row for row in rejected if row["split"] == split]
-    if rejected:
-        warnings.warn(
-            f"mimic_cxr: {len(rejected)} rows of {split} skipped, such as {rejected[0]['path']}: "
-            f"{rejected[0]['reason']}.",
-            stacklevel=2,
-        )
-        note_rejected([RejectedRow("mimic_cxr", row["path"], row["reason"]) for row in rejected])
+    _warn_rejected([row for row in rejected if row["split"] == split], split)
     warnings.warn(
         f"{folder} is read raw: every image is decoded at full size in each epoch. For more than a try, prepare it "
         "once: python -m modeling_tier.data prepare mimic_cxr --help",
         stacklevel=2,
     )
     table = table[table["split"] == split]
-    out = table["subject_id"].isin(excluded)
-    _warn_excluded(out, split, exclude_subjects)
+    out = table["subject_id"].isin(excluded[0])
+    _warn_excluded(out, split, excluded[1])
     table = table[~out]
     if table.empty:
         raise ValueError(f"mimic_cxr: no image of {folder} is in the split {split!r} by split_by {split_by!r}.")
-    source = find_reports(folder, reports_dir, reports, table)
+    source = find_reports(folder, *reports, table)
     texts, reasons = source.texts(table, section)
     _skip_without_text(table, texts, reasons, source, split, section)
     rows = table[table["study_id"].map(texts) != ""]
     images = [str(folder / path) for path in map(image_path, rows["subject_id"], rows["study_id"], rows["dicom_id"])]
     return make_pairs(pair_columns(rows.assign(text=rows["study_id"].map(texts)), images), FEATURES)
+
+
+def _warn_rejected(rejected: list[dict], split: str) -> None:
+    if rejected:
+        warnings.warn(
+            f"mimic_cxr: {len(rejected)} rows of {split} skipped, such as {rejected[0]['path']}: "
+            f"{rejected[0]['reason']}.",
+            stacklevel=3,
+        )
+        note_rejected([RejectedRow("mimic_cxr", row["path"], row["reason"]) for row in rejected])
 
 
 def pair_columns(rows: pd.DataFrame, images: list) -> dict[str, list]:

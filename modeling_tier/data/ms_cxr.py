@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from .columns import SPLITS, check_choice, check_split, make_pairs, pair_features
 from .mimic_cxr import DISTINCTIVE_IDS, ID_PATTERNS, official_splits
-from .pictures import picture_size, scaled_box, undecoded
+from .pictures import box_regions, picture_size, undecoded
 from .prepared import is_prepared, load_prepared, prepared_splits
 from .record import DatasetRecord
 from .rejected import RejectedRow, reject
@@ -26,6 +26,7 @@ _NAMES = [f"MS_CXR_Local_Alignment_v{version}.{kind}" for kind in ("csv", "json"
 _NAMES = [*_NAMES, "ms_cxr.csv"]
 _TEXTS = ("category_name", "label_text", "dicom_id", "path")
 _NUMBERS = ("x", "y", "w", "h", "image_width", "image_height")
+_OUR_SPLITS = {"validate": "validation", "valid": "validation", "val": "validation"}
 _IDS = re.compile(r"p(\d+)/s(\d+)/[^/]+$")
 
 
@@ -34,6 +35,8 @@ def ms_cxr(
     data_dir: str | os.PathLike | None = None,
     boxes: str | os.PathLike | None = None,
     mimic_split: str = "all",
+    own_split: str = "all",
+    single_box: bool = False,
 ) -> Dataset:
     """
     Images of MIMIC-CXR with `regions`: a phrase, its finding, and a box; several boxes may belong to one phrase. The
@@ -52,6 +55,9 @@ def ms_cxr(
             `ms_cxr.csv`) in `data_dir`.
         mimic_split: "all", or the images of that part of MIMIC-CXR alone: of the official split, or of the prepared
             folder's.
+        own_split: "all", or the part of version 1.1.0's own column `split` alone.
+        single_box: whether to take the phrases with one box alone. With own_split "test" these are the 167 images on
+            which RadZero and MedRPG report the pointing game.
 
     Raises:
         ValueError: for an unknown option, a missing file or column, too many bad boxes or paths (file, line), or if no
@@ -59,29 +65,31 @@ def ms_cxr(
     """
     check_split("ms_cxr", split, ("test",))
     check_choice("ms_cxr", "mimic_split", mimic_split, MIMIC_SPLITS)
+    check_choice("ms_cxr", "own_split", own_split, MIMIC_SPLITS)
     folder = need_folder("ms_cxr", data_dir, "the folder of MIMIC-CXR-JPG, or one that prepare has written")
     if boxes and not Path(boxes).is_file():
         raise ValueError(f"There is no file {boxes} (boxes of ms_cxr).")
     path = Path(boxes) if boxes else find_table(folder, _NAMES)
     table, numbers = _boxes(path)
+    findings = sorted(set(table["category_name"]))
+    table = _selected(table, path, own_split, single_box)
+    numbers = numbers.loc[table.index]
     marked = defaultdict(list)
     for row, (x, y, width, height, *size) in zip(table.itertuples(), numbers.to_numpy().tolist()):
         marked[row.dicom_id].append((row.category_name, row.label_text, (x, y, x + width, y + height), size))
-    findings = sorted(set(table["category_name"]))
-
     read = _prepared if is_prepared(folder) else _raw
     images = read(folder, table.drop_duplicates("dicom_id"), mimic_split, path)
     columns = {name: images[name][:] for name in ("image", "view", "image_id")}
     columns |= {name: [str(number) for number in images[name]] for name in ("subject_id", "study_id")}
     columns["labels"] = [_labels(findings, marked[name]) for name in columns["image_id"]]
-    columns["regions"] = [_regions(*pair) for pair in zip(columns["image"], map(marked.get, columns["image_id"]))]
+    columns["regions"] = [box_regions(*pair) for pair in zip(columns["image"], map(marked.get, columns["image_id"]))]
     return make_pairs(columns, pair_features(findings, ids="string", regions=True))
 
 
 def _boxes(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Texts and numbers of each box; bad ones are skipped."""
     read = _read_json if path.suffix == ".json" else read_table
-    table = read(path, (*_TEXTS, *_NUMBERS))
+    table = read(path, (*_TEXTS, *_NUMBERS), ("split",))
     numbers = to_numbers(table, _NUMBERS, path)
     numbers.attrs = table.attrs
     bad = (numbers[["w", "h", "image_width", "image_height"]] <= 0).any(axis=1)
@@ -92,7 +100,25 @@ def _boxes(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     return table.loc[numbers.index], numbers
 
 
-def _read_json(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+def _selected(table: pd.DataFrame, path: Path, own_split: str, single_box: bool) -> pd.DataFrame:
+    """The rows of a part of its own split, and of phrases with one box."""
+    if own_split != "all":
+        if "split" not in table:
+            raise ValueError(f"{path} has no column 'split', which version 1.1.0 has, for own_split {own_split!r}.")
+        splits = table["split"].str.lower().replace(_OUR_SPLITS)
+        unknown = ~splits.isin(SPLITS)
+        known = f"split must be one of {list(SPLITS)}"
+        table = good_rows(table, unknown, path, lambda i: f"{known}; got {table.loc[i, 'split']!r}.")
+        table = table[splits.loc[table.index] == own_split]
+    if single_box:
+        phrase = table.groupby(["dicom_id", "category_name", "label_text"])["path"]
+        table = table[phrase.transform("size") == 1]
+    if table.empty:
+        raise ValueError(f"ms_cxr: no box of {path} is left with own_split {own_split!r} and single_box {single_box}.")
+    return table
+
+
+def _read_json(path: Path, columns: tuple[str, ...], optional: tuple[str, ...]) -> pd.DataFrame:
     """The same columns from MS-CXR's json file, which has the form of COCO's: images, categories, annotations."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -118,11 +144,13 @@ def _read_json(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
                 size["width"],
                 size["height"],
             )
-            rows[i] = dict(zip(columns, map(str, values), strict=True))
+            extra = {name: str(annotation[name]) for name in optional if name in annotation}
+            rows[i] = dict(zip(columns, map(str, values), strict=True)) | extra
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             bad.append(RejectedRow(str(path), f"annotation {i + 1}", f"not in the form of MS-CXR ({error!r})"))
     reject(bad, len(annotations))
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=list(columns), dtype="str")
+    names = [*columns, *(name for name in optional if any(name in row for row in rows.values()))]
+    table = pd.DataFrame([[row.get(name, "") for name in names] for row in rows.values()], columns=names, dtype="str")
     table.index = pd.Index(rows, dtype="int64") - 1
     table.attrs["row"] = "annotation"
     return table
@@ -199,15 +227,6 @@ def _warn_of_training(number: int) -> None:
 def _labels(findings: list[str], boxes: list) -> dict:
     named = {finding for finding, *_ in boxes}
     return {finding: 1.0 if finding in named else None for finding in findings}
-
-
-def _regions(cell: dict, boxes: list) -> list[dict]:
-    """In pixels of the picture as it is stored."""
-    size = picture_size(cell)
-    return [
-        {"finding": finding, "phrase": phrase, "box": scaled_box(box, published, size)}
-        for finding, phrase, box, published in boxes
-    ]
 
 
 RECORD = DatasetRecord(

@@ -3,7 +3,9 @@
 
 import os
 import zlib
+from pathlib import Path
 
+import pandas as pd
 from datasets import Dataset
 
 from .columns import SPLITS, VIEWS, check_choice, check_split, make_pairs, pair_features
@@ -50,31 +52,17 @@ def openi(
     check_split("openi", split, SPLITS if split_by == "subject" else ("test",))
     check_choice("openi", "views", views, VIEWS)
     folder = need_folder("openi", data_dir, "the folder with indiana_reports.csv and the images")
-    path = find_table(folder, ["indiana_reports.csv"])
-    reports = read_table(path, ("uid", "Problems", "findings", "impression"))
-    table = read_table(find_table(folder, ["indiana_projections.csv"]), ("uid", "filename", "projection"))
-    for part in (reports, table):
-        part["uid"] = part["uid"].str.replace(r"\.0+$", "", regex=True)  # as tables with gaps write whole numbers
-    reports = skip_rows(reports, reports.duplicated("uid"), "openi", f"a report twice in {path.name}", "uid")
-    table = skip_rows(table, ~table["uid"].isin(reports["uid"]), "openi", f"not in {path.name}", "filename")
-    table = table.merge(reports, on="uid", how="left").fillna("")
+    table = _images_with_reports(folder)
     if views == "frontal":
         table = table[table["projection"] == "Frontal"]
     if split_by == "subject":
         table = table[table["uid"].map(_split) == split]
     table["text"] = [_text(section, *row) for row in zip(table["findings"], table["impression"])]
     table = skip_rows(table, table["text"] == "", "openi", f"no {section} in the report", "filename")
-    folders = [folder / name for name in _FOLDERS]
-    table = table.assign(path=[find_picture(folders, name) for name in table["filename"]])
     if table.empty:
         raise ValueError(f"openi: no row is left with section {section!r} and views {views!r}.")
-    if table["path"].isna().all():
-        looked = ", ".join(map(str, folders))
-        raise ValueError(f"openi: none of {len(table)} images was found; looked in {looked}.")
-    table = skip_rows(table, table["path"].isna(), "openi", "the file is missing", "filename")
-    problems = table["Problems"].map(lambda text: {name.strip() for name in text.split(";")} - {""})
-    indexed = problems.map(lambda names: bool(names - {_UNKNOWN}))
-    names = chosen_names(problems[indexed], min_count)
+    table = _with_paths(table, [folder / name for name in _FOLDERS])
+    names, labels = _labels(table["Problems"], min_count)
     columns = {
         "image": table["path"].tolist(),
         "text": table["text"].tolist(),
@@ -82,13 +70,42 @@ def openi(
         "study_id": table["uid"].tolist(),
         "image_id": table["filename"].tolist(),
         "view": table["projection"].tolist(),
+        "labels": labels,
     }
-    if names:
-        columns["labels"] = [
-            {name: float(name in present) if known else None for name in names}
-            for present, known in zip(problems, indexed)
-        ]
     return make_pairs(columns, pair_features(names, ids="string"))
+
+
+def _images_with_reports(folder: Path) -> pd.DataFrame:
+    """One row per image, with the columns of its report."""
+    path = find_table(folder, ["indiana_reports.csv"])
+    reports = read_table(path, ("uid", "Problems", "findings", "impression"))
+    table = read_table(find_table(folder, ["indiana_projections.csv"]), ("uid", "filename", "projection"))
+    for part in (reports, table):
+        part["uid"] = part["uid"].str.replace(r"\.0+$", "", regex=True)  # as tables with gaps write whole numbers
+    reports = skip_rows(reports, reports.duplicated("uid"), "openi", f"a report twice in {path.name}", "uid")
+    table = skip_rows(table, ~table["uid"].isin(reports["uid"]), "openi", f"not in {path.name}", "filename")
+    return table.merge(reports, on="uid", how="left").fillna("")
+
+
+def _with_paths(table: pd.DataFrame, folders: list[Path]) -> pd.DataFrame:
+    """The rows whose picture exists, with its `path`."""
+    table = table.assign(path=[find_picture(folders, name) for name in table["filename"]])
+    if table["path"].isna().all():
+        looked = ", ".join(map(str, folders))
+        raise ValueError(f"openi: none of {len(table)} images was found; looked in {looked}.")
+    return skip_rows(table, table["path"].isna(), "openi", "the file is missing", "filename")
+
+
+def _labels(problems: pd.Series, min_count: int) -> tuple[list[str], list[dict]]:
+    """The names of the labels, and those of each row."""
+    problems = problems.map(lambda text: {name.strip() for name in text.split(";")} - {""})
+    indexed = problems.map(lambda names: bool(names - {_UNKNOWN}))
+    names = chosen_names(problems[indexed], min_count)
+    labels = [
+        {name: float(name in present) if known else None for name in names}
+        for present, known in zip(problems, indexed)
+    ]
+    return names, labels
 
 
 def _split(uid: str) -> str:

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 from datasets import Dataset
 
 from .columns import VIEWS, check_choice, check_split, make_pairs, pair_features
@@ -65,27 +66,7 @@ def padchest(
     check_choice("padchest", "findings", findings, FINDINGS)
     check_choice("padchest", "views", views, VIEWS)
     folder = need_folder("padchest", data_dir, f"the folder with {_TABLE} and the images")
-    path = find_table(folder, [_TABLE])
-    table = read_table(path, _COLUMNS)
-    if readers == "physician":
-        table = table[table["MethodLabel"] == "Physician"]
-    if views == "frontal":
-        table = table[table["Projection"].isin(_FRONTAL)]
-    table = table.assign(names=table["Labels"].map(label_names), line=table.index + 2)
-    table = skip_rows(table, table["names"].isna(), "padchest", f"no list of labels in {path.name}", "line")
-    table = skip_rows(table, table.duplicated("ImageID"), "padchest", f"an image twice in {path.name}", "line")
-    if table.empty:
-        raise ValueError(f"padchest: no row of {path} is left with readers {readers!r} and views {views!r}.")
-    table = table.assign(
-        path=[find_picture(_folders(folder, d), name) for d, name in zip(table["ImageDir"], table["ImageID"])]
-    )
-    missing = table["path"].isna()
-    if missing.all():
-        first = table.iloc[0]
-        looked = ", ".join(str(part / first["ImageID"]) for part in _folders(folder, first["ImageDir"]))
-        raise ValueError(f"padchest: none of {len(table)} images was found; looked for {looked}.")
-    table = skip_rows(table, missing, "padchest", "the file is missing", "ImageID")
-
+    table = _with_paths(_labelled_rows(folder, readers, views), folder)
     names = chosen_names(table["names"], min_count, _PAPER if findings == "paper" else None)
     if not names:
         raise ValueError(f"padchest: no finding has min_count {min_count} positive images among {len(table)}.")
@@ -98,6 +79,35 @@ def padchest(
         "labels": [{name: float(name in present) for name in names} for present in table["names"]],
     }
     return make_pairs(columns, pair_features(names, ids="string"))
+
+
+def _labelled_rows(folder: Path, readers: str, views: str) -> pd.DataFrame:
+    """The rows of the table that are wanted, each image once, with the set of their `names`."""
+    path = find_table(folder, [_TABLE])
+    table = read_table(path, _COLUMNS)
+    if readers == "physician":
+        table = table[table["MethodLabel"] == "Physician"]
+    if views == "frontal":
+        table = table[table["Projection"].isin(_FRONTAL)]
+    table = table.assign(names=table["Labels"].map(label_names), line=table.index + 2)
+    table = skip_rows(table, table["names"].isna(), "padchest", f"no list of labels in {path.name}", "line")
+    table = skip_rows(table, table.duplicated("ImageID"), "padchest", f"an image twice in {path.name}", "line")
+    if table.empty:
+        raise ValueError(f"padchest: no row of {path} is left with readers {readers!r} and views {views!r}.")
+    return table
+
+
+def _with_paths(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """The rows whose picture exists, with its `path`."""
+    table = table.assign(
+        path=[find_picture(_folders(folder, d), name) for d, name in zip(table["ImageDir"], table["ImageID"])]
+    )
+    missing = table["path"].isna()
+    if missing.all():
+        first = table.iloc[0]
+        looked = ", ".join(str(part / first["ImageID"]) for part in _folders(folder, first["ImageDir"]))
+        raise ValueError(f"padchest: none of {len(table)} images was found; looked for {looked}.")
+    return skip_rows(table, missing, "padchest", "the file is missing", "ImageID")
 
 
 def label_names(text: str) -> frozenset[str] | None:

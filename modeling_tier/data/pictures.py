@@ -8,6 +8,7 @@ import PIL.Image
 from datasets import Dataset, Image, IterableDataset
 from datasets.utils.file_utils import xopen
 
+from ..dicom_tier import NUM_HEAD_BYTES, is_dicom
 from ..reading_tier import ReadingOptions, open_radiograph
 
 
@@ -46,10 +47,45 @@ def scaled_box(box: Iterable[float], whole: tuple[float, float], size: tuple[int
     return [value * factor for value, factor in zip(box, scale)]
 
 
+def box_regions(cell: dict, boxes: Iterable[tuple]) -> list[dict]:
+    """
+    Ground-truth regions in pixels of a stored picture, which may be a smaller copy of the published one.
+
+    Args:
+        cell: the picture.
+        boxes: finding, phrase, corners (x_min, y_min, x_max, y_max), and width and height of the picture in whose
+            pixels they are; None: of the stored one.
+    """
+    size = None
+    regions = []
+    for finding, phrase, box, published in boxes:
+        size = size or picture_size(cell) or published
+        regions.append({"finding": finding, "phrase": phrase, "box": scaled_box(box, published or size, size)})
+    return regions
+
+
 def picture_size(cell: dict) -> tuple[int, int] | None:
     """Width and height of a stored picture, of which only the head is read; None if it is none."""
     try:
         with PIL.Image.open(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"])) as image:
             return image.size
     except OSError:
+        return _dicom_size(cell)
+
+
+def _dicom_size(cell: dict) -> tuple[int, int] | None:
+    try:
+        with _opened(cell) as file:
+            if not is_dicom(file.read(NUM_HEAD_BYTES)):
+                return None
+            file.seek(0)
+            import pydicom  # optional
+
+            header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=["Rows", "Columns"])
+            return int(header.Columns), int(header.Rows)
+    except Exception:  # whatever a damaged file makes pydicom raise: reading the picture names it
         return None
+
+
+def _opened(cell: dict):
+    return open(cell["path"], "rb") if cell["bytes"] is None else io.BytesIO(cell["bytes"])

@@ -4,12 +4,15 @@
 import json
 from pathlib import Path
 
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, IterableDataset, concatenate_datasets
 
 from .columns import check_split
 
 
 PREPARATION, SUMMARY, REJECTED = "preparation.json", "summary.json", "rejected.csv"
+# Options of a loader that say how it reads, not what.
+NOT_KEPT = ("streaming", "data_dir", "encoding", "max_rejected")
+MAX_SHARDS = 64  # workers that can read a prepared folder as a stream
 FORMAT = 2  # to be raised with every change of a shard's content, the rules for texts and labels included
 
 
@@ -73,6 +76,36 @@ def _read(path: Path) -> dict:
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged: {_REPAIR}.")
     return content
+
+
+def load_prepared_set(name: str, defaults: dict, split: str, options: dict) -> Dataset | IterableDataset:
+    """
+    One split of a folder that [`~data.prepare_set.prepare_dataset`] has written.
+
+    Args:
+        name: of the data set.
+        defaults: of its options.
+        split: which one.
+        options: `data_dir`, the folder, and others, which must be those that it was prepared with.
+
+    Raises:
+        ValueError: if the folder holds another data set, or was prepared with other options, and as [`load_prepared`].
+    """
+    folder = Path(options["data_dir"])
+    before = preparation(folder)
+    if before["dataset"] != name:
+        raise ValueError(f"{folder} was prepared from the data set {before['dataset']!r}, not from {name!r}.")
+    for option, value in options.items():
+        if option in NOT_KEPT:
+            continue
+        kept = before["options"].get(option, defaults[option])
+        if json.loads(json.dumps([value, kept], default=str)) != [kept, kept]:
+            raise ValueError(
+                f"{folder} was prepared with {option} {kept!r}, not {value!r}: prepare another folder, or leave the "
+                "option out."
+            )
+    pairs = load_prepared(folder, split)
+    return pairs.to_iterable_dataset(num_shards=min(MAX_SHARDS, len(pairs))) if options.get("streaming") else pairs
 
 
 def load_prepared(folder: Path, split: str) -> Dataset:

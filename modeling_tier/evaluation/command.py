@@ -38,7 +38,7 @@ def configuration(arguments: argparse.Namespace, given: list[str]) -> Evaluation
             name: getattr(arguments, name)
             for name in (
                 *("protocol", "prompts", "uncertain", "blank", "resamples", "batch_size"),
-                *("dtype", "num_workers", "device", "examples", "smooth_maps"),
+                *("dtype", "num_workers", "device", "examples", "smooth_maps", "image_ids"),
             )
         },
     )
@@ -50,6 +50,7 @@ def data_options(arguments: argparse.Namespace, given: list[str]) -> tuple[DataC
     options = _training_options(Path(arguments.model[0]), arguments.dataset)
     drawn = {"num_images": arguments.num_images} if arguments.dataset == "synthetic" else {}
     drawn |= {} if arguments.seed is None else {"seed": arguments.seed}
+    drawn |= {} if arguments.max_images is None else {"max_images": arguments.max_images}
     options = _placed(options, arguments.data_dir) | drawn | given_options["data"]
     choice = _checked(arguments.dataset, arguments.split, options)
     if arguments.validation_split is None:

@@ -22,6 +22,7 @@ from accelerate import PartialState
 from datasets import Dataset
 
 from ..data import load_pairs
+from ..data.image_list import images_fingerprint, read_image_list, select_images
 from ..data.rejected import collect_rejected, write_rejected
 from ..files import locked_folder, merged_folder, replace_json
 from ..loading import load_model
@@ -39,6 +40,7 @@ from .zero_shot import check_evaluation, combine_members, member_folders, summar
 
 
 METRICS_FILE = "metrics.json"
+IMAGES_FILE = "image_ids.txt"
 FIGURES = (*(f"roc_{unit}" for unit in UNITS), "reliability", "patch_similarity", "similarity_maps")
 CONFIDENCE = 0.95
 MAX_SMOOTHING = 100.0  # patches: more than any grid has on a side
@@ -70,6 +72,7 @@ class EvaluationConfig:
     device: str | None = None
     examples: int = 6
     smooth_maps: float = 0.0
+    image_ids: str | None = None
 
     def __post_init__(self):
         for name, least in (("resamples", 0), ("batch_size", 1), ("num_workers", 0), ("examples", 0)):
@@ -134,6 +137,8 @@ def run_evaluation(config: EvaluationConfig) -> dict | None:
         _draw(config, inputs, evidence, folder / "figures")
         write_report(result, folder / "figures", folder)
         (folder / METRICS_FILE).write_text(json.dumps(result, indent=2, allow_nan=False))
+        ids = _used_ids(inputs.sets["data"], evidence)
+        (folder / IMAGES_FILE).write_text("".join(f"{name}\n" for name in ids), encoding="utf-8")
     print(metrics_tables(result))
     if "labels" in inputs.sets["data"].features and not inputs.prompts:
         print("\nThere are no sentences for its labels, so no AUROC: give --prompts FILE.")
@@ -150,8 +155,12 @@ def load_inputs(config: EvaluationConfig, state: PartialState) -> Inputs:
     """
     models = {name: member_folders(path) for name, path in zip(model_names(config.models), config.models)}
     choices = {"data": config.data} | ({"validation": config.validation} if config.validation else {})
+    wanted = read_image_list(config.image_ids) if config.image_ids else None
     with collect_rejected() as rejected:
         loaded = {name: _load(choice) for name, choice in choices.items()}
+    if wanted:
+        chosen, note = select_images(loaded["data"][0], wanted, config.image_ids)
+        loaded["data"] = chosen, [*loaded["data"][1], *([note] if note else [])]
     if state.is_main_process:
         write_rejected(config.output_dir, rejected)
     sets = {name: dataset for name, (dataset, _) in loaded.items()}
@@ -196,6 +205,7 @@ def _result(
         "notes": inputs.notes["data"],
         "fingerprints": {
             "data": data_fingerprint(data, main.scored.images),
+            "images": images_fingerprint(_used_ids(data, evidence)),
             "models": {
                 f"{name}/{member}" if len(members) > 1 else name: one.fingerprint
                 for name, members in scored.items()
@@ -220,6 +230,12 @@ def _result(
         },
     }
     return result | ({"validation": _validation_part(config, inputs, main)} if config.validation else {})
+
+
+def _used_ids(dataset: Dataset, evidence: dict[str, Evidence]) -> list[str]:
+    """The ids of the images that were read, in the data set's order."""
+    rows = next(iter(evidence.values())).details["rows"]
+    return [str(name) for name in dataset.select_columns("image_id").select(rows)["image_id"]]
 
 
 def _validation_part(config: EvaluationConfig, inputs: Inputs, main: Evidence) -> dict:
@@ -323,7 +339,8 @@ def _replacing(output_dir: Path) -> Iterator[Path]:
 def _move_results(old: Path, new: Path) -> None:
     """The results from one folder to a new one, and nothing else."""
     (new / "figures").mkdir(parents=True)
-    for name in (*(f"figures/{figure}.png" for figure in FIGURES), "report.html", "report.md", METRICS_FILE):
+    names = (*(f"figures/{figure}.png" for figure in FIGURES), "report.html", "report.md", METRICS_FILE, IMAGES_FILE)
+    for name in names:
         if (old / name).is_file():
             (old / name).replace(new / name)
 

@@ -71,6 +71,7 @@ _WHY_NOT = {
     "ensemble": "other models: publish each by itself",
     "cache": "embeddings and scores of single images",
     "log.jsonl": "may name images",
+    "image_ids.txt": "names single images",
     "report.html": "may hold pictures and sentences of the data set",
     "report.md": "names places on this machine; the card says the same",
     "README.md": "the card is written anew",

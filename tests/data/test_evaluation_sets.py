@@ -3,6 +3,7 @@
 
 import csv
 import gzip
+import hashlib
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ import pytest
 import torch
 from conftest import tier_config
 from PIL import Image
+from small_sets import ROWS, TREES
 
 import evaluate_zeroshot
 from modeling_tier import TierModel
@@ -800,6 +802,35 @@ def test_chestxray14_evaluated(chestxray14, run):
         *("Cardiomegaly", "Effusion", "Infiltration", "Pleural_Thickening", "mean")
     }
     assert set(metrics["localisation"]["pointing_game"]) == {"Cardiomegaly", "Infiltration", "mean"}
+
+
+def test_exactly_the_images_of_a_list(chestxray14, run, tmp_path):
+    used = tmp_path / "out" / "image_ids.txt"
+    everything = run("chestxray14", "--data_dir", chestxray14)
+    names = used.read_text().split()
+    assert names == ["00000001_000.png", "00000003_000.png", "00000003_001.png"]
+    assert (
+        everything["fingerprints"]["images"] == hashlib.sha256("".join(f"{n}\n" for n in names).encode()).hexdigest()
+    )
+    (tmp_path / "list.csv").write_text("image_id\n00000003_001.png\n00000001_000.png\n")
+    some = run("chestxray14", "--data_dir", chestxray14, "--image_ids", tmp_path / "list.csv")
+    assert some["metrics"]["num_images"] == 2 and used.read_text().split() == [names[0], names[2]]
+    assert some["fingerprints"]["images"] != everything["fingerprints"]["images"]
+    assert "names 2 of the 3 images; 1 others are not used" in some["notes"][-1]
+    assert run("chestxray14", "--data_dir", chestxray14, "--max_images", 1)["metrics"]["num_images"] == 1
+    (tmp_path / "list.csv").write_text("image_id\n00000003_001.png\n00000009_000.png\n")
+    with pytest.raises(
+        SystemExit, match=r"list\.csv: 1 of 2 images are not in the data set, such as 00000009_000\.png"
+    ):
+        run("chestxray14", "--data_dir", chestxray14, "--image_ids", tmp_path / "list.csv")
+
+
+def test_chexlocalize_evaluated(run, tmp_path):
+    (tmp_path / "data").mkdir()
+    TREES["chexlocalize"](tmp_path / "data")
+    metrics = run("chexlocalize", "--data_dir", tmp_path / "data")["metrics"]
+    assert metrics["num_images"] == ROWS and metrics["localisation"]["pointing_game"]["Lung Opacity"] is not None
+    assert set(metrics["undefined"]) >= {"Edema", "Lung Opacity"}
 
 
 @pytest.mark.filterwarnings("ignore:openi")

@@ -19,8 +19,7 @@ from datasets import Image as ImageFeature
 from hub import serve
 from PIL import Image
 
-from modeling_tier.data import load_pairs
-from modeling_tier.data import pairs as pairs_module
+from modeling_tier.data import load_pairs, pairs_source
 from modeling_tier.data.pictures import read_picture, undecoded
 from modeling_tier.data.rejected import collect_rejected, write_rejected
 
@@ -326,7 +325,7 @@ BAD_FILES = {
     "cut off": ("a.csv.gz", gzip.compress(b"image,text\na.png,x\n")[:-9], "cannot be read"),
     "parquet": ("a.parquet", b"PAR1 and nothing more", r"The \.parquet files of .* cannot be read"),
     "tar": ("a.tar", b"no archive" * 100, r"The \.tar files of .* cannot be read"),
-    "picture": ("a.png", b"", "holds no csv, jsonl, tar, parquet or arrow file"),
+    "picture": ("a.png", b"", "holds no csv, tsv, jsonl, tar, parquet or arrow file"),
 }
 
 
@@ -692,7 +691,7 @@ def test_a_name_goes_to_the_hub_and_a_failure_is_reported(monkeypatch):
         asked.append((args, options))
         raise ConnectionError("the wire is cut")
 
-    monkeypatch.setattr(pairs_module, "load_dataset", load_dataset)
+    monkeypatch.setattr(pairs_source, "load_dataset", load_dataset)
     for streaming in (False, True):
         with pytest.raises(ValueError, match="no file or folder someone/radiographs.*Hub: the wire is cut"):
             load_pairs("pairs", "train", data_dir="someone/radiographs", streaming=streaming)
@@ -736,3 +735,99 @@ def test_a_data_set_on_the_hub(tmp_path):
         assert [streaming, "train", train] in parts and [streaming, "validation", validation] in parts
         assert [streaming, "test", expected[12:]] in parts
     assert "no file or folder someone/nothing" in error and "404" in error
+
+
+# A folder column, views, texts as labels
+
+COLUMNS = {"image_column": "file", "text_column": "text", "folder_column": "dir", "view_column": "Projection"}
+LABEL_VALUES = {"positive": 1, "No": 0, "unclear": -1, "not mentioned": None}
+
+
+def rows_in_folders() -> list[dict]:
+    """Two rows of each of ten folders, of the views PA and L; the second is named relative to its folder, too."""
+    said = list(LABEL_VALUES)
+    return [
+        {
+            "dir": i // 2,
+            "file": f"{i}.png",
+            "text": f"Text {i}.",
+            "Projection": ("PA", "L")[i % 2],
+            "Edema": said[i // 2 % 4],
+        }
+        for i in range(20)
+    ]
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "parquet", "stream"])
+def test_a_folder_column_views_and_a_mapping_of_labels(tmp_path, form):
+    rows = rows_in_folders()
+    for i, row in enumerate(rows):
+        (tmp_path / str(row["dir"])).mkdir(exist_ok=True)
+        (tmp_path / str(row["dir"]) / row["file"]).write_bytes(png(i))
+    if form == "tsv":
+        (tmp_path / "a.tsv").write_text(csv_text(rows).replace(",", "\t"))
+    elif form in ("csv", "jsonl"):
+        (tmp_path / f"a.{form}").write_text(csv_text(rows) if form == "csv" else jsonl_text(rows))
+    else:
+        Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
+    options = COLUMNS | {"views": ["pa"], "label_columns": ["Edema"], "label_values": LABEL_VALUES}
+    found = list(
+        load_pairs("pairs", "train", data_dir=tmp_path, validation_share=1e-9, streaming=form == "stream", **options)
+    )
+    assert [row["text"] for row in found] == [f"Text {i}." for i in range(0, 20, 2)]
+    assert {row["view"] for row in found} == {"PA"}
+    assert all(np.array_equal(row["image"], pixels(2 * i)) for i, row in enumerate(found))
+    assert [row["labels"]["Edema"] for row in found] == [[1.0, 0.0, -1.0, None][i % 4] for i in range(10)]
+
+
+def test_bad_pictures_of_other_views_are_not_counted(tmp_path):
+    rows = [
+        row | {"file": row["file"] if row["Projection"] == "PA" else "../../gone.png"} for row in rows_in_folders()
+    ]
+    for i in range(0, 20, 2):
+        (tmp_path / str(i // 2)).mkdir()
+        (tmp_path / str(i // 2) / f"{i}.png").write_bytes(png(i))
+    (tmp_path / "a.csv").write_text(csv_text(rows))
+    (tmp_path / "p").mkdir()
+    Dataset.from_list(rows).to_parquet(tmp_path / "p" / "a.parquet")
+    for data_dir in (tmp_path / "a.csv", tmp_path / "p"):
+        options = COLUMNS | {"views": ["PA"], "data_dir": data_dir, "validation_share": 1e-9}
+        assert len(load_pairs("pairs", "train", **options)) == 10
+        with pytest.raises(ValueError, match="10 of 20 rows are bad"):
+            load_pairs("pairs", "train", **options | {"views": []})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"views": ["PA"]}, r"views \['PA'\] needs view_column"),
+        ({"view_column": "position"}, r"a\.csv has no column 'position'; .*Set view_column"),
+        ({"view_column": "Projection", "views": ["AP"]}, r"a\.csv: no row .*views \['ap'\].*'Projection' has .*'PA'"),
+        ({"folder_column": "ImageDir"}, r"a\.csv has no column 'ImageDir'; .*Set folder_column"),
+        ({"label_values": {"yes": 1}}, "label_values needs label_columns"),
+        ({"label_columns": ["Edema"], "label_values": {True: 1}}, "write them in quotation marks"),
+        ({"label_columns": ["Edema"], "label_values": {"yes": 2}}, "label_values must map 'yes' to 1, 0, -1 or null"),
+        ({"label_columns": ["Edema"], "label_values": {"yes": True}}, "map 'yes' to 1, 0, -1 or null; got True"),
+        ({"label_columns": ["Edema"], "label_values": ["yes"]}, "label_values must be a mapping from texts to a num"),
+        ({"label_columns": ["Edema"]}, r"line 2: Edema must be 1, 0, -1 or blank; got 'positive' \(label_values"),
+        (
+            {"label_columns": ["Edema"], "label_values": {"yes": 1}},
+            r"a\.csv, line 2: Edema must be 1, 0, -1 or blank, or one of \['yes'\]; got 'positive'",
+        ),
+    ],
+)
+def test_options_of_folders_views_and_labels_are_checked(tmp_path, options, message):
+    rows = rows_in_folders()
+    for row in rows:
+        (tmp_path / row["file"]).write_bytes(png(0))
+    (tmp_path / "a.csv").write_text(csv_text(rows))
+    with pytest.raises(ValueError, match=message):
+        load_pairs("pairs", "train", data_dir=tmp_path / "a.csv", image_column="file", **options)
+
+
+def test_a_folder_of_a_row_does_not_leave_the_data(tmp_path):
+    (tmp_path / "outside.png").write_bytes(png(0))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.csv").write_text("image,text,dir\noutside.png,Clear.,..\n")
+    with pytest.raises(ValueError, match=r"a\.csv, line 2: image: the path '\.\./outside\.png' leaves"):
+        load_pairs("pairs", "train", data_dir=tmp_path / "data", folder_column="dir")

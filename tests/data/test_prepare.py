@@ -30,6 +30,7 @@ from trees import Row, drawing, encoded, study, write_pictures, write_tables, wr
 
 import modeling_tier.data.__main__ as command_line
 import modeling_tier.data.prepare as prepare_module
+import modeling_tier.data.shards as shards_module
 from modeling_tier.data import load_pairs, mimic_cxr
 from modeling_tier.data.columns import CHEXPERT_LABELS
 from modeling_tier.data.prepare import shrink
@@ -72,8 +73,8 @@ def drawn(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr(prepare_module, "ROWS_PER_SHARD", 4)
-    monkeypatch.setattr(prepare_module, "ROWS_PER_TASK", 2)
+    monkeypatch.setattr(shards_module, "ROWS_PER_SHARD", 4)
+    monkeypatch.setattr(shards_module, "ROWS_PER_TASK", 2)
 
 
 # What is written
@@ -543,7 +544,7 @@ def test_nothing_of_it_needs_a_module_that_windows_lacks(tmp_path):
 
 def test_two_processes_do_not_write_one_folder(tmp_path):
     root, out = write_tree(tmp_path / "mimic", [study(1)]), tmp_path / "out"
-    with prepare_module._alone(out), pytest.raises(ValueError, match=f"{out} is in use by process {os.getpid()} on"):
+    with shards_module.alone(out), pytest.raises(ValueError, match=f"{out} is in use by process {os.getpid()} on"):
         prepare(root, out)
     assert prepare(root, out)["pairs"] == {"train": 1}
 
@@ -647,10 +648,10 @@ def test_a_disk_that_is_really_full(tmp_path, small_shards, small_disk):
 DRIVER = """
 import gc, json, os, pathlib, signal, sys
 
-import modeling_tier.data.prepare as prepare
+import modeling_tier.data.shards as shards
 from modeling_tier.data.__main__ import main
 
-prepare.ROWS_PER_SHARD, prepare.ROWS_PER_TASK = 4, 2
+shards.ROWS_PER_SHARD, shards.ROWS_PER_TASK = 4, 2
 
 
 def dying(function, calls=[]):
@@ -785,7 +786,7 @@ def ten(tmp_path_factory):
     rows = [study(i, picture=drawing(64, 48, seed=i), split=("train", "validate", "test")[i // 16]) for i in range(40)]
     root = write_tree(folder / "mimic", rows)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare_module, "ROWS_PER_SHARD", 4)
+        patch.setattr(shards_module, "ROWS_PER_SHARD", 4)
         prepare(root, folder / "expected")
     return root, contents(folder / "expected"), rows
 

@@ -18,6 +18,12 @@ IDS = {
     "chexpert": ("CheXpert-v1.0/valid/patient64541/study1/view1_frontal.jpg",),
     "padchest": ("216840111366964013076187734852011291090445391_00-196-188.png",),
     "chestxray14": ("00000001_000.png",),
+    "chexlocalize": ("patient64541_study1_view1_frontal",),
+    "padchest_gr": ("216840111366964013076187734852011291090445391_00-196-188.png",),
+    "chestxdet10": ("36199.png",),
+    "rsna_pneumonia": ("0004cfab-14fd-4e49-80ba-63a80b6bddd6.dcm",),
+    "siim_acr": ("1.2.276.0.7230010.3.1.4.8323329.6904.1517875201.850819",),
+    "vindr_cxr": ("002a34c58c5b758217ed1f584ccbcfe9",),
     "openi": ("1_IM-0001-3001.dcm.png", "CXR1_1_IM-0001-4001"),
 }
 

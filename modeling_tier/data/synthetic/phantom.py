@@ -176,42 +176,17 @@ def render(
     """
     canvas = _place(rng, anatomy, size)
     by_name = {finding.name: finding for finding in findings}
-    a, y, distance = anatomy, canvas.y, canvas.distance
-
-    # Lungs: between the mediastinum, a wall that closes to the apex, and two domes.
-    rise = np.clip((a.widest - y) / (a.widest - a.apex), 0, 1)
-    wall = a.lung * np.sqrt(1 - rise * rise) ** np.float32(0.85)
-    cage = _edge(wall - distance, 0.008) * _edge(distance - a.mediastinum, 0.008) * _edge(y - a.apex, 0.008)
-    middle, half = (a.mediastinum + a.lung) / 2, (a.lung - a.mediastinum) / 2
-    fall = a.dome * ((distance - middle) / half) ** 2
-    lungs = {side: cage * (canvas.outward(side) > 0) * _edge(a.diaphragm[side] + fall - y, 0.008) for side in SIDES}
-
+    lungs = _lungs(canvas, anatomy)
     heart_depth, heart_centre = _heart(canvas, by_name.get("Cardiomegaly"), view)
     heart = _edge(heart_depth, 0.045)
-    air = (lungs["left"] + lungs["right"]) * (1 - 0.93 * heart)
-    # What fills the lung stays visible behind the heart, faintly.
-    seen = {side: lung * (1 - 0.65 * heart) for side, lung in lungs.items()}
-
-    body = _edge(a.chest + 0.05 - distance - np.clip(0.16 - y, 0, 1) * (distance > 0.1), 0.012)
-    body *= _edge(y - 0.02, 0.01)
-    picture = 0.03 + body * (0.60 + 0.05 * canvas.coarse) - 0.42 * air * body
-    picture += body * (0.10 * _edge(0.075 - distance, 0.012) + 0.05 * heart)
-    picture += body * _edge(0.035 - distance, 0.008) * (0.05 + 0.025 * np.sin(y * canvas.uniform(82, 100)))  # spine
-    picture -= 0.08 * body * _edge(0.018 - distance, 0.004) * (y < 0.36)  # trachea
-    ribs = _ribs(canvas)
-    picture += a.rib_contrast * ribs * body
-    _clavicles(canvas, picture, body)
-    hilum = np.exp(-(((distance - 0.13) / 0.11) ** 2) - ((y - 0.43) / 0.15) ** 2)
-    vessels = air * (hilum * (0.05 + 0.035 * np.clip(canvas.fine, 0, 3)) + 0.010 * canvas.fine)
-    if rng.random() < 0.4:  # gastric bubble
-        bubble = ((canvas.u - 0.6 * a.lung) / 0.06) ** 2 + ((y - a.diaphragm["left"] - 0.09) / 0.035) ** 2
-        picture -= 0.12 * np.exp(-bubble)
-
+    picture, vessels, ribs = _normal_chest(canvas, anatomy, lungs, heart)
     if finding := by_name.get("Cardiomegaly"):
         canvas.regions.append(Region(finding, None, heart_depth > 0))
     if finding := by_name.get("Pneumothorax"):
         vessels *= _pneumothorax(canvas, picture, finding, lungs[finding.side], ribs)
     picture += vessels
+    # What fills the lung stays visible behind the heart, faintly.
+    seen = {side: lung * (1 - 0.65 * heart) for side, lung in lungs.items()}
     if finding := by_name.get("Edema"):
         _edema(canvas, picture, finding, seen)
     if finding := by_name.get("Consolidation"):
@@ -225,6 +200,40 @@ def render(
     if finding := by_name.get("Support Devices"):
         _device(canvas, picture, finding.zone, heart_centre)
     return _expose(canvas, picture), canvas.regions
+
+
+def _lungs(canvas: _Canvas, anatomy: Anatomy) -> dict[str, np.ndarray]:
+    a, y, distance = anatomy, canvas.y, canvas.distance
+    # Lungs: between the mediastinum, a wall that closes to the apex, and two domes.
+    rise = np.clip((a.widest - y) / (a.widest - a.apex), 0, 1)
+    wall = a.lung * np.sqrt(1 - rise * rise) ** np.float32(0.85)
+    cage = _edge(wall - distance, 0.008) * _edge(distance - a.mediastinum, 0.008) * _edge(y - a.apex, 0.008)
+    middle, half = (a.mediastinum + a.lung) / 2, (a.lung - a.mediastinum) / 2
+    fall = a.dome * ((distance - middle) / half) ** 2
+    return {side: cage * (canvas.outward(side) > 0) * _edge(a.diaphragm[side] + fall - y, 0.008) for side in SIDES}
+
+
+def _normal_chest(
+    canvas: _Canvas, anatomy: Anatomy, lungs: dict[str, np.ndarray], heart: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The chest without findings and vessels, the vessels of the lungs, and the ribs."""
+    a, y, distance = anatomy, canvas.y, canvas.distance
+    air = (lungs["left"] + lungs["right"]) * (1 - 0.93 * heart)
+    body = _edge(a.chest + 0.05 - distance - np.clip(0.16 - y, 0, 1) * (distance > 0.1), 0.012)
+    body *= _edge(y - 0.02, 0.01)
+    picture = 0.03 + body * (0.60 + 0.05 * canvas.coarse) - 0.42 * air * body
+    picture += body * (0.10 * _edge(0.075 - distance, 0.012) + 0.05 * heart)
+    picture += body * _edge(0.035 - distance, 0.008) * (0.05 + 0.025 * np.sin(y * canvas.uniform(82, 100)))  # spine
+    picture -= 0.08 * body * _edge(0.018 - distance, 0.004) * (y < 0.36)  # trachea
+    ribs = _ribs(canvas)
+    picture += a.rib_contrast * ribs * body
+    _clavicles(canvas, picture, body)
+    hilum = np.exp(-(((distance - 0.13) / 0.11) ** 2) - ((y - 0.43) / 0.15) ** 2)
+    vessels = air * (hilum * (0.05 + 0.035 * np.clip(canvas.fine, 0, 3)) + 0.010 * canvas.fine)
+    if canvas.rng.random() < 0.4:  # gastric bubble
+        bubble = ((canvas.u - 0.6 * a.lung) / 0.06) ** 2 + ((y - a.diaphragm["left"] - 0.09) / 0.035) ** 2
+        picture -= 0.12 * np.exp(-bubble)
+    return picture, vessels, ribs
 
 
 # Findings. Each brightens or darkens the picture in place and notes its region.

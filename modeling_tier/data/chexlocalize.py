@@ -1,0 +1,144 @@
+# Licensed under the Apache License, Version 2.0.
+"""CheXlocalize: radiologists' masks of ten findings on the validation and test images of CheXpert."""
+
+import json
+import os
+from pathlib import Path
+
+import pandas as pd
+from datasets import Dataset
+
+from .chexpert import RECORD as CHEXPERT
+from .chexpert import image_rows, with_files
+from .columns import CHEXPERT_LABELS, VIEWS, check_choice, check_split, make_pairs, pair_features
+from .masks import coco_mask, mask_box, mask_cell
+from .pictures import picture_size, scaled_box
+from .record import DatasetRecord
+from .rejected import RejectedRow, reject
+from .tables import find_table, label_dicts, need_folder, warn_skipped
+
+
+# Its names of findings, by CheXpert's.
+FINDINGS = {
+    **{name: name for name in ("Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Lesion")},
+    "Airspace Opacity": "Lung Opacity",
+    **{name: name for name in ("Edema", "Consolidation", "Atelectasis", "Pneumothorax", "Pleural Effusion")},
+    "Support Devices": "Support Devices",
+}
+
+_SPLITS = {"validation": "val", "test": "test"}
+_IMAGES = ("CheXpert", "CheXpert-v1.0", "")
+_MASKS = ("CheXlocalize", "")
+
+
+def chexlocalize(
+    split: str = "test",
+    data_dir: str | os.PathLike | None = None,
+    views: str = "all",
+    with_masks: bool = False,
+) -> Dataset:
+    """
+    CheXpert's validation and test images with its 14 labels, and `regions` with a mask and the box around it; there
+    are no texts. The phrase of a region is the finding's name. A mask without pixels says that the finding is absent.
+
+    Args:
+        split: "validation" (234 images) or "test" (668).
+        data_dir: folder with `CheXlocalize/gt_segmentations_val.json` and `gt_segmentations_test.json`, and with
+            `CheXpert/val_labels.csv` and `test_labels.csv`, whose images are in `CheXpert/val` and `CheXpert/test`.
+        views: "all", or "frontal".
+        with_masks: whether to take the images with a mask alone.
+
+    Raises:
+        ValueError: for a missing file, one of another form, too many bad rows, or if no image is found.
+    """
+    check_split("chexlocalize", split, _SPLITS)
+    check_choice("chexlocalize", "views", views, VIEWS)
+    folder = need_folder("chexlocalize", data_dir, "the folder with CheXpert/ and CheXlocalize/")
+    name = f"gt_segmentations_{_SPLITS[split]}.json"
+    path = find_table(folder, [f"{part}/{name}" if part else name for part in _MASKS])
+    table = with_files(_rows(folder, split), "chexlocalize")
+    if views == "frontal":
+        table = table[table["frontal"]]
+    keys = [_key(row.study, row.file) for row in table.itertuples()]
+    regions = _regions(path, dict(zip(keys, table["path"])))
+    if with_masks:
+        table = table[[bool(regions.get(key)) for key in keys]]
+        keys = [key for key in keys if regions.get(key)]
+    if table.empty:
+        raise ValueError(f"chexlocalize: no image is left with views {views!r} and with_masks {with_masks}.")
+    columns = {
+        "image": table["path"].tolist(),
+        "subject_id": table["subject"].tolist(),
+        "study_id": table["study"].tolist(),
+        "image_id": table["image_id"].tolist(),
+        "view": table["view"].tolist(),
+        "labels": label_dicts(table[list(CHEXPERT_LABELS)]),
+        "regions": [regions.get(key, []) for key in keys],
+    }
+    return make_pairs(columns, pair_features(CHEXPERT_LABELS, ids="string", regions=True, mask=True))
+
+
+def _rows(folder: Path, split: str) -> pd.DataFrame:
+    """CheXpert's rows of the split."""
+    tables = [f"{_SPLITS[split]}_labels.csv"]
+    for part in _IMAGES:
+        if any((folder / part / f"{tables[0]}{end}").is_file() for end in ("", ".gz")):
+            return image_rows(folder / part, split, tables)
+    find_table(folder, [f"{part}/{tables[0]}" if part else tables[0] for part in _IMAGES])  # raises
+    raise AssertionError
+
+
+def _key(study: str, file: str) -> str:
+    """As patient64741_study1_view1_frontal."""
+    return f"{study}/{file}".removesuffix(".jpg").replace("/", "_")
+
+
+def _regions(path: Path, paths: dict[str, str]) -> dict[str, list[dict]]:
+    """By image; damaged masks, and those of unknown images and findings, are bad rows."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({str(error).splitlines()[0][:200]}).") from error
+    if not isinstance(content, dict) or not all(isinstance(masks, dict) for masks in content.values()):
+        raise ValueError(f'{path} must be like {{"patient64741_study1_view1_frontal": {{finding: mask}}}}.')
+    regions: dict[str, list[dict]] = {}
+    bad = []
+    for key, masks in content.items():
+        for finding, encoded in masks.items():
+            try:
+                if finding not in FINDINGS:
+                    raise ValueError(f"unknown finding {finding!r}; known are {list(FINDINGS)}")
+                mask = coco_mask(encoded)
+            except ValueError as error:
+                bad.append(RejectedRow(str(path), f"{key}, {finding}", str(error)))
+            else:
+                if mask.any() and key in paths:
+                    regions.setdefault(key, []).append(_region(FINDINGS[finding], mask, paths[key]))
+    reject(bad, sum(map(len, content.values())))
+    absent = [key for key in content if key not in paths]
+    warn_skipped("chexlocalize", len(absent), len(content), "no such image is used", absent[0] if absent else "")
+    if content and len(absent) == len(content):
+        raise ValueError(
+            f"{path}: none of its images is there, such as {absent[0]}; there is {min(paths, default='none')}."
+        )
+    return regions
+
+
+def _region(finding: str, mask, path: str) -> dict:
+    """In pixels of the stored picture, which may be a smaller copy."""
+    published = mask.shape[::-1]
+    size = picture_size({"bytes": None, "path": path}) or published
+    box = scaled_box(mask_box(mask), published, size)
+    return {"finding": finding, "phrase": finding.lower(), "box": box, "mask": mask_cell(mask, size)}
+
+
+RECORD = DatasetRecord(
+    name="chexlocalize",
+    load=chexlocalize,
+    title="CheXlocalize",
+    address="https://stanfordaimi.azurewebsites.net/datasets/23c56a0d-15de-405b-87c8-99c30138950c",
+    licence="Stanford University Dataset Research Use Agreement",
+    access="registration with Stanford AIMI, under a research use agreement",
+    id_patterns=CHEXPERT.id_patterns,
+    findings=CHEXPERT_LABELS,
+)

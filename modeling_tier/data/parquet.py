@@ -1,0 +1,80 @@
+# Licensed under the Apache License, Version 2.0.
+"""Parquet files with pictures in them, in a folder or on the Hub; all rows, or the first ones alone."""
+
+import itertools
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from datasets import Dataset, Features, Image, load_dataset
+from tqdm.auto import tqdm
+
+
+_FOLDERS = ("", "data", "default")
+
+
+def parquet_files(folder: Path, split: str) -> list[str]:
+    """The Parquet files of a split, in a folder or in its `data`, as the Hub names them."""
+    files = sorted(file for name in _FOLDERS for file in (folder / name).glob("*.parquet"))
+    return [str(file) for file in files if re.match(rf"{split}(?![a-z])", file.name)]
+
+
+def has_parquet(folder: Path) -> bool:
+    return any(next((folder / name).glob("*.parquet"), None) for name in _FOLDERS)
+
+
+def is_hub_name(name: str) -> bool:
+    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name)) and not Path(name).exists()
+
+
+def load_parquet(source: str, split: str, max_rows: int | None) -> Dataset:
+    """
+    The rows of a split, with pictures as they are stored.
+
+    Args:
+        source: a folder with Parquet files, or the name of a data set on the Hub.
+        split: "train" or "test", as its files are called.
+        max_rows: the first so many are read, and no more is downloaded than they need; None: all.
+
+    Raises:
+        ValueError: if there are none, or they cannot be read.
+    """
+    folder = Path(source)
+    arguments: dict = {"path": source, "split": split}
+    if folder.is_dir():
+        files = parquet_files(folder, split)
+        if not files:
+            raise ValueError(f"The folder {source} has no Parquet file whose name begins with {split!r}.")
+        arguments = {"path": "parquet", "data_files": {split: files}, "split": split}
+    try:
+        if max_rows is None:
+            return _undecoded(load_dataset(**arguments))
+        stream = load_dataset(**arguments, streaming=True)
+        features = stream.features or Features({})
+        rows = list(_first(_undecoded(stream), max_rows, source))
+        return Dataset.from_list(rows, features=_stored(features) if rows and features else None)
+    except Exception as error:  # of the Hub, the file system and Arrow
+        raise ValueError(
+            f"{source}, split {split!r}, cannot be read as a folder of Parquet files or a data set on the Hub: "
+            f"{_reason(error)}"
+        ) from error
+
+
+def _undecoded(rows):
+    for name, kind in (rows.features or {}).items():
+        if isinstance(kind, Image):
+            rows = rows.cast_column(name, Image(decode=False))
+    return rows
+
+
+def _stored(features: Features) -> Features:
+    return Features({n: Image(decode=False) if isinstance(kind, Image) else kind for n, kind in features.items()})
+
+
+def _first(rows: Iterable[dict], number: int, source: str) -> Iterable[dict]:
+    return tqdm(itertools.islice(rows, number), total=number, desc=f"reading {source}", unit="img")
+
+
+def _reason(error: Exception) -> str:
+    cause = error.__cause__ or error
+    return (str(cause) or type(cause).__name__).splitlines()[0][:300]
