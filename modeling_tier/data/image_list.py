@@ -67,3 +67,8 @@ def select_images(dataset: Dataset, ids: list[str], source: str | Path) -> tuple
     others = len(existing) - len(rows)
     note = f"{source} names {len(rows)} of the {len(existing)} images; {others} others are not used."
     return dataset.select(rows), note if others else None
+
+
+def images_fingerprint(ids: Iterable[str]) -> str:
+    """SHA-256 of the sorted ids, one per line: the same for the same images in any order."""
+    return hashlib.sha256("".join(f"{name}\n" for name in sorted(ids)).encode()).hexdigest()
