@@ -28,7 +28,6 @@ VISION_WITHOUT_CLASS_TOKEN = (
     "convnextv2",
     "donut-swin",
     "focalnet",
-    "glpn",
     "ijepa",
     "maskformer-swin",
     "poolformer",
@@ -84,6 +83,7 @@ _UNUSABLE_TEXT = {
 _UNUSABLE_VISION = {
     "siglip2_vision_model": "it takes packed patches instead of pixel_values; use 'siglip_vision_model'",
     "vit_mae": "it hides 75% of the patches at random; use 'vit', which loads the same weights",
+    "glpn": "its states depend on the whole picture more than on their own patch; use 'pvt_v2' or 'swin'",
     "hiera": "it re-orders its patches; use 'vit' or 'swin'",
     "yolos": "its detection tokens stand where patches would; use 'vit' or 'deit'",
     "pixtral": "it packs the images of a batch into one row; use 'vit' or 'siglip_vision_model'",
@@ -232,9 +232,9 @@ def check_vision_encoder(config: PreTrainedConfig, image_pooling: str) -> None:
 
 def unreached_parameters(config: PreTrainedConfig) -> list[str]:
     """
-    Names of the parameters of an encoder that its states do not depend on, such as a mask token's embedding or a head
-    for another task. They are found by a backward pass, without data on torch's meta device; an encoder that looks at
-    its data on the way gets zeros.
+    Names of the parameters of an encoder that do not train: those that it fixes itself, and those that its states do
+    not depend on, such as a mask token's embedding or a head for another task. The latter are found by a backward
+    pass, without data on torch's meta device; an encoder that looks at its data on the way gets zeros.
     """
     return _unreached_parameters(encoder_class(config), config.to_json_string())
 
@@ -266,9 +266,10 @@ def _without_gradient(encoder: PreTrainedModel, device: str) -> list[str]:
             ids = torch.zeros(1, 4, dtype=torch.int64)
             outputs = encoder(input_ids=ids, attention_mask=torch.ones_like(ids))
         states = with_pooled_norm(encoder, outputs.last_hidden_state)
-    parameters = dict(encoder.named_parameters())
-    gradients = torch.autograd.grad(states.sum(), list(parameters.values()), allow_unused=True)
-    return [name for name, gradient in zip(parameters, gradients) if gradient is None]
+    fixed = [name for name, parameter in encoder.named_parameters() if not parameter.requires_grad]
+    trained = {name: parameter for name, parameter in encoder.named_parameters() if parameter.requires_grad}
+    gradients = torch.autograd.grad(states.sum(), list(trained.values()), allow_unused=True)
+    return fixed + [name for name, gradient in zip(trained, gradients) if gradient is None]
 
 
 def with_pooled_norm(encoder: PreTrainedModel, hidden_states: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,6 @@
 # Licensed under the Apache License, Version 2.0.
 """Every encoder that transformers maps: refused when the configuration is made, or it does what is promised."""
 
-import warnings
 from dataclasses import fields
 
 import pytest
@@ -13,15 +12,18 @@ from modeling_tier import TierConfig, TierModel
 from modeling_tier.encoders_tier import max_text_length, unreached_parameters
 
 
-QUICK_TEXT = ("bert", "roberta", "modernbert", "longformer", "squeezebert", "siglip_text_model")
+QUICK_TEXT = ("bert", "roberta", "modernbert", "longformer", "squeezebert", "siglip_text_model", "roformer")
 QUICK_VISION = ("vit", "deit", "dinov2", "chinese_clip_vision_model", "aimv2_vision_model", "regnet", "swinv2")
 
 # Why each of these is refused by name was seen by these very tests.
 REFUSED_TEXT = ("convbert", "fnet", "funnel", "mobilebert", "mra", "nystromformer", "reformer", "yoso")
-REFUSED_VISION = ("yolos", "pixtral", "hiera", "vit_mae", "siglip2_vision_model", "videomae", "segformer")
+REFUSED_VISION = ("glpn", "yolos", "pixtral", "hiera", "vit_mae", "siglip2_vision_model", "videomae", "segformer")
 
 # These compute their positions, or clip them, and run beyond what they were made for.
 RUN_ON = ("esmc", "eurobert", "gte", "jina_embeddings_v3", "modernbert", "neomme", "nomic_bert", "tapas", "ultrabert")
+
+# Types that transformers cannot configure without options; both are made of several models.
+WITHOUT_DEFAULT = ("gemma4_assistant", "nougat")
 
 _TINY = {
     "hidden_size": 32,
@@ -105,7 +107,7 @@ def build(option: str, model_type: str) -> TierModel:
     encoder = getattr(model, option.replace("config", "model"))
     for name, parameter in encoder.named_parameters():  # far from symmetric beginnings
         if parameter.ndim > 1 and "norm" not in name:
-            nn.init.normal_(parameter, std=min(0.2, 2 / parameter[0].numel() ** 0.5))
+            nn.init.normal_(parameter, std=min(0.2, 2 / max(1, parameter[0].numel()) ** 0.5))
     return model
 
 
@@ -187,17 +189,14 @@ def test_a_vision_encoder_does_what_is_promised(model_type):
 )
 def test_every_encoder_that_is_accepted_does_what_is_promised(option, check):
     broken, names = {}, accepted(option)
+    print(f"{option}: of {len(CONFIG_MAPPING)} types {len(names)} are accepted")
     assert len(names) > 25
     for model_type in names:
         try:
-            model = build(option, model_type)
-        except Exception as error:  # a library is missing, or the sizes of `tiny` do not suit this type
-            warnings.warn(f"{model_type} was not built, so not checked: {error}", stacklevel=1)
-            continue
-        try:
-            check(model)
-        except Exception as error:
+            check(build(option, model_type))
+        except Exception as error:  # also where the sizes of `tiny` do not suit this type: give them there
             broken[model_type] = f"{type(error).__name__}: {str(error)[:300]}"
+    print(f"{len(names) - len(broken)} of them do what is promised")
     assert not broken, "\n".join(f"{name}: {message}" for name, message in broken.items())
 
 
@@ -205,7 +204,8 @@ def test_every_refusal_is_a_sentence_of_ours():
     for model_type, config_class in CONFIG_MAPPING.items():
         try:
             config = config_class()
-        except Exception:  # noqa: S112 - without a default
+        except Exception:
+            assert model_type in WITHOUT_DEFAULT, model_type
             continue
         for option in ("text_config", "vision_config"):
             try:
