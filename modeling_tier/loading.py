@@ -14,10 +14,10 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 from .encoders_tier import max_text_length
 from .modeling_tier import TierModel
 from .processing_tier import TierProcessor
+from .tokenizer_tier import check_tokenizer_files
 
 
 Loaded = TypeVar("Loaded")
-MAX_ADDED_TOKENS = 20_000  # they are added one by one; published tokenizers have up to some 6,400
 _MAX_NAMES = 10  # weights that a message lists
 
 
@@ -61,7 +61,6 @@ def load_model(name_or_path: str) -> tuple[TierModel, TierProcessor]:
             surplus (with their names).
     """
     check_model_name(name_or_path)
-    check_tokenizer_files(name_or_path)
     with naming_damage(name_or_path, "config.json"):
         model_type = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False).model_type
     if model_type not in ("tier", "clip"):
@@ -77,6 +76,7 @@ def load_model(name_or_path: str) -> tuple[TierModel, TierProcessor]:
         with naming_damage(name_or_path, "the image processor"):
             image_processor = AutoImageProcessor.from_pretrained(name_or_path, trust_remote_code=False)
         with naming_damage(name_or_path, "the tokenizer"):
+            check_tokenizer_files(name_or_path)
             processor = TierProcessor(image_processor, AutoTokenizer.from_pretrained(name_or_path))
         with naming_damage(name_or_path, "the weights"):
             model = TierModel.from_clip(name_or_path, lambda_token=0.0, lambda_patch=0.0)
@@ -87,27 +87,6 @@ def load_model(name_or_path: str) -> tuple[TierModel, TierProcessor]:
     longest, tokenizer = max_text_length(model.config.text_config), processor.tokenizer
     tokenizer.model_max_length = min(tokenizer.model_max_length, longest or tokenizer.model_max_length)
     return model.eval(), processor
-
-
-def check_tokenizer_files(folder: str | Path) -> None:
-    """Raise ValueError if a folder's tokenizer has so many added tokens that loading it would take hours."""
-    for name, key in (
-        ("tokenizer.json", "added_tokens"),
-        ("tokenizer_config.json", "added_tokens_decoder"),
-        ("added_tokens.json", None),
-    ):
-        path = Path(folder, name)
-        if not path.is_file():
-            continue
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            number = len(content if key is None else content.get(key, ()))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no file of a tokenizer: {error}") from error
-        if number > MAX_ADDED_TOKENS:
-            raise ValueError(
-                f"{path} adds {number:,} tokens to its vocabulary; at most {MAX_ADDED_TOKENS:,} are read."
-            )
 
 
 def complete(from_pretrained: Callable[..., tuple[Loaded, dict]], name_or_path: str, **options) -> Loaded:

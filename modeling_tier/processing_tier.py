@@ -12,6 +12,7 @@ from transformers.processing_utils import ProcessingKwargs
 
 from .framing_tier import Framing
 from .reading_tier import MAX_ASPECT_RATIO, MAX_PIXELS, ReadingOptions, load_radiograph
+from .tokenizer_tier import check_tokenizer_files
 
 
 # By these a tokenizer's files would set lengths that `model_max_length` should.
@@ -99,6 +100,12 @@ class TierProcessor(ProcessorMixin):
             framing = self.framing
             images = [framing(self._read(image, frame)) for image in images]
         return super().__call__(images=images, text=texts, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As every processor's; raises ValueError for a tokenizer with more added tokens than can be loaded."""
+        check_tokenizer_files(pretrained_model_name_or_path, **kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
         _remove_lengths(getattr(self, "tokenizer", None))  # each call leaves its own in a fast tokenizer

@@ -20,9 +20,9 @@ from transformers import (
 
 from ..configuration_tier import TierConfig
 from ..encoders_tier import max_text_length
-from ..loading import check_tokenizer_files
 from ..modeling_tier import TierModel
 from ..processing_tier import TierProcessor
+from ..tokenizer_tier import check_tokenizer_files
 from ..training.building import with_options
 from .source import Converted
 from .weight_files import Record, Weights, existing, find_folder, folder_weights

@@ -16,6 +16,7 @@ from ..encoders_tier import max_text_length
 from ..framing_tier import Framing
 from ..modeling_tier import TierModel
 from ..processing_tier import TierProcessor
+from ..tokenizer_tier import check_tokenizer_files
 from .options import ModelOptions, TrainConfig, tier_options
 
 
@@ -38,6 +39,7 @@ def build_processor(config: TrainConfig, pairs: Dataset | IterableDataset) -> Ti
     image_processor = with_options(image_processor, image_options)
     tokenizer_source = config.tokenizer.pretrained or pretrained
     if tokenizer_source:
+        check_tokenizer_files(tokenizer_source)
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_source)
     elif isinstance(pairs, IterableDataset):
         raise ValueError("tokenizer.pretrained is needed for a stream: a new tokenizer would read all of it first.")
