@@ -1,10 +1,9 @@
 # Licensed under the Apache License, Version 2.0.
 """What the model card says of the numbers: tables, the metadata's results, and ways to fail."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult
 
@@ -28,6 +27,11 @@ from ..evaluation.measures import (
     Measure,
     shown_in,
 )
+from .origin import option
+
+
+MAX_NUMBER = 1e12
+"""No measure and no count is larger; JSON takes integers that no float holds."""
 
 
 class Row(NamedTuple):
@@ -80,53 +84,66 @@ class Results:
         return f"{self.name or self.dataset}, {self.split} split"
 
 
-def all_results(evaluation: dict, validation: dict, training: dict, titles: dict[str, str]) -> list[Results]:
+def at(content: object, *names: str) -> Any:
+    """What stands under these names, one inside the other; None where a part is missing or no mapping."""
+    for name in names:
+        content = content.get(name) if isinstance(content, dict) else None
+    return content
+
+
+def _items(content: object) -> dict:
+    return content if isinstance(content, dict) else {}
+
+
+def all_results(evaluation: dict, validation: object, training: dict, titles: dict[str, str]) -> list[Results]:
     """
-    The evaluation's first, then the run's own; those that hold a number.
+    The evaluation's first, then the run's own; those that hold a number. Parts that are not of the form in which this
+    package writes them count as not measured.
 
     Args:
-        evaluation: an evaluation's `metrics.json` of this model; empty if there is none.
+        evaluation: an evaluation's `metrics.json` of this model, with the names of a data set and a split; empty if
+            there is none.
         validation: what the run has measured, "validation" in its own `metrics.json`.
         training: `training_config.yaml`.
         titles: of the data sets.
     """
-    found = [_of_evaluation(evaluation, titles)] if evaluation else []
-    data, own = training.get("data") or {}, training.get("evaluation") or {}
-    other = own.get("dataset")
-    rest = {key: value for key, value in validation.items() if key != other}
+    results = [_of_evaluation(evaluation, titles)] if evaluation else []
+    other = option(training, "evaluation", "dataset")
+    rest = {key: value for key, value in _items(validation).items() if key != other}
     for dataset, metrics, split in (
-        (other, validation.get(other), own.get("split", "validation")),
-        (data.get("name"), rest, "validation"),
+        (other, _items(at(validation, other or "")), option(training, "evaluation", "split") or "validation"),
+        (option(training, "data", "name"), rest, "validation"),
     ):
-        if metrics:
-            images = metrics.get("num_images")
-            about = f"{f'{images:,} images, measured' if images else 'Measured'} in training. "
-            about += "The checkpoint was chosen by such numbers, which flatters them. Without intervals."
-            name = titles.get(dataset, "")
-            found.append(Results(dataset or "validation data", split, about, metrics, name=name))
-    return [results for results in found if results.groups]
+        images = _number(metrics.get("num_images"))
+        about = f"{f'{images:,.0f} images, measured' if images else 'Measured'} in training. "
+        about += "The checkpoint was chosen by such numbers, which flatters them. Without intervals."
+        title = titles.get(dataset or "", "")
+        results.append(Results(dataset or "validation data", split, about, metrics, name=title))
+    return [each for each in results if each.groups]
 
 
 def _of_evaluation(evaluation: dict, titles: dict[str, str]) -> Results:
-    settings, counts = evaluation.get("settings", {}), evaluation.get("counts", {})
-    number = ", ".join(f"{counts[name]:,} {name}" for name in ("images", "studies", "subjects") if name in counts)
+    counts = {name: _number(at(evaluation, "counts", name)) for name in ("images", "studies", "subjects")}
+    number = ", ".join(f"{count:,.0f} {name}" for name, count in counts.items() if count is not None)
     about = f"Zero-shot{f', {number}' if number else ''}."
-    if protocol := evaluation.get("protocol", {}).get("name"):
+    if protocol := at(evaluation, "protocol", "name"):
         about += f" Protocol `{protocol}`."
-    if smoothing := settings.get("smooth_maps"):
+    metrics = _items(evaluation.get("metrics"))
+    if smoothing := _number(at(evaluation, "settings", "smooth_maps")):
         about += f" Before they were measured, maps were smoothed by a gaussian of {smoothing:g} patches, as BioViL's."
-    elif evaluation["metrics"].get("localisation"):
+    elif metrics.get("localisation"):
         about += (
             " Maps were measured as they are. BioViL's published numbers are of maps smoothed by a gaussian of 1.5 "
             "patches, which raises the CNR: compare with `evaluate_zeroshot.py --smooth_maps 1.5`."
         )
-    if settings.get("resamples"):
+    if resamples := _number(at(evaluation, "settings", "resamples")):
         about += (
-            f" Intervals are percentiles of a bootstrap over subjects ({settings['resamples']:,} resamples): they "
-            "speak of this model on other subjects, not of other training runs."
+            f" Intervals are percentiles of a bootstrap over subjects ({resamples:,.0f} resamples): they speak of "
+            "this model on other subjects, not of other training runs."
         )
-    confidence, dataset = f"{settings.get('confidence', 0.95):.0%}", evaluation["dataset"]
-    return Results(dataset, evaluation["split"], about, evaluation["metrics"], confidence, titles.get(dataset, ""))
+    confidence = _number(at(evaluation, "settings", "confidence")) or 0.95
+    dataset = evaluation["dataset"]
+    return Results(dataset, evaluation["split"], about, metrics, f"{confidence:.0%}", titles.get(dataset, ""))
 
 
 def measured(metrics: dict) -> list[Group]:
@@ -141,31 +158,30 @@ def measured(metrics: dict) -> list[Group]:
 
 
 def _classification(metrics: dict) -> list[Row | None]:
-    classes = (metrics.get("classification") or {}).get("image") or {}
-    auroc = {name: values.get("auroc") for name, values in classes.items()} or metrics.get("auroc") or {}
+    classes = _items(at(metrics, "classification", "image"))
+    auroc = {name: at(values, "auroc") for name, values in classes.items()} or _items(metrics.get("auroc"))
     rows = []
     for measure in shown_in(CARD, RANKING, DECISION, CALIBRATION):
         title = measure.full or measure.title
         if measure.name == "auroc":
             rows.append(_row(f"{title}, mean over the findings", auroc.get("mean"), measure.hub_name))
-            rows += [_row(f"{title}, {_cell(name)}", value) for name, value in auroc.items() if name != "mean"]
+            rows += [_row(f"{title}, {table_cell(name)}", value) for name, value in auroc.items() if name != "mean"]
         else:
-            value = (classes.get("mean") or {}).get(measure.name)
-            rows.append(_row(f"{title}, mean", value, measure.hub_name))
+            rows.append(_row(f"{title}, mean", at(classes, "mean", measure.name), measure.hub_name))
     return rows
 
 
 def _localisation(metrics: dict) -> list[Row | None]:
-    plain, with_intervals = metrics.get("localisation") or {}, metrics.get("localisation_intervals") or {}
     rows = []
     for measure in shown_in(CARD, LOCALISATION):
-        value = (with_intervals.get(measure.name) or plain.get(measure.name) or {}).get("mean")
+        value = at(metrics, "localisation_intervals", measure.name, "mean")
+        value = at(metrics, "localisation", measure.name, "mean") if value is None else value
         rows.append(_row(f"{measure.title}, mean", value, measure.hub_name, _reference(measure, metrics)))
     return rows
 
 
 def _sparsity(metrics: dict) -> list[Row | None]:
-    sparsity = (metrics.get("sparsity") or {}).get("without_padding") or {}
+    sparsity = _items(at(metrics, "sparsity", "without_padding"))
     return [
         _row(m.title, sparsity.get(m.name, metrics.get(m.name)), m.hub_name or None, _reference(m, metrics))
         for m in shown_in(CARD, SPARSITY, WHOLE_SET)
@@ -173,19 +189,23 @@ def _sparsity(metrics: dict) -> list[Row | None]:
 
 
 def _retrieval(metrics: dict) -> list[Row | None]:
-    recall = metrics.get("retrieval_intervals") or metrics.get("retrieval") or {}
+    recall = metrics.get("retrieval_intervals") or metrics.get("retrieval")
     ways = {"image_to_text": "text of an image", "text_to_image": "image of a text"}
     return [
-        _row(f"{title}, {m.full}", (recall.get(way) or {}).get(m.name), f"{m.hub_name}_{way}")
+        _row(f"{title}, {m.full}", at(recall, way, m.name), f"{m.hub_name}_{way}")
         for way, title in ways.items()
         for m in shown_in(CARD, RETRIEVAL)
     ]
 
 
 def _reference(measure: Measure, metrics: dict) -> str:
-    """What a number is to be read beside, such as the chance level."""
-    value = BY_NAME[measure.reference].mean_of(metrics) if measure.reference else None
-    return "" if _number(value) is None else f" ({measure.reference_word} {value:.3f})"
+    """The number that one is to be compared with, such as the chance level."""
+    if not measure.reference:
+        return ""
+    part = metrics.get("localisation") if BY_NAME[measure.reference].group == LOCALISATION else metrics
+    value = at(part, measure.reference)
+    value = _number(value["mean"] if isinstance(value, dict) and "mean" in value else value)
+    return "" if value is None else f" ({measure.reference_word} {value:.3f})"
 
 
 def _row(title: str, measured: dict | float | None, metric: str | None = None, note: str = "") -> Row | None:
@@ -198,12 +218,12 @@ def _row(title: str, measured: dict | float | None, metric: str | None = None, n
     return Row(title, value, *((None, None) if low is None or high is None else (low, high)), metric, note)
 
 
-def _number(value) -> float | None:
-    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _number(value: object) -> float | None:
+    known = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_NUMBER  # NaN is not
     return float(value) if known else None
 
 
-def _cell(name: str) -> str:
+def table_cell(name: str) -> str:
     return name.replace("|", "/").replace("\n", " ")
 
 
@@ -269,12 +289,12 @@ def _collapse(metrics: dict) -> str | None:
 
 
 def _elsewhere(metrics: dict) -> str | None:
-    plain, intervals = metrics.get("localisation") or {}, metrics.get("localisation_intervals") or {}
-    chance = _number((plain.get("chance") or {}).get("mean"))
-    hit = _row("", ((intervals if "pointing_game" in intervals else plain).get("pointing_game") or {}).get("mean"))
+    chance = _number(at(metrics, "localisation", "chance", "mean"))
+    hit = _row("", at(metrics, "localisation_intervals", "pointing_game", "mean"))
+    hit = hit or _row("", at(metrics, "localisation", "pointing_game", "mean"))
     if hit is None or chance is None:
         return None
-    least, most = (hit.value, hit.value) if hit.low is None else (hit.low, hit.high)
+    least, most = (hit.value, hit.value) if hit.low is None or hit.high is None else (hit.low, hit.high)
     verdict = "more than" if least > chance else "**less than**" if most < chance else "**not distinguishable from**"
     return (
         "Maps that point elsewhere, which an AUROC does not show: the largest value of a sentence's map lies in the "
@@ -283,8 +303,7 @@ def _elsewhere(metrics: dict) -> str | None:
 
 
 def _uncalibrated(metrics: dict) -> str | None:
-    mean = ((metrics.get("classification") or {}).get("image") or {}).get("mean") or {}
-    error = _row("", mean.get("ece"))
+    error = _row("", at(metrics, "classification", "image", "mean", "ece"))
     if error is None:
         return None
     return (

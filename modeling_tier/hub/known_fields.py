@@ -14,6 +14,7 @@ import hashlib
 import importlib.util
 import inspect
 import json
+import os
 import pkgutil
 import re
 import typing
@@ -38,7 +39,9 @@ from ..training.options import BEST_METRICS, OPTIMIZERS, SCHEDULES, TRACKERS, Tr
 
 
 MAX_FIELDS = 200_000
-"""Of one file. A YAML file of a few lines can stand for billions of values."""
+"""Of one file."""
+MAX_TEXT = 1_000
+"""Characters of a text that a user is asked to read."""
 
 
 class FreeText(NamedTuple):
@@ -74,6 +77,8 @@ class Selection:
         return GONE
 
     def free_text(self, key: str, text: str) -> object:
+        if len(text) > MAX_TEXT:
+            return self.drop(f"{key} (a text of more than {MAX_TEXT:,} characters)")
         self.texts.append(FreeText(self.file, key, text))
         return text if self.accepted else GONE
 
@@ -406,15 +411,19 @@ class _Section(NamedTuple):
             return value if hub else None
         if key == "evaluation.prompts":
             return value if is_packaged(value) else None
+        if value is None:
+            return None
         if key == "freeze.patterns":
-            return [each for each in (self._pattern(key, one) for one in value or []) if each is not GONE]
+            patterns = value if isinstance(value, list) else [value]
+            return [each for each in (self._pattern(key, one) for one in patterns) if each is not GONE]
         if key in ("model.vision_config", "model.text_config"):
             config = getattr(self.model.config, name)
-            return config_fields(value or {}, config, self.selection, f"{key}.")
+            known = isinstance(value, dict)
+            return config_fields(value, config, self.selection, f"{key}.") if known else self.selection.drop(key)
         if key == "model.image_options":
             return self.selection.plain(key, value, words_of_module("transformers.processing_utils") | _IMAGE_SIZES)
         if key in ("data.options", "data.train", "data.validation", "evaluation.options"):
-            return self._data_options(key, value or {})
+            return self._data_options(key, value) if isinstance(value, dict) else self.selection.drop(key)
         return self.selection.plain(key, value, _CHOICES)
 
     def _pattern(self, key: str, pattern):
@@ -424,10 +433,11 @@ class _Section(NamedTuple):
         return pattern if names_something else self.selection.free_text(key, str(pattern))
 
     def _data_options(self, key: str, options: dict) -> dict:
-        part = self.content.get(self.name) or {}
-        dataset = part.get("name") or part.get("dataset") or (self.content.get("data") or {}).get("name")
+        parts = [self.content.get(self.name), self.content.get("data")]
+        names = [part.get(name) for part in parts if isinstance(part, dict) for name in ("name", "dataset")]
+        dataset = next((name for name in names if isinstance(name, str) and name), "")
         record = DATASETS.get(dataset)
-        if record is None or not isinstance(options, dict):
+        if record is None:
             return {}
         names = {"split", *record.options}
         words = _words_of_data()
@@ -457,6 +467,6 @@ def local_source(name: str | None, bases: Iterable[Path] = ()) -> Path | None:
     if not name or not isinstance(name, str):
         return None
     for base in (Path(), *bases):
-        if (base / name).exists():
+        if os.path.exists(base / name):  # False too for a name that no file can have
             return base / name
     return None if _MODEL_ID.fullmatch(name) else Path(name)

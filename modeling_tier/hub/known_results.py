@@ -8,7 +8,7 @@ import functools
 import math
 import pkgutil
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from .. import evaluation
@@ -48,7 +48,7 @@ _STRUCTURE = frozenset(
 )
 _NUMBER_NAME = re.compile(r"(?!.*\d{4})[a-z][a-z0-9_]{0,39}(@\d{1,3})?")
 _FINDING_NAME = re.compile(r"[^\W_][\w /,()'-]{0,60}")
-_SHA256 = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass
@@ -151,20 +151,30 @@ def own_findings(results: dict) -> frozenset[str]:
 # Evaluations
 
 
-def is_evaluation(results: dict) -> bool:
-    """Whether a file is of `evaluate_zeroshot.py`, as far as it is needed here."""
-    kinds = {"dataset": str, "split": str, "name": str, "protocol": dict, "fingerprints": dict, "metrics": dict}
-    if not all(isinstance(results.get(name), kind) for name, kind in kinds.items()):
-        return False
-    prints, compared = results["fingerprints"], results.get("compared", {})
-    return (
-        isinstance(prints.get("models"), dict)
-        and isinstance(results["protocol"].get("name"), str)
-        and isinstance(compared, dict)
-        and all(isinstance(each, dict) and isinstance(each.get("metrics"), dict) for each in compared.values())
-        and isinstance(results.get("prompts", {}), dict)
-        and isinstance(results.get("validation", {}), dict)
-    )
+_PARTS = {"dataset": str, "split": str, "name": str, "protocol": dict, "fingerprints": dict, "metrics": dict}
+_OPTIONAL_PARTS = {"prompts": dict, "validation": dict, "compared": dict}
+
+
+def evaluation_problem(results: dict) -> str | None:
+    """Why a file is none of `evaluate_zeroshot.py`, as far as its form matters here; else None."""
+    wrong = [name for name, kind in _PARTS.items() if not isinstance(results.get(name), kind)]
+    wrong += [name for name, kind in _OPTIONAL_PARTS.items() if not isinstance(results.get(name, {}), kind)]
+    if wrong:
+        return f"is not of evaluate_zeroshot.py (see {', '.join(map(repr, wrong))})"
+    if not isinstance(results["fingerprints"].get("models"), dict):
+        return "is not of evaluate_zeroshot.py (see 'fingerprints.models')"
+    if not isinstance(results["protocol"].get("name"), str):
+        return "is not of evaluate_zeroshot.py (see 'protocol.name')"
+    compared = results.get("compared", {}).values()
+    if not all(isinstance(each, dict) and isinstance(each.get("metrics"), dict) for each in compared):
+        return "is not of evaluate_zeroshot.py (see 'compared')"
+    if not isinstance(results.get("prompts", {}).get("findings") or {}, dict):
+        return "is not of evaluate_zeroshot.py (see 'prompts.findings')"
+    if results["dataset"] not in DATASETS:
+        return f"is of a data set that is not known here, {results['dataset'][:60]!r}"
+    if results["split"] not in SPLITS:
+        return f"is of a split that is not known here, {results['split'][:60]!r}"
+    return None
 
 
 def evaluation_fields(
@@ -203,7 +213,8 @@ def _metrics_of(results: dict, fingerprint: str) -> dict:
     if name in models:
         return models[name]
     ensemble, _, member = name.rpartition("/")
-    found = models.get(ensemble, {}).get("members", {}).get(member)
+    members = models.get(ensemble, {}).get("members")
+    found = members.get(member) if isinstance(members, dict) else None
     if not isinstance(found, dict):
         raise ValueError(
             f"The evaluation names the model {name!r}, and holds no metrics of it: evaluate the model again."
@@ -230,21 +241,29 @@ def _prompt_fields(results: dict, selection: Selection, shown: bool) -> dict:
     findings = prompts.get("findings")
     if not isinstance(findings, dict) or not findings:
         return {}
-    source = prompts.get("source")
     if are_packaged(results):
-        return {"source": source, "findings": findings}
-    if not shown:
-        consents = [
-            selection.free_text(f"prompts.findings.{finding}.{kind}", str(sentence)) is not GONE
-            for finding, kinds in findings.items()
-            for kind, sentences in (kinds.items() if isinstance(kinds, dict) else [("", kinds)])
-            for sentence in (
-                sentences if isinstance(sentences, Iterable) and not isinstance(sentences, str) else [sentences]
-            )
-        ]
-        if not all(consents):
-            return {}
-    return {"findings": findings}
+        return {"source": prompts["source"], "findings": findings}
+    if shown:
+        return {"findings": findings}
+    consents = [
+        selection.free_text(key, text) is not GONE
+        for key, text in _texts_within("prompts.findings", findings)
+        if text not in KNOWN_FINDINGS and text not in ("positive", "negative")
+    ]
+    return {"findings": findings} if all(consents) else {}
+
+
+def _texts_within(key: str, value) -> Iterator[tuple[str, str]]:
+    """Every text in a value, the names of its parts included, with where it is."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            yield f"{key}, a name", str(name)
+            yield from _texts_within(f"{key}.{name}", each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts_within(key, each)
 
 
 def are_packaged(results: dict) -> bool:

@@ -2,8 +2,9 @@
 """Where a model comes from: the data sets behind it, what it started from, and whose words its tokenizer knows."""
 
 import json
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,10 @@ TRAINING_CONFIG = "training_config.yaml"
 CONVERSION_RECORD = "conversion.json"
 MAX_BYTES = 64 * 2**20
 """Of a JSON or YAML file that is read."""
+MAX_DEPTH = 64
+"""Of the lists and mappings of such a file, one inside the other."""
+MAX_YAML_VALUES = 200_000
+"""Of a YAML file. With aliases, a file of a few lines stands for billions of values."""
 
 # What `train_tokenizer` begins a vocabulary with; no published one does.
 _MADE_HERE = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
@@ -68,7 +73,9 @@ def origin_of(config: dict, bases: Iterable[Path], seen: tuple[Path, ...] = ()) 
     pretrained, tokenizer = option(config, "model", "pretrained"), option(config, "tokenizer", "pretrained")
     source = local_source(pretrained, bases)
     if not pretrained:
-        parent = Origin(known=True, words=Words(dataset=dataset))
+        model = config.get("model")
+        from_nothing = not (isinstance(model, dict) and model.get("pretrained"))  # else a value that is no name
+        parent = Origin(known=from_nothing, words=Words(dataset=dataset))
     elif source is None:
         parent = Origin(words=Words(hub_name=pretrained), base_model=pretrained)
     else:
@@ -213,23 +220,45 @@ def read_json(path: Path) -> dict:
     The object that a JSON file holds.
 
     Raises:
-        ValueError: for a file that is too large or no object, with its name.
+        ValueError: for a file that is too large, too deep, or no object; the message names the file.
     """
-    return _read(path, json.loads, "an object")
+    content = _read(path, json.loads, "an object")
+    _check_size(path, content)
+    return content
 
 
 def read_yaml(path: Path) -> dict:
-    """The same for a YAML file with options by section."""
-    return _read(path, yaml.safe_load, "options by section")
+    """The same for a YAML file with options by section, which must also have less than `MAX_YAML_VALUES` values."""
+    content = _read(path, yaml.safe_load, "options by section")
+    _check_size(path, content, MAX_YAML_VALUES)
+    return content
 
 
-def _read(path: Path, parse, form: str) -> dict:
+def _read(path: Path, parse: Callable[[str], object], form: str) -> dict:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"it has more than {MAX_BYTES // 2**20} MiB")
         content = parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+    except Exception as error:  # of a value with a tag, such as `!!bool x`, PyYAML raises KeyError and others
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold {form}; got {type(content).__name__}.")
     return {str(name): value for name, value in content.items()}
+
+
+def _check_size(path: Path, content: dict, max_values: float = math.inf) -> None:
+    """Raise ValueError for content that is nested too deeply, such as a list that contains itself, or too large."""
+    level: list = [content]
+    for _ in range(MAX_DEPTH):
+        level = [
+            value
+            for part in level
+            if isinstance(part, dict | list | set | tuple)
+            for value in (part.values() if isinstance(part, dict) else part)
+        ]
+        max_values -= len(level)
+        if max_values < 0:
+            raise ValueError(f"{path} holds more values than this package writes.")
+        if not level:
+            return
+    raise ValueError(f"{path} holds lists or mappings more than {MAX_DEPTH} deep.")
