@@ -34,7 +34,10 @@ _PATIENTS = {what: pattern for record in DATASETS.values() for what, pattern in 
     "a record number": r"(?i)\b(MRN|DOB|SSN|NHS|(medical )?record|accession|patient|hospital|case)"
     r" ?(id|no|number|nr|#)?\.?\s*[:#=]?\s*[A-Z]{0,3}\d{4,}",
     "a social security number": r"(?<![\w.-])\d{3}-\d{2}-\d{4}(?![\w.-])",
-    "a telephone number": r"(?<![\w.,/+-])(\+\d{1,3}[ .-]?)?(\(\d{2,4}\) ?|\d{2,4}[ .-])\d{3,4}[ .-]\d{3,4}"
+    "a date of birth": r"(?i)\b(DOB|born|birth(date|day)?|date of birth)\b\W{0,5}(on )?"
+    r"(\d{1,2}[./-]\d{1,2}[./-]\d{2,4}|\d{4}[./-]\d{1,2}[./-]\d{1,2})",
+    "a telephone number": r"(?<![\w.,/+-])(?=([+( ).-]{0,3}\d){9})(\+\d{1,3}[ .-]?)?(\(\d{2,4}\) ?|\d{2,4}[ .-])"
+    r"\d{3,4}[ .-]\d{3,4}"
     r"(?![\w-]|\.\d)"
     r"|(?<![\w.+-])\+\d{8,14}(?!\d)",
 }
@@ -45,13 +48,18 @@ _SECRETS = {
     "an SSH key": r"(ssh-(rsa|dss|ed25519)|ecdsa-sha2-nistp\d+)\s+AAAA",
     "an API key": rf"{ID_START}(github_pat_\w{{20,}}|AIza[\w-]{{30,}}|sk-(ant|proj)-[\w-]{{20,}}|npm_\w{{30,}}"
     r"|pypi-\w{20,})",
+    "a password or key": r"(?i)(passw(or)?d|passphrase|pwd|secret|(api|access|secret|private|account)[_ -]?key"
+    r"|(auth|access|api)[_ -]?token)[\"']?\s*[:=]\s*[\"']?(?=[^\s\"',]*[a-z])[^\s\"',]{6,}"
+    r"|\bbearer\s+[\w.~+/=-]{16,}",
 }
 _ADDRESSES = {
     "an e-mail address": r"[\w.+-]+@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}",
     # A release of four numbers looks the same: it is known by the word before it.
     "an IP address": r"(?i)(?<!cudnn )(?<!cuda )(?<!nccl )(?<!version )(?<!release )(?<![\w.+-])"
     r"((25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(25[0-5]|2[0-4]\d|1?\d?\d)(?![\w+-]|\.\w)"
-    r"|(?<![\w:.])([0-9a-f]{1,4}:){7}[0-9a-f]{1,4}(?![\w:])|(?<![\w:.])fe80::[0-9a-f:]+",
+    r"|(?<![\w:.])([0-9a-f]{1,4}:){7}[0-9a-f]{1,4}(?![\w:])|(?<![\w:.])fe80::[0-9a-f:]+"
+    r"|(?<![\w:.])(?=[a-f:]*\d)([0-9a-f]{1,4}:){2,6}(:[0-9a-f]{1,4}){1,5}(?![\w:])",
+    "a hardware address": r"(?i)(?<![\w:])([0-9a-f]{2}:){5}[0-9a-f]{2}(?![\w:])",
     "a place on this machine": r"""(?<![\w/.:<>)\]}~*@-])(~|\.{1,2})?/([\w.@+ -]+/)*[\w@+-][\w.@+-]*/[\w.@+-]+"""
     r"|(?<![0-9A-Za-z])[A-Za-z]:\\+\w|(?<!\w)\\{2,4}\w+\\+\w|file://|(?<![\w/])~/\w",
     "a picture": r"data:image/|iVBORw0KGgo|/9j/4AAQ|R0lGODlh",
@@ -71,6 +79,14 @@ _RANDOMNESS = {
     "HexHighEntropyString": HexHighEntropyString(3.0),
 }
 _LONG_WORD = re.compile(r"[0-9A-Za-z+/=_-]{20,}")
+_MIN_RUN = 16
+"""Letters and digits without a separator in a random word; the names of models have shorter parts."""
+_NOT_RANDOM = re.compile(
+    r"(?<![\w.])[+-]?\d+(\.\d*)?(e[+-]?\d+)?(?![\w.])"  # a number
+    r"|\+g(it)?[0-9a-f]{6,40}\b"  # the end of a release
+    r"|(?i:\b(commit|revision|sha-?\d*|fingerprint|checksum)\W{1,4}[0-9a-f]{40,64}\b)"
+)
+_CHECKSUM = re.compile(r"(?<!\w)[0-9a-f]{64}(?!\w)")
 _GUESSING_DETECTORS = ("KeywordDetector",)
 _REPLACED_DETECTORS = ("IPPublicDetector", *_RANDOMNESS)  # the first takes releases of software for addresses
 
@@ -120,7 +136,9 @@ def scan(path: str, content: bytes, kind: Kind = "fields", places: Iterable[Path
     lines = text.splitlines()
     for number, line in enumerate(lines, 1):
         where = f"{path}, line {number}"
-        found += [f"{where}: looks like {what}: {match[:60]!r}" for what, match in _signs(line, signs)]
+        spellings = _with_separate_words(line) if kind == "text" else [line]
+        seen = {what: match for spelling in spellings for what, match in _signs(spelling, signs)}
+        found += [f"{where}: looks like {what}: {match[:60]!r}" for what, match in seen.items()]
         found += [
             f"{where}: names the place {place!r} on this machine" for place, sign in folders if sign.search(line)
         ]
@@ -139,6 +157,16 @@ def _signs(line: str, signs: dict[str, re.Pattern]) -> Iterator[tuple[str, str]]
             yield what, match.group()
 
 
+def _with_separate_words(line: str) -> list[str]:
+    """
+    The line, and spellings of it in which words and numbers that hyphens and underscores join stand apart: in the name
+    of a branch, a telephone number may follow a word and a hyphen.
+    """
+    apart = re.sub(r"(?<=[^\W\d])[-_]|[-_](?=[^\W\d])", " ", line)
+    joints = [match.start() for match in re.finditer(r"[-_]", apart)]
+    return [line, apart, *(f"{apart[:i]} {apart[i + 1 :]}" for i in joints)]
+
+
 def _literal(place: str) -> re.Pattern:
     return re.compile(rf"(?<![\w.-]){re.escape(place)}(?![\w.-])")
 
@@ -154,13 +182,21 @@ def _secrets(lines: list[str], kind: Kind) -> Iterator[tuple[int, str]]:
                 continue
             for secret in scan_line(line):
                 yield number, secret.type
-            if kind == "text" and any(_is_random(word) for word in _LONG_WORD.findall(line)):
+            if kind in ("text", "fields") and _has_random_word(line, kind):
                 yield number, "random characters"
+
+
+def _has_random_word(line: str, kind: Kind) -> bool:
+    rest = _NOT_RANDOM.sub(" ", line)
+    if kind == "fields":  # of models and data, with which results are told apart
+        rest = _CHECKSUM.sub(" ", rest)
+    return any(_is_random(word) for word in _LONG_WORD.findall(rest))
 
 
 def _is_random(word: str) -> bool:
     detectors = _RANDOMNESS.values()
     mixed = bool(re.search(r"\d", word) and re.search(r"[A-Za-z]", word))
+    mixed = mixed and max(map(len, re.split(r"[-_/+=]", word))) >= _MIN_RUN
     return mixed and any(each.calculate_shannon_entropy(word) > each.entropy_limit for each in detectors)
 
 
