@@ -115,6 +115,8 @@ class Hub:
     def __init__(self, home: Path):
         self.tokens = {"hf_writer": ("user", "write"), "hf_reader": ("user", "read"), "hf_other": ("other", "write")}
         self.repositories: dict[str, dict] = {}
+        self.collections: dict[str, dict] = {}
+        """By their slug."""
         self.objects: dict[str, bytes] = {}
         """Large files, by their SHA-256."""
         self.parts: dict[str, dict[int, bytes]] = {}
@@ -331,6 +333,36 @@ class _HubHandler(http.server.BaseHTTPRequestHandler):
         stored["gated"] = json.loads(self.body).get("gated", stored["gated"])
         self.answer(200, {})
 
+    def make_collection(self):
+        asked, user = json.loads(self.body), self.user()
+        owner, title = asked["namespace"], asked["title"]
+        if user is None or user[1] != "write" or owner != user[0]:
+            return self.answer(403, {"error": f"You don't have the rights to create a collection under {owner}"})
+        for slug, each in self.hub.collections.items():
+            if (each["title"], each["owner"]["name"]) == (title, owner):
+                return self.answer(409, {"error": "This collection exists already", "slug": slug})
+        slug = f"{owner}/{re.sub(r'[^a-z0-9]+', '-', title.lower())}-{len(self.hub.collections):024x}"
+        fixed = {"lastUpdated": "2026-11-26T00:00:00.000Z", "position": 0, "theme": "orange", "upvotes": 0}
+        owner_of = {"name": owner, "type": "user"}
+        about = {"slug": slug, "title": title, "private": asked["private"], "owner": owner_of, "items": []}
+        self.hub.collections[slug] = about | fixed
+        self.answer(200, self.hub.collections[slug])
+
+    def collection(self, slug: str):
+        found = self.hub.collections.get(slug)
+        self.answer(200, found) if found else self.answer(404, {"error": "no such collection"})
+
+    def collection_item(self, slug: str):
+        asked, found = json.loads(self.body), self.hub.collections[slug]
+        if self.readable(asked["item"]["id"]) is None:
+            return
+        if any(each["id"] == asked["item"]["id"] for each in found["items"]):
+            return self.answer(409, {"error": "Item is already in the collection"})
+        number = len(found["items"])
+        item = asked["item"] | {"_id": f"{number:024x}", "position": number, "note": {"text": asked.get("note")}}
+        found["items"].append(item)
+        self.answer(200, found)
+
     def tree(self, repository: str, revision: str, folder: str | None):
         if self.readable(repository) is None:
             return
@@ -456,6 +488,9 @@ _ROUTES = [
     ("GET", "/api/whoami-v2", _HubHandler.whoami),
     ("POST", "/api/repos/create", _HubHandler.create),
     ("POST", "/api/validate-yaml", _HubHandler.validate),
+    ("POST", "/api/collections", _HubHandler.make_collection),
+    ("GET", "/api/collections/([^/]+/[^/]+)", _HubHandler.collection),
+    ("POST", "/api/collections/([^/]+/[^/]+)/items?", _HubHandler.collection_item),
     ("GET", f"/api/models/{_REPOSITORY}", _HubHandler.about),
     ("GET", f"/api/models/{_REPOSITORY}/revision/(.+)", _HubHandler.about),
     ("GET", f"/api/models/{_REPOSITORY}/auth-check/write", _HubHandler.auth_check),

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import math
+import random
 import re
 import shlex
 import shutil
@@ -21,6 +22,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from conftest import TEXT_CONFIGS, VISION_CONFIGS
+from datasets import Dataset
 from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from huggingface_hub.utils import _http
@@ -32,14 +34,15 @@ import train as train_script
 from modeling_tier import TierConfig, TierModel, TierProcessor, training
 from modeling_tier.data import DATASETS
 from modeling_tier.evaluation.run import DataChoice, EvaluationConfig, run_evaluation
-from modeling_tier.hub.card import TEMPLATE
-from modeling_tier.hub.known_fields import Selection, local_source
-from modeling_tier.hub.known_results import Results
-from modeling_tier.hub.release import prepare_release
+from modeling_tier.hub.card import TEMPLATE, Facts, fill_card
+from modeling_tier.hub.known_fields import FreeText, Selection, local_source, training_fields
+from modeling_tier.hub.known_results import Results, evaluation_fields, evaluation_problem
+from modeling_tier.hub.origin import origin_of
+from modeling_tier.hub.release import Release, prepare_release
 from modeling_tier.hub.scan import redrawn_figure, scan, scan_text
 from modeling_tier.publish import main, publish
 from modeling_tier.training import load_config
-from modeling_tier.training.building import train_tokenizer
+from modeling_tier.training.building import build_processor, train_tokenizer
 from tests.data.trees import drawing, study, write_tree
 from tests.hub import Hub
 
@@ -470,9 +473,18 @@ PLANTED = {
     "private key": "-----BEGIN " + "OPENSSH PRIVATE KEY-----",
     "GitHub token": "ghp_" + "Ab1Cd2Ef3Gh4Ij5Kl6Mn7Op8Qr9St0Uv1Wx2",
     "Slack token": "xoxb-" + "123456789012-123456789012-AbCdEfGhIjKlMnOpQrStUvWx",
+    "npm token": "npm_" + "Ab1Cd2Ef3Gh4Ij5Kl6Mn7Op8Qr9St0Uv1Wx2",
+    "DigitalOcean token": "dop_v1_" + "3f786850e387550fdab836ed7e6dc881" * 2,
+    "Databricks token": "dapi" + "3f786850e387550fdab836ed7e6dc881",
+    "bearer": "Authorization: Bearer " + "Ab1Cd2Ef3Gh4Ij5Kl6Mn7Op8",
+    "password": "passwd: " + "hunter2hunter2",
+    "key of a tracker": "WANDB_API_KEY=" + "3f786850e387550fdab836ed7e6dc881de23001b",
     "basic authentication": "https://alice:hunter22x9@" + "hospital.org/data",
     "e-mail": "alice.smith@hospital.org",
     "IP address": "10.20.30.41",
+    "IP address, version 6": "2001:db8::8a2e:370:7334",
+    "hardware address": "00:1B:44:11:3A:B7",
+    "date of birth": "DOB 01/02/1956",
     "record number": "MRN 0048213",
     "telephone": "(617) 555-0199",
     "telephone, international": "+44 20 7946 0958",
@@ -482,10 +494,11 @@ PLANTED = {
 
 @pytest.mark.parametrize("kind", PLANTED)
 def test_secrets_and_addresses_are_seen_in_messages_and_files(kind):
-    (found, *_) = scan_text("--message", f"By {PLANTED[kind]}")
-    assert found.startswith("--message: looks like")
-    if kind != "AWS secret":  # without its name, random characters and nothing else
-        assert scan("config.json", f'{{"note": "{PLANTED[kind]}"}}'.encode())
+    for text in (f"By {PLANTED[kind]}", f"model-{PLANTED[kind]}", f"run2-{PLANTED[kind]}_b"):
+        (found, *_) = scan_text("--message", text)
+        assert found.startswith("--message: looks like"), text
+    assert scan("config.json", f'{{"note": "{PLANTED[kind]}"}}'.encode())
+    assert scan("training_config.yaml", f"note: {PLANTED[kind]}".encode())
 
 
 @pytest.mark.parametrize(
@@ -497,16 +510,27 @@ def test_secrets_and_addresses_are_seen_in_messages_and_files(kind):
         "microsoft/BiomedVLP-CXR-BERT-specialized",
         "No acute cardiopulmonary process: 3-4 cm, right > left.",
         "torch 2.13.0, huggingface_hub 2.4.0, cuDNN 9.1.0.70",
+        "release-1.2.3.4 of 2026-11-26T06:01:48Z",
+        "resnet-64-128-256 and run-2026-11-26-0601",
+        "Token entropy: lambda_token=0.1; secret weights: none",
+        "StanfordAIMI/XrayCLIP__vit-b-16__laion2b-s34b-b88k",
+        "commit 3f786850e387550fdab836ed7e6dc881de23001b",
+        "1.2345678901234567e-05 and 0.30000000000000004",
+        "2.13.0.dev20261126+git3f786850e387550fdab836ed7e6dc881de23001b",
     ],
 )
 def test_clean_texts_are_let_through(text):
     assert scan_text("--message", text) == []
+    if "commit" not in text:  # no file that is published holds one
+        assert scan("config.json", json.dumps({"note": text}, indent=2).encode()) == []
 
 
 def test_a_secret_in_a_message_ends_it_before_anything_is_loaded(hub):
     for option in ("message", "revision", "tag"):
         with pytest.raises(ValueError, match=f"--{option}: looks like a token of the Hub"):
             prepare_release(Path("nowhere"), Path("nowhere"), repo_id=NAME, **{option: PLANTED["token of the Hub"]})
+    with pytest.raises(ValueError, match="the name on the Hub: looks like a subject of MIMIC"):
+        prepare_release(Path("nowhere"), Path("nowhere"), repo_id=f"user/tier-{SUBJECT}")
 
 
 def test_a_folder_of_one_letter_is_not_found_in_the_name_of_the_model():
@@ -604,6 +628,172 @@ def test_a_local_model_is_told_from_one_on_the_hub(tmp_path, monkeypatch):
         assert local_source(name) is not None, name
     monkeypatch.chdir("/")
     assert local_source("runs/base", [tmp_path]) == tmp_path / "runs/base"
+
+
+def with_added_tokens(folder: Path, name: str, number: int) -> None:
+    """Lists so many added tokens in this file of a tokenizer."""
+    path, token = folder / name, {"content": "x", "special": False}
+    content = json.loads(path.read_text()) if path.exists() else {}
+    if name == "tokenizer.json":
+        content["added_tokens"] = [token | {"id": 300 + i} for i in range(number)]
+    elif name == "tokenizer_config.json":
+        content["added_tokens_decoder"] = {str(300 + i): token for i in range(number)}
+    else:
+        content = {f"x{i}": 300 + i for i in range(number)}
+    path.write_text(json.dumps(content))
+
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "added_tokens.json")
+LOAD = """
+import sys
+from modeling_tier.evaluation import load_model
+
+for name in sys.argv[1:]:
+    try:
+        load_model(name)
+    except ValueError as error:
+        print(f"refused: {error}")
+"""
+
+
+@pytest.mark.parametrize("name", TOKENIZER_FILES)
+def test_a_tokenizer_with_endless_added_tokens_is_not_published(name, run):
+    with_added_tokens(run, name, 30_000)
+    with pytest.raises(ValueError, match=f"{name} adds 30,000 tokens to its vocabulary; at most 20,000"):
+        publish(run, NAME, dry_run=True)
+
+
+@pytest.mark.slow
+def test_a_tokenizer_with_endless_added_tokens_is_not_loaded_from_the_hub(saved, tmp_path, hub):
+    names = [f"user/model-{number}" for number in range(len(TOKENIZER_FILES))]
+    for name, file in zip(names, TOKENIZER_FILES, strict=True):
+        folder = shutil.copytree(saved, tmp_path / name)
+        with_added_tokens(folder, file, 30_000)
+        hub.make(name, private=False)
+        hub.commit(name, "main")["files"] |= {each.name: each.read_bytes() for each in folder.iterdir()}
+    command = [sys.executable, "-c", LOAD, *names]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=hub.environment)
+    assert process.returncode == 0, process.stderr
+    for name, file, line in zip(names, TOKENIZER_FILES, process.stdout.splitlines(), strict=True):
+        assert line.startswith("refused: ") and f"{name}: {file} adds 30,000 tokens" in line
+
+
+def test_a_tokenizer_of_a_training_run_has_the_same_limit(run):
+    with_added_tokens(run, "tokenizer.json", 30_000)
+    config = load_config(ROOT / "configs" / "demo.yaml", [f"--tokenizer.pretrained={run}", "--output_dir=x"])
+    with pytest.raises(ValueError, match="tokenizer.json adds 30,000 tokens to its vocabulary"):
+        build_processor(config, Dataset.from_dict({"text": []}))
+
+
+# Files of another form
+
+
+MISSING = object()
+FORMS = (
+    None,
+    True,
+    -3,
+    10**400,
+    math.nan,
+    "text",
+    [],
+    ["text"],
+    [[1], {"a": 1}],
+    {},
+    {"text": {"value": "x"}},
+    MISSING,
+)
+
+
+def values_of(content, path=()):
+    """The paths of all values, those inside of others included."""
+    for name, value in content.items() if isinstance(content, dict) else enumerate(content):
+        yield (*path, name)
+        if isinstance(value, dict | list):
+            yield from values_of(value, (*path, name))
+
+
+def with_another_form(content, path, form):
+    """A copy in which the value under a path has another form."""
+    copy = json.loads(json.dumps(content))
+    part = copy
+    for name in path[:-1]:
+        part = part[name]
+    if form is MISSING:
+        del part[path[-1]]
+    else:
+        part[path[-1]] = form
+    return copy
+
+
+def some_forms(content, number):
+    """So many copies, each with one value of another form."""
+    generator = random.Random(0)
+    paths = list(values_of(content))
+    return [
+        (path, form, with_another_form(content, path, form))
+        for path, form in ((generator.choice(paths), generator.choice(FORMS)) for _ in range(number))
+    ]
+
+
+@pytest.mark.parametrize("number", [10, pytest.param(400, marks=pytest.mark.slow)])
+def test_results_of_every_form_give_a_card_or_a_reason(number, evaluated):
+    """Whatever stands where a number or a table should be."""
+    results = json.loads((evaluated / "metrics.json").read_text())
+    fingerprint = next(iter(results["fingerprints"]["models"].values()))
+    shown, cards = {"synthetic": True}, 0
+    for path, form, changed in some_forms(results, number):
+        if evaluation_problem(changed) or fingerprint not in changed["fingerprints"]["models"].values():
+            continue
+        cleaned, _ = evaluation_fields(changed, fingerprint, Selection("metrics.json"), shown)
+        facts = Facts(NAME, TierConfig(), ["synthetic"], False, {}, {}, cleaned)
+        assert "## Results" in fill_card(facts), (path, form)
+        cards += 1
+    assert cards > number / 2
+    for path, form, changed in some_forms(RUN_METRICS, number):
+        metrics = Results(Selection("metrics.json")).fields(changed)
+        assert "## Results" in fill_card(Facts(NAME, TierConfig(), [], True, {}, metrics, {})), (path, form)
+
+
+@pytest.mark.parametrize("number", [10, pytest.param(400, marks=pytest.mark.slow)])
+def test_options_of_every_form_give_a_card_or_a_reason(number, run):
+    config, model = yaml.safe_load((run / "training_config.yaml").read_text()), TierModel.from_pretrained(run)
+    for path, form, changed in some_forms(config, number):
+        origin = origin_of(changed, [run.parent])
+        options = training_fields(changed, Selection("training_config.yaml"), {"synthetic": True}, model, [run])
+        yaml.safe_dump(options)
+        facts = Facts(NAME, model.config, [*origin.datasets], True, options, RUN_METRICS, {})
+        assert "## Training" in fill_card(facts), (path, form)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "data: &a [*a]",
+        "data: &a {options: *a}",
+        "data: " + "[" * 90 + "]" * 90,
+        "data: !!bool perhaps",
+        "data: !!timestamp soon",
+        "data: !!int ''",
+        "? [a, b]\n: 1",
+        "data: 1\n---\ndata: 2",
+        "\tdata: 1",
+        "5",
+    ],
+)
+def test_options_that_are_no_options_are_named(text, run):
+    (run / "training_config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"training_config.yaml (cannot be read|holds lists|must hold)") as stopped:
+        publish(run, NAME, dry_run=True)
+    assert "\n" not in str(stopped.value)
+
+
+def test_texts_for_consent_are_shown_entirely_or_do_not_go():
+    selection = Selection("metrics.json", accepted=True)
+    results = {"auroc": {"Edema": 0.5, "of a patient " + "x" * 2_000: 0.5}}
+    assert Results(selection).fields(results) == {"auroc": {"Edema": 0.5}}
+    release = Release(texts=[FreeText("metrics.json", "the name of a finding", "y" * 900 + "\x1b[2J\nend")])
+    assert "y" * 900 in release.listing() and "end'" in release.listing() and "\x1b" not in release.listing()
 
 
 # The folder
@@ -794,6 +984,25 @@ def test_a_gated_repository_asks_for_what_the_terms_of_the_data_ask(run, hub, ca
         publish(run, NAME, gated="yes")
 
 
+def test_a_collection_holds_the_models_of_a_run_each_once(run, hub):
+    for name in (NAME, NAME, "user/other"):
+        publish(run, name, collection="Tiny TIER, all models")
+    ((slug, collection),) = hub.collections.items()
+    assert slug.startswith("user/tiny-tier-all-models-") and collection["private"]
+    assert [each["id"] for each in collection["items"]] == [NAME, "user/other"]
+    assert {each["note"]["text"] for each in collection["items"]} == {"TIER: lambda_token 0.2, lambda_patch 0.1"}
+    hub.fail("POST", "/items", 500, times=9)
+    with pytest.raises(OSError, match="answered 500.*Go on with: .*--collection 'Tiny TIER, all models'"):
+        publish(run, "user/third", collection="Tiny TIER, all models")
+
+
+def test_the_page_of_a_model_points_at_a_better_one(run, look):
+    assert card_of(look(run, new_version="user/better")).data.to_dict()["new_version"] == "user/better"
+    assert "new_version" not in card_of(look(run)).data.to_dict()
+    with pytest.raises(ValueError, match="is called user/name"):
+        publish(run, NAME, new_version="better", dry_run=True)
+
+
 def test_a_dry_run_shows_the_card(run, capsys):
     publish(run, NAME, dry_run=True)
     shown = capsys.readouterr().out.partition("the model card:\n")[2].rpartition("A dry run")[0]
@@ -850,13 +1059,26 @@ def test_own_sentences_go_only_with_the_code_under_which_they_were_shown(run, ev
 
 
 @pytest.mark.slow
-def test_a_published_model_is_pulled_into_an_empty_folder_and_its_examples_run(run, hub, monkeypatch, capsys):
+def test_a_published_model_is_pulled_into_an_empty_folder_and_its_examples_run(run, hub, tmp_path):
     publish(run, NAME)
-    monkeypatch.setattr(sys, "argv", ["publish", "--check", NAME])
-    main()
-    assert "the 2 examples of its card ran" in capsys.readouterr().out
+    # A cache or an offline mode of whoever asks is none of the examples' process.
+    environment = hub.environment | {"HF_TOKEN": "hf_writer", "HF_HUB_CACHE": str(tmp_path), "HF_MODULES_CACHE": "no"}
+
+    def check():
+        command = [sys.executable, "-m", "modeling_tier.publish", "--check", NAME]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+
+    process = check()
+    assert process.returncode == 0 and "the 2 examples of its card ran" in process.stdout, process.stderr
+    assert not list(tmp_path.glob("models--*"))
     hub.commit(NAME, "main")["files"]["pipeline_tier.py"] = b"raise OSError('broken')"
-    with pytest.raises(SystemExit, match="the examples of its card fail: OSError: broken"):
+    process = check()
+    assert process.returncode == 1 and "the examples of its card fail: OSError: broken" in process.stderr
+
+
+def test_a_check_without_a_network_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["publish", "--check", NAME])
+    with pytest.raises(SystemExit, match="HF_HUB_OFFLINE is set: unset it"):
         main()
 
 

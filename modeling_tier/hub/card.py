@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ..configuration_tier import TERMS, TierConfig
 from ..data import DATASETS
-from .card_results import all_results, eval_results, failure_modes
+from .card_results import all_results, eval_results, failure_modes, table_cell
 
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
@@ -40,6 +40,8 @@ class Facts(NamedTuple):
     """The data set of which example pictures go along."""
     gated: bool = False
     """Whether the Hub asks for an agreement before it gives the files."""
+    new_version: str | None = None
+    """Name on the Hub of a better model."""
 
 
 def fill_card(facts: Facts) -> str:
@@ -50,7 +52,7 @@ def fill_card(facts: Facts) -> str:
         ValueError: if the card's metadata are not what the Hub takes.
     """
     titles = {name: title for name, (title, _, _) in ACCESS.items()}
-    results = all_results(facts.evaluation, facts.metrics.get("validation") or {}, facts.training, titles)
+    results = all_results(facts.evaluation, facts.metrics.get("validation"), facts.training, titles)
     data = ModelCardData(
         license="other" if facts.restricted else "apache-2.0",
         license_name="code-apache-2.0-weights-by-the-terms-of-the-data" if facts.restricted else None,
@@ -62,6 +64,7 @@ def fill_card(facts: Facts) -> str:
         datasets=[name for name in facts.datasets if name != "pairs"] or None,
         base_model=facts.base_model,
         base_model_relation="finetune" if facts.base_model else None,
+        **({"new_version": facts.new_version} if facts.new_version else {}),
         **(_agreement(facts) if facts.gated else {}),
         model_name=facts.repo_id.rpartition("/")[2],
         eval_results=eval_results(results) or None,
@@ -139,4 +142,4 @@ def _training(config: dict) -> dict:
     }
     values |= {f"data.options.{name}": value for name, value in (config.get("data", {}).get("options") or {}).items()}
     values["seed"] = config.get("seed")
-    return {name: value for name, value in values.items() if value is not None}
+    return {name: table_cell(str(value)) for name, value in values.items() if value is not None}

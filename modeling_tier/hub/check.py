@@ -18,6 +18,12 @@ from .repository import check_names, explained_errors
 MAX_SECONDS = 1800
 """Of all examples together."""
 _PICTURE = "radiograph.png"
+# Variables by which a process would find this package, or files that were pulled before, or would stay offline.
+_REMOVED = (
+    *("PYTHONPATH", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"),
+    *("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE", "HF_MODULES_CACHE", "HF_ASSETS_CACHE"),
+    *("HF_XET_CACHE", "HF_TOKEN_PATH", "XDG_CACHE_HOME"),
+)
 
 
 def check(repo_id: str, revision: str | None = None) -> int:
@@ -37,6 +43,8 @@ def check(repo_id: str, revision: str | None = None) -> int:
         OSError: if the Hub cannot be reached or does not give the repository.
     """
     check_names("", repo_id)
+    if constants.HF_HUB_OFFLINE:
+        raise ValueError("HF_HUB_OFFLINE is set: unset it, since --check pulls the repository from the Hub.")
     with tempfile.TemporaryDirectory() as folder:
         home, empty = Path(folder) / "home", Path(folder) / "empty"
         empty.mkdir()
@@ -53,10 +61,15 @@ def check(repo_id: str, revision: str | None = None) -> int:
     return len(examples)
 
 
-def _run(repo_id: str, folder: Path, home: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+def environment_of_examples(home: Path) -> dict[str, str]:
+    """That of this process, but online and with no cache, token file or Python path than its own."""
+    environment = {name: value for name, value in os.environ.items() if name not in _REMOVED}
     environment |= {"HF_HOME": str(home), "HF_ENDPOINT": constants.ENDPOINT, "HF_HUB_DISABLE_TELEMETRY": "1"}
-    environment |= {"HF_TOKEN": token} if (token := get_token()) else {}
+    return environment | ({"HF_TOKEN": token} if (token := get_token()) else {})
+
+
+def _run(repo_id: str, folder: Path, home: Path) -> None:
+    environment = environment_of_examples(home)
     try:
         process = subprocess.run(
             [sys.executable, "examples.py"],

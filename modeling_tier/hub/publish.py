@@ -28,7 +28,7 @@ from ..training import TrainConfig
 from .check import check
 from .origin import check_shareable, may_be_shown, option, origin_of, vocabulary_problem
 from .release import Release, ReleaseOptions, check_folder, prepare_release
-from .repository import check_names, check_repository, explained_errors, send, tag_release
+from .repository import add_to_collection, check_names, check_repository, explained_errors, send, tag_release
 
 
 def publish(
@@ -44,6 +44,8 @@ def publish(
     accept_texts: str | None = None,
     tag: str | None = None,
     gated: str | None = None,
+    new_version: str | None = None,
+    collection: str | None = None,
 ) -> str | None:
     """
     Look through a model's folder, print what goes and what stays, and send it in one commit. The folder is not
@@ -64,6 +66,9 @@ def publish(
         tag: name of the release, by which it can be pulled; default: release-1, release-2, ...
         gated: "auto" or "manual": who wants the files must first agree to the terms, and is let in by the Hub or by
             you.
+        new_version: "user/name" of a better model, which the Hub's page of this one then points at.
+        collection: title of a Collection of this user or organisation that the model is added to, made if it is not
+            there: one title for the models of a run (CLIP, TIER, the members of an ensemble) shows them together.
 
     Returns:
         address of the commit; None after a dry run.
@@ -83,7 +88,11 @@ def publish(
         message=message,
         tag=tag,
         gated=gated,
+        new_version=new_version,
+        collection=collection,
     )
+    if new_version:
+        check_names("", new_version)
     if gated not in (None, "auto", "manual"):
         raise ValueError(f"gated must be 'auto' or 'manual'; got {gated!r}.")
     folder = Path(folder)
@@ -114,7 +123,11 @@ def _publish(release: Release, chosen: ReleaseOptions, private: bool) -> tuple[s
     commit = send(api, release, chosen.repo_id, chosen.revision, chosen.message or "Publish a TIER model")
     if chosen.gated:
         api.update_repo_settings(chosen.repo_id, gated=chosen.gated)
-    return commit.commit_url, tag_release(api, chosen.repo_id, commit.oid, chosen.tag)
+    name = tag_release(api, chosen.repo_id, commit.oid, chosen.tag)
+    if chosen.collection:
+        address = add_to_collection(api, chosen.repo_id, chosen.collection, release.summary, private)
+        print(f"In the collection {address}")
+    return commit.commit_url, name
 
 
 def _fields(chosen: ReleaseOptions) -> dict:
@@ -148,7 +161,7 @@ def command_line(folder: Path, chosen: ReleaseOptions, private: bool) -> str:
     words = ["python", "-m", "modeling_tier.publish", str(folder), chosen.repo_id]
     flags = {"public": not private, "shareable": chosen.shareable, "accept_vocabulary": chosen.accept_vocabulary}
     words += [f"--{name}" for name, given in flags.items() if given]
-    values = ("evaluation", "revision", "message", "accept_texts", "tag", "gated")
+    values = ("evaluation", "revision", "message", "accept_texts", "tag", "gated", "new_version", "collection")
     words += [word for name in values if (value := getattr(chosen, name)) for word in (f"--{name}", str(value))]
     return shlex.join(words)
 
@@ -183,6 +196,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--message", help="of the commit")
     add("--tag", help="name of the release, by which it can be pulled; default: release-1, release-2, ...")
     add("--gated", choices=("auto", "manual"), help="whoever wants the files must agree to the terms first")
+    add("--new_version", metavar="user/name", help="a better model, which the page of this one points at")
+    add("--collection", metavar="TITLE", help="add the model to this Collection, made if it is not there")
     return parser
 
 

@@ -11,6 +11,7 @@ import torch
 import yaml
 from PIL import Image
 
+from ..configuration_tier import TERMS
 from ..data import DATASETS
 from ..evaluation import is_ensemble
 from ..evaluation.fingerprints import model_fingerprint
@@ -29,7 +30,7 @@ from .known_fields import (
     tokenizer_fields,
     training_fields,
 )
-from .known_results import KNOWN_FINDINGS, Results, any_finding, evaluation_fields, is_evaluation
+from .known_results import KNOWN_FINDINGS, Results, any_finding, evaluation_fields, evaluation_problem
 from .origin import (
     TRAINING_CONFIG,
     Origin,
@@ -108,6 +109,8 @@ class Release:
     """Free texts that go only with the user's consent."""
     accepted: bool = False
     """Whether the user has agreed to send them."""
+    summary: str = ""
+    """What kind of model it is, in a few words."""
 
     def send(self, path: str, content: bytes | Path, why: str) -> None:
         self.files[path] = content
@@ -140,9 +143,8 @@ class Release:
             ]
             lines += [title, *part] if part else []
         lines += self._texts()
-        return "\n".join(
-            lines + [f"note: {each}" for each in self.notes] + [f"STOP: {each}" for each in self.problems]
-        )
+        lines += [f"note: {each}" for each in self.notes] + [f"STOP: {each}" for each in self.problems]
+        return "\n".join(map(_printable, lines))
 
     def card(self) -> str:
         """The text of the model card."""
@@ -153,7 +155,7 @@ class Release:
         texts = list(dict.fromkeys(self.texts))
         if not texts:
             return []
-        lines = [f"  {each.file}, {each.key[:80]}: {each.text[:200]!r}" for each in texts]
+        lines = [f"  {each.file}, {each.key[:200]}: {each.text!r}" for each in texts]
         if self.accepted:
             return ["texts that go, since you have agreed (--accept_texts):", *lines]
         hint = f"  Read them. If everybody who sees the repository may read them: --accept_texts {consent_code(texts)}"
@@ -182,6 +184,10 @@ class ReleaseOptions:
     """Of the release; looked through."""
     gated: str | None = None
     """"auto" or "manual": who wants the model must ask; the card says for what."""
+    new_version: str | None = None
+    """Name on the Hub of a better model, for the card."""
+    collection: str | None = None
+    """Title of a Collection that the model is added to; looked through."""
 
 
 def prepare_release(folder: Path, staging: Path, **options) -> Release:
@@ -274,10 +280,14 @@ def _build(run: _Run, chosen: ReleaseOptions, staging: Path, release: Release) -
         base_model=run.origin.base_model,
         revision=chosen.revision,
         gated=chosen.gated is not None,
+        new_version=chosen.new_version,
         has_pipeline="pipeline_tier.py" in release.files,
         has_environment=ENVIRONMENT in release.files,
         pictures=results["dataset"] if f"evaluation/figures/{_MAPS}.png" in release.files else None,
     )
+    lambdas = {name: getattr(run.model.config, name) for name in TERMS.values()}
+    regulariser = ", ".join(f"{name} {value:g}" for name, value in lambdas.items())
+    release.summary = f"TIER: {regulariser}" if any(lambdas.values()) else "CLIP: without the regulariser"
     release.send("README.md", fill_card(facts).encode(), "the model card")
     _scan(release, chosen, words, [run.folder.resolve(), Path.cwd(), Path.home()])
     return release
@@ -446,7 +456,7 @@ def _load(folder: Path) -> tuple[TierModel, TierProcessor]:
         )
         processor = TierProcessor.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # whatever is wrong with the files, from three libraries
-        raise ValueError(f"{folder} cannot be loaded: {error}") from error
+        raise ValueError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:500]}") from error
     wrong = sorted(map(str, [*info["missing_keys"], *info["unexpected_keys"], *(info.get("mismatched_keys") or [])]))
     if wrong:
         raise ValueError(f"{folder}: {len(wrong)} weights are missing or too many, such as {wrong[0]}.")
@@ -476,8 +486,8 @@ def _find_evaluation(
     except ValueError as error:
         problem = str(error).rstrip(".")
     else:
-        if not is_evaluation(results):
-            problem = f"{file} is not of evaluate_zeroshot.py"
+        if problem := evaluation_problem(results):
+            problem = f"{file} {problem}"
         elif fingerprint not in results["fingerprints"]["models"].values():
             problem = f"{file} is of another model, or of this one before it was trained further"
     if problem is None:
@@ -558,8 +568,10 @@ def _scan(release: Release, chosen: ReleaseOptions, words: Kind, places: list[Pa
 
 
 def _check_named(chosen: ReleaseOptions) -> None:
-    """Raise ValueError for a message, a branch or a tag that must not leave."""
+    """Raise ValueError for a message, a branch, a tag or a name of the repository that must not leave."""
     named = {"--message": chosen.message, "--revision": chosen.revision, "--tag": chosen.tag}
+    named |= {"--collection": chosen.collection, "--new_version": (chosen.new_version or "").partition("/")[2]}
+    named["the name on the Hub"] = chosen.repo_id.partition("/")[2]
     found = [sign for name, text in named.items() if text for sign in scan_text(name, text, [Path.cwd(), Path.home()])]
     if found:
         raise ValueError(f"{found[0]}. Everybody who sees the repository sees it: say it in other words.")
@@ -579,6 +591,11 @@ def _size(path: Path) -> int:
         return path.stat().st_size if path.exists() else 0
     except OSError:  # may not be read, or is being changed
         return 0
+
+
+def _printable(line: str) -> str:
+    """Without what would end the line or control the terminal: names of files and fields may hold anything."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in line)
 
 
 def _readable(size: int) -> str:

@@ -96,6 +96,16 @@ def tag_release(api: HfApi, repo_id: str, commit: str, tag: str | None) -> str:
     return tag
 
 
+def add_to_collection(api: HfApi, repo_id: str, title: str, note: str, private: bool) -> str:
+    """
+    Add a model to the Collection of this title that belongs to the model's user or organisation; made if it is not
+    there. Returns its address.
+    """
+    owner = repo_id.partition("/")[0]
+    collection = api.create_collection(title, namespace=owner, private=private, exists_ok=True)
+    return api.add_collection_item(collection.slug, repo_id, "model", note=note, exists_ok=True).url
+
+
 def _tags(api: HfApi, repo_id: str) -> dict[str, str]:
     return {each.name: each.target_commit for each in api.list_repo_refs(repo_id).tags}
 

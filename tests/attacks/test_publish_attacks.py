@@ -24,7 +24,17 @@ from transformers import AutoTokenizer
 
 from modeling_tier.publish import publish
 from tests.hub import Hub
-from tests.test_publish import MIMIC, NAME, evaluated, hub, run, save_model, saved, say  # noqa: F401
+from tests.test_publish import (  # noqa: F401
+    MIMIC,
+    NAME,
+    evaluated,
+    hub,
+    run,
+    save_model,
+    saved,
+    say,
+    some_forms,
+)
 
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -501,6 +511,27 @@ def test_a_hostile_folder(attack, run, hub):
     attempt(run)
     assert_held(hub, SENTENCE)
     assert not (run / "owned").exists() and not Path("owned").exists()
+
+
+RECORDS = [
+    *("config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json", "environment.json"),
+    *("metrics.json", "training_config.yaml", "evaluation/metrics.json"),
+]
+
+
+@pytest.mark.parametrize("file", RECORDS)
+def test_a_value_of_another_form_is_published_without_it_or_is_named(file, with_evaluation, hub):
+    """One value after the other of each file is replaced by one of another form."""
+    path = with_evaluation / file
+    text = path.read_text()
+    content = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
+    write, ends = yaml.safe_dump if path.suffix == ".yaml" else json.dumps, []
+    for place, form, changed in some_forms(content, 40):
+        path.write_text(write(changed))
+        stopped = attempt(with_evaluation, dry_run=True)
+        assert "\n" not in stopped and "Error" not in stopped.partition("cannot be loaded")[0], (place, form, stopped)
+        ends.append(stopped)
+    assert len(ends) == 40
 
 
 # What is clean goes
