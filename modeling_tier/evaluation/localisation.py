@@ -133,12 +133,16 @@ def _maps(
 def _all_kinds(
     plain: torch.Tensor, no_finding: torch.Tensor | None, patch_weights: torch.Tensor | None
 ) -> dict[str, torch.Tensor]:
-    """Maps (R, P) by their kind in `MAPS`, of cosines (R, P), those (P,) of "no finding", and the weights (P,)."""
+    """
+    Maps (R, P) by their kind in `MAPS`, of cosines (R, P), those (P,) of "no finding", and the weights (P,).
+    Contributions are P times theirs, on the scale of cosines: mIoU is taken at thresholds that are cosines.
+    """
     maps = {"plain": plain} if no_finding is None else {"plain": plain, "minus_no_finding": plain - no_finding}
     if patch_weights is None:
         return maps
     names = {"plain": "contribution", "minus_no_finding": "contribution_minus_no_finding"}
-    return maps | {names[kind]: values * patch_weights for kind, values in maps.items()}
+    scaled = patch_weights * len(patch_weights)
+    return maps | {names[kind]: values * scaled for kind, values in maps.items()}
 
 
 def _measured(

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import types
 import typing
+import warnings
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,12 @@ from .configuration_checks import check_config
 from .option_values import parse_value, read_options
 from .options import TrainConfig
 
+
+# What a trained model has of its own.
+_OF_A_NEW_MODEL = (
+    *("vision_config", "text_config", "image_size", "image_pooling", "projection", "projection_dim"),
+    "logit_scale_init_value",
+)
 
 # Options of earlier versions, and what holds instead.
 _REMOVED = {
@@ -35,7 +42,7 @@ def load_config(path: str | Path | None, overrides: list[str] = ()) -> TrainConf
         ValueError: for an unknown key, a wrong type or an impossible combination, with the key and what is allowed.
     """
     content = {} if path is None else read_options(path)
-    content = merge_options(content, overrides)
+    content = merge_options(_without_new_model(content, path, overrides), overrides)
     for name in _REMOVED:
         section, option_name = name.split(".")
         if isinstance(content.get(section), dict) and option_name in content[section]:
@@ -45,6 +52,19 @@ def load_config(path: str | Path | None, overrides: list[str] = ()) -> TrainConf
         raise ValueError("No model is described: name a configuration, such as --config configs/demo.yaml.")
     check_config(config)
     return config
+
+
+def _without_new_model(content: dict, path: str | Path | None, overrides: list[str]) -> dict:
+    """A file's options without the new model that it describes, where the command line names a trained one."""
+    model = content.get("model")
+    replaced = any(key == "model.pretrained" and value is not None for key, value in parse_options(list(overrides)))
+    if not replaced or not isinstance(model, dict) or not {"vision_config", "text_config"} & set(model):
+        return content
+    dropped = [name for name in _OF_A_NEW_MODEL if name in model]
+    warnings.warn(
+        f"--model.pretrained replaces {', '.join(f'model.{name}' for name in dropped)} of {path}.", stacklevel=2
+    )
+    return content | {"model": {name: value for name, value in model.items() if name not in dropped}}
 
 
 def merge_options(content: dict, arguments: Iterable[str]) -> dict:

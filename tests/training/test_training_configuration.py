@@ -43,7 +43,10 @@ DEMO = ROOT / "configs" / "demo.yaml"
         (["--model.lambda_patch", "-1"], "lambda_patch"),
         (["--model.text_config.model_type", "gpt2"], "gpt2"),
         (["--model.text_config", "{}"], r"model\.text_config needs its model_type"),
-        (["--model.pretrained", "somewhere"], r"delete model\.vision_config"),
+        (
+            ["--model.pretrained", "somewhere", "--model.vision_config", "{model_type: resnet}"],
+            r"delete model\.vision_config",
+        ),
         (["--data.max_text_tokens", "4000"], r"max_text_tokens.*max_position_embeddings"),
         (
             [
@@ -140,8 +143,15 @@ def test_the_command_line_names_the_mistake():
 
 def test_no_mixed_precision_may_be_written_as_yaml_reads_it():
     assert load_config(DEMO, ["--training.mixed_precision", "no"]).training.mixed_precision == "no"
-    with pytest.raises(ValueError, match="model.pretrained"):
-        load_config(DEMO, ["--model.pretrained", "no"])
+
+
+def test_a_trained_model_on_the_command_line_replaces_the_new_one_of_the_file():
+    with pytest.warns(UserWarning, match=r"replaces model\.vision_config, model\.text_config.* of .*demo\.yaml"):
+        config = load_config(DEMO, ["--model.pretrained", "no", "--model.lambda_token", "0.3"])
+    assert config.model.pretrained == "no", "a name, and not YAML's false"
+    assert config.model.vision_config == config.model.text_config == {}
+    assert config.model.image_size is config.model.projection_dim is config.model.image_pooling is None
+    assert config.model.lambda_token == 0.3 and config.data.options["image_size"] == 64
 
 
 @pytest.mark.parametrize(
