@@ -200,7 +200,7 @@ def _readers(folder: Path, reads_dir) -> dict[str, tuple[Path, dict]]:
         if not folders:
             return {}
         reads_dir = folders[0]
-    files = sorted(Path(reads_dir).glob("*.csv"))
+    files = sorted(file for file in Path(reads_dir).glob("*.csv") if file.is_file())
     if not files:
         raise ValueError(f"chexpert: there is no csv file in {reads_dir} (reads_dir).")
     readers = {}

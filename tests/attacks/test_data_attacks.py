@@ -10,6 +10,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -31,6 +32,11 @@ from small_sets import ROWS, TREES, picture  # noqa: E402
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
 
 CANARY = "canary.png"  # outside of the data folder
+MAX_SECONDS = 20  # of one load
+
+
+def too_long(*_) -> None:
+    raise TimeoutError(f"a load took more than {MAX_SECONDS} seconds")
 
 
 class Sweep:
@@ -41,6 +47,7 @@ class Sweep:
         self.root.mkdir()
         picture(folder / CANARY), picture(folder / "0_IM-0001-3001.dcm.png")
         self.tree = TREES[name](self.root)
+        signal.signal(signal.SIGALRM, too_long)
         self.original = {path: path.read_bytes() for path in self.root.rglob("*") if path.is_file()}
         self.tried, self.rows, self.broke = 0, 0, []
         assert self.holds("nothing damaged") and self.rows, self.broke
@@ -49,6 +56,7 @@ class Sweep:
         self.tried += 1
         before = len(self.broke)
         for split, options in self.tree.calls:
+            signal.setitimer(signal.ITIMER_REAL, MAX_SECONDS)
             try:
                 with collect_rejected():
                     pairs = load_pairs(self.tree.name, split, data_dir=self.root, **options)
@@ -57,6 +65,8 @@ class Sweep:
                 self.check_message(damage, str(error))
             except Exception as error:  # what a user would see as a traceback
                 self.broke.append(f"{damage}: {type(error).__name__}: {str(error)[:200]}")
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
         return len(self.broke) == before
 
     def read(self, pairs) -> int:
