@@ -59,11 +59,11 @@ def prepare(
     """
     check_numbers({"size": (size, MIN_SIDE), "num_proc": (num_proc, 1)}, max_failed)
     choices = {"section": section, "split_by": split_by, "views": views, "labeler": labeler}
-    planned = _plan(Path(data_dir), reports_dir, reports, choices, size)
+    planned = _plan(data_dir, reports_dir, reports, choices, size)
     return write_prepared(Path(output_dir), planned, num_proc, max_failed, retry_failed, progress)
 
 
-def _plan(data_dir: Path, reports_dir, reports, choices: dict[str, str], size: int) -> Plan:
+def _plan(data_dir, reports_dir, reports, choices: dict[str, str], size: int) -> Plan:
     with collect_rejected() as bad_rows:
         table, rejected, source = plan(data_dir, reports_dir, reports, **choices)
     rejected += [
@@ -81,7 +81,7 @@ def _plan(data_dir: Path, reports_dir, reports, choices: dict[str, str], size: i
         dict(tuple(table.groupby("split"))),
         lambda rows, start, end: rows.iloc[start:end],
         rejected,
-        partial(_open, data_dir=data_dir, source=source, section=choices["section"], size=size),
+        partial(_open, data_dir=Path(data_dir), source=source, section=choices["section"], size=size),
         lambda notes: bool(notes["failed"]) or any(row["reason"] == NO_REPORT for row in notes["without_text"]),
     )
 

@@ -46,7 +46,7 @@ def own_cache(tmp_path, monkeypatch):
 
 def jpeg(i: int, side: int = 256) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(np.full((side, side), 10 * i, np.uint8)).save(file, "JPEG")
+    Image.fromarray(np.full((side, side), 10 * i % 256, np.uint8)).save(file, "JPEG")
     return file.getvalue()
 
 

@@ -552,7 +552,7 @@ def test_two_processes_do_not_write_one_folder(tmp_path):
 def test_a_finished_folder_is_not_written_again(tmp_path, monkeypatch):
     root, out = write_tree(tmp_path / "mimic", [study(1)]), tmp_path / "out"
     first = prepare(root, out)
-    monkeypatch.setattr(prepare_module, "_open", None)
+    monkeypatch.setattr(prepare_module, "_open", lambda *_, **__: pytest.fail("a shard is written again"))
     assert prepare(root, out) == first
 
 

@@ -15,6 +15,7 @@ from small_sets import ROWS, TREES
 from modeling_tier.data import DATASETS, load_pairs
 from modeling_tier.data import shards as shards_module
 from modeling_tier.data.masks import mask_cell
+from modeling_tier.data.pictures import read_picture, undecoded
 from modeling_tier.data.prepare_set import prepare_dataset
 from modeling_tier.data.record import DatasetRecord
 from modeling_tier.data.shards import summary_text
@@ -54,10 +55,11 @@ def test_a_prepared_folder_holds_what_the_loader_gives(tmp_path, monkeypatch, ki
     assert small.features == raw.features
     names = [name for name in raw.column_names if name not in ("image", "regions")]
     assert small.select_columns(names)[:] == raw.select_columns(names)[:]
-    for before, after in zip(raw, small):
+    for before, after in zip(undecoded(raw), small):
         assert min(after["image"].size) == 32 and after["image"].mode == "L"
-        scale = np.divide(after["image"].size, before["image"].size)
-        expected = before["image"].convert("L").resize(after["image"].size, Image.Resampling.BICUBIC)
+        picture = read_picture(before["image"], before["image_id"])
+        scale = np.divide(after["image"].size, picture.size)
+        expected = picture.convert("L").resize(after["image"].size, Image.Resampling.BICUBIC)
         assert np.abs(np.asarray(expected, float) - np.asarray(after["image"])).mean() < 4
         for region, smaller in zip(before.get("regions") or (), after.get("regions") or (), strict=True):
             assert smaller["box"] == pytest.approx(np.multiply(region["box"], [*scale, *scale]).tolist(), rel=1e-5)
@@ -97,6 +99,7 @@ def test_own_pairs_with_bad_pictures_are_counted_and_a_stopped_run_goes_on(tmp_p
     tree = TREES["pairs_csv"](tmp_path / "data")
     options = tree.calls[0][1]
     (tmp_path / "data/p/3.png").unlink(), (tmp_path / "data/p/9.png").write_bytes(b"not a picture")
+    options = options | {"splits": ["train"]}
     summary = prepared("pairs", tmp_path / "data", tmp_path / "out", max_failed=0.1, **options)
     assert summary["pairs"] == {"train": ROWS - 2} and sum(summary["rejected"].values()) == 2
     rejected = (tmp_path / "out/rejected.csv").read_text()
