@@ -77,7 +77,7 @@ def peak_here(function, inputs: dict) -> float:
 
 
 def measure(pairs: int, tokens: int, patches: int, rounds: int) -> dict:
-    """What does not fit into free memory is left out; nothing, if neither does."""
+    """What does not fit into free memory is skipped."""
     scores = pairs * tokens * patches
     kept = 2 * pairs * (tokens + patches) * DIMENSIONS * (2 if DEVICE == "cuda" else 4)  # whatever the formula
     free = 0.6 * free_memory()  # an allocator takes more than it has handed out

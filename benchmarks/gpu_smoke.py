@@ -3,7 +3,7 @@
 Everything that touches a device, in small, with results held against the CPU's: training in float32, bfloat16 and
 float16, compiled, with gradient caching, stopped and resumed; evaluation; the pipeline; the entropy term. Each check
 stands for itself: one that fails is reported, and the next one runs. Without a GPU the same checks run on the CPU,
-float16 left out.
+float16 excepted.
 """
 
 import argparse

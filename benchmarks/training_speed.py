@@ -103,7 +103,7 @@ def seconds_in_turn(config, steps: int, turns: int | None, copies: int) -> list[
         pass
     finally:
         setup.Batches = Batches
-    return seconds[1:]  # the first, with the start of all, is left out
+    return seconds[1:]  # without the first, which has the start of all in it
 
 
 def main() -> None:
