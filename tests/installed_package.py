@@ -39,7 +39,7 @@ def run(*words, folder: Path, environment: dict | None = None, expected: int = 0
     process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     if process.returncode != expected:
         sys.exit(f"{process.stdout}\n{process.stderr}\nended with {process.returncode}")
-    return process.stdout + process.stderr
+    return process.stdout.strip()
 
 
 def ask_page(address: str, picture: Path) -> str:
@@ -80,7 +80,7 @@ def main() -> None:
             print("  files of the repository:", ", ".join(sorted(hub.files("user/tiny"))))
             pull = "from transformers import pipeline; p = pipeline('tier-zero-shot', model='user/tiny', "
             pull += "trust_remote_code=True); print(type(p).__module__)"
-            print(" ", run(sys.executable, "-c", pull, folder=folder, environment=environment).split()[-1])
+            print(" ", run(sys.executable, "-c", pull, folder=folder, environment=environment))
         picture = folder / "radiograph.png"
         Image.linear_gradient("L").save(picture)
         command = [str(BIN / "tier-page"), "--model", "runs/tiny"]
