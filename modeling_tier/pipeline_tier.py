@@ -4,7 +4,7 @@
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -373,11 +373,18 @@ class TierImageClassificationPipeline(ZeroShotImageClassificationPipeline):
     def _framed(self, picture: Image.Image) -> Image.Image:
         """As the processor in the model's folder frames it: this pipeline loads the image processor alone."""
         if self._framing is None:
-            try:
-                self._framing = _processor_of(self.model).framing
-            except ValueError:  # a model without a folder, or a folder without a processor
-                self._framing = Framing()
+            self._framing = _framing_of(self.model)
         return self._framing(picture)
+
+
+def _framing_of(model) -> Framing:
+    """What the processor in the folder or repository of a model says; nothing where there is none."""
+    source = getattr(model, "name_or_path", "")
+    try:
+        settings = TierProcessor.get_processor_dict(source)[0] if source else {}
+    except OSError:
+        settings = {}
+    return Framing(**{field.name: settings[field.name] for field in fields(Framing) if field.name in settings})
 
 
 def _processor_of(model) -> TierProcessor:

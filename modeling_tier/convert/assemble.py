@@ -86,8 +86,11 @@ def assemble(
     """
     processor = _processor(image_processor, tokenizer, config, **reading_options)
     config.special_token_ids = sorted(set(tokenizer.all_special_ids))
-    with torch.device("meta"):  # so that sizes of a damaged configuration take no memory
-        shapes = TierModel(config).state_dict()
+    try:
+        with torch.device("meta"):  # so that sizes of a damaged configuration take no memory
+            shapes = TierModel(config).state_dict()
+    except (RuntimeError, TypeError, OverflowError) as error:  # sizes that no tensor has
+        raise ValueError(f"No model can be made of the source's configuration: {error}") from error
     keys = {name: source_name(name) for name in shapes if name not in record.initial}
     expected = {key: shapes[name] for name, key in keys.items()}
     surplus = [key for key in weights if key not in expected]

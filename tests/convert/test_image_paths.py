@@ -231,7 +231,7 @@ def test_a_run_from_a_converted_model_keeps_its_framing(processors, folder):
     pretrained = f"--model.pretrained={folder / 'biovil-model'}"
 
     def framing(*options: str) -> Framing:
-        config = load_config("configs/mimic_cxr.yaml", ["--data_dir=x", pretrained, *options])
+        config = load_config("configs/mimic_cxr.yaml", [pretrained, *options])
         return build_processor(config, []).framing
 
     assert framing() == Framing(stretch_contrast=True)

@@ -299,8 +299,8 @@ def test_pictures_without_texts_cost_no_text_encoding(model, processor, pairs, m
 
 def test_a_phrase_is_embedded_once_and_its_words_are_its_tokens(model, processor, monkeypatch):
     calls = []
-    original = TierModel.get_text_features
-    monkeypatch.setattr(TierModel, "get_text_features", lambda self, **k: calls.append(1) or original(self, **k))
+    original = TierModel.encode_text
+    monkeypatch.setattr(TierModel, "encode_text", lambda self, **k: calls.append(1) or original(self, **k))
     with torch.inference_mode():
         probes = Probes(model, processor, {}, [], torch.autocast("cpu", enabled=False))
         first, again = probes.phrase("Left pleural effusion."), probes.phrase("Left pleural effusion.")
