@@ -254,7 +254,7 @@ def _check_layers(weights: Weights, prefix: str, expected: int) -> None:
     number = len({m[1] for m in (re.match(pattern, key) for key in weights) if m})
     if number != expected:
         raise ValueError(
-            f"{CONFIG_FILE} speaks of {expected} layers where the weights of {prefix}transformer have {number}."
+            f"{CONFIG_FILE} says {expected} layers, and the weights of {prefix}transformer have {number}."
         )
 
 
