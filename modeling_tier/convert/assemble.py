@@ -134,9 +134,9 @@ def _check_fit(weights: Weights, expected: Weights, unexpected: list[str]) -> No
 
 @torch.inference_mode()
 def _try(model: TierModel, processor: TierProcessor) -> None:
-    """One grey picture and one word: the processor's inputs must suit the model, and the weights hold no NaN."""
+    """A picture of all greys and a word: the processor's inputs must suit the model, and the weights hold no NaN."""
     try:
-        outputs = model(**processor(images=Image.new("L", (640, 512), 128), text="effusion"))
+        outputs = model(**processor(images=Image.linear_gradient("L").resize((640, 512)), text="effusion"))
     except Exception as error:  # whatever the image processor or the model says to a wrong option
         raise ValueError(f"The model cannot take what its processor makes: {error}") from error
     if not torch.isfinite(outputs.logits_per_image).all():
