@@ -163,6 +163,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 def test_from_the_hub_by_name(tmp_path):
     write(tmp_path, TEST, "test"), write(tmp_path, TRAIN, "train")
     files = {path.name: path.read_bytes() for path in (tmp_path / "data").glob("*.parquet")}

@@ -140,6 +140,7 @@ def test_a_prepared_folder_says_what_it_holds(tmp_path):
         prepared("chexpert", tmp_path / "data", tmp_path / "all")
 
 
+@pytest.mark.slow
 def test_by_command(tmp_path):
     (tmp_path / "data").mkdir()
     TREES["pairs_csv"](tmp_path / "data")
