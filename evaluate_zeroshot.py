@@ -50,10 +50,18 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--model",
-        required=True,
+        default=[],
         action="append",
         help="folder or Hub id of a TIER model or a CLIPModel, or the folder of an ensemble (with an ensemble.json); "
         "may be given several times: each further model is compared with the first",
+    )
+    add(
+        "--scores",
+        default=[],
+        action="append",
+        metavar="FILE",
+        help="csv file of another classifier's scores, in place of a model or beside models: a column image_id (or "
+        "study_id) and a column of numbers per finding; may be given several times",
     )
     add("--dataset", default="synthetic", help="data set, a key of modeling_tier.data.DATASETS (default: %(default)s)")
     add("--split", choices=SPLITS, default="test", help="(default: %(default)s)")

@@ -24,13 +24,19 @@ def configuration(arguments: argparse.Namespace, given: list[str]) -> Evaluation
     Raises:
         ValueError: for a model, an option or a data set that does not exist.
     """
-    first = Path(arguments.model[0])
+    if not arguments.model:
+        if not arguments.scores:
+            raise ValueError("--model or --scores is needed: what is evaluated.")
+        if arguments.output_dir is None:
+            raise ValueError("--output_dir is needed for scores of a file.")
+    first = Path((arguments.model or arguments.scores)[0])
     if arguments.output_dir is None and not first.is_dir():
         check_model_name(arguments.model[0])
         raise ValueError("--output_dir is needed for a model that is not a folder.")
     data, validation = data_options(arguments, given)
     return EvaluationConfig(
         models=arguments.model,
+        scores=arguments.scores,
         output_dir=Path(arguments.output_dir or first / "evaluation"),
         data=data,
         validation=validation,
@@ -47,7 +53,7 @@ def configuration(arguments: argparse.Namespace, given: list[str]) -> Evaluation
 def data_options(arguments: argparse.Namespace, given: list[str]) -> tuple[DataChoice, DataChoice | None]:
     """The data set, with the options of the first model's own training on it and what the command line says."""
     given_options = _given_options(given)
-    options = _training_options(Path(arguments.model[0]), arguments.dataset)
+    options = _training_options(Path(arguments.model[0]), arguments.dataset) if arguments.model else {}
     drawn = {"num_images": arguments.num_images} if arguments.dataset == "synthetic" else {}
     drawn |= {} if arguments.seed is None else {"seed": arguments.seed}
     drawn |= {} if arguments.max_images is None else {"max_images": arguments.max_images}

@@ -9,7 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib.metadata import version
 from itertools import count
@@ -29,6 +29,7 @@ from ..loading import load_model
 from .evidence import Evidence, compare, gather_evidence, subject_names
 from .figures import DRAWN, is_drawn, plot_patch_similarity, plot_reliability, plot_roc, plot_similarity_maps
 from .fingerprints import data_fingerprint, model_fingerprint, table_fingerprint
+from .given_scores import GIVEN, read_scores, scores_of, shared_findings
 from .prompts import has_prompts, load_no_finding, load_prompts
 from .protocols import PROTOCOLS
 from .report import write_report
@@ -73,6 +74,12 @@ class EvaluationConfig:
     examples: int = 6
     smooth_maps: float = 0.0
     image_ids: str | None = None
+    scores: list[str] = field(default_factory=list)
+
+    @property
+    def judged(self) -> list[str]:
+        """Models, then files of scores; the others are compared with the first."""
+        return [*self.models, *self.scores]
 
     def __post_init__(self):
         for name, least in (("resamples", 0), ("batch_size", 1), ("num_workers", 0), ("examples", 0)):
@@ -87,8 +94,10 @@ class Member(NamedTuple):
 
     fingerprint: str
     temperature: float
-    caches: dict[str, Path]
+    caches: dict[str, Path] = field(default_factory=dict)
     """Of "data" and "validation"."""
+    given: dict[str, Scored] = field(default_factory=dict)
+    """Likewise, if the scores are those of a file."""
 
 
 @dataclass
@@ -153,7 +162,10 @@ def load_inputs(config: EvaluationConfig, state: PartialState) -> Inputs:
     Raises:
         ValueError: for a model that is not there, and for data, prompts and models that do not go together.
     """
-    models = {name: member_folders(path) for name, path in zip(model_names(config.models), config.models)}
+    models = {
+        name: {name: path} if path in config.scores else member_folders(path)
+        for name, path in zip(model_names(config.judged), config.judged)
+    }
     choices = {"data": config.data} | ({"validation": config.validation} if config.validation else {})
     wanted = read_image_list(config.image_ids) if config.image_ids else None
     with collect_rejected() as rejected:
@@ -195,11 +207,11 @@ def _result(
     main, data = evidence[first], inputs.sets["data"]
     unreadable = main.metrics.get("unreadable", [])
     result = {
-        "model": config.models[0],
+        "model": config.judged[0],
         "name": first,
         **config.data._asdict(),
         "labels": {"uncertain": config.uncertain, "blank": config.blank},
-        "protocol": {"name": config.protocol, "score": PROTOCOLS[config.protocol].description},
+        "protocol": _protocol(config),
         "prompts": {"source": inputs.source or "", "findings": inputs.prompts},
         "counts": count_data(data, main.details["rows"], inputs.findings, unreadable),
         "notes": inputs.notes["data"],
@@ -226,10 +238,16 @@ def _result(
                 "metrics": evidence[name].metrics,
                 "difference": compare(evidence[name], main),
             }
-            for name, path in zip(others, config.models[1:])
+            for name, path in zip(others, config.judged[1:])
         },
     }
     return result | ({"validation": _validation_part(config, inputs, main)} if config.validation else {})
+
+
+def _protocol(config: EvaluationConfig) -> dict[str, str]:
+    if not config.models:
+        return {"name": "scores", "score": GIVEN.description}
+    return {"name": config.protocol, "score": PROTOCOLS[config.protocol].description}
 
 
 def _used_ids(dataset: Dataset, evidence: dict[str, Evidence]) -> list[str]:
@@ -381,6 +399,9 @@ def model_names(paths: list[str]) -> list[str]:
 
 
 def _prompts(config: EvaluationConfig, dataset: Dataset) -> tuple[dict, str | None]:
+    if not config.models:  # files of scores need no sentences
+        labels = list(dataset.features.get("labels", {}))
+        return {finding: {"positive": [], "negative": []} for finding in shared_findings(config.scores, labels)}, None
     source = config.prompts or (config.data.dataset if has_prompts(config.data.dataset) else None)
     if source is None:
         return {}, None
@@ -396,6 +417,10 @@ def _score(
     state: PartialState,
 ) -> Member:
     """Score this process's images of each set with one model; `tables`: fingerprints of the sets."""
+    if path in config.scores:
+        given = read_scores(path)
+        scored = {name: scores_of(given, dataset, inputs.findings) for name, dataset in inputs.sets.items()}
+        return Member(given.fingerprint, 1.0, given=scored)
     model, processor = load_model(path)
     try:
         temperature = temperature_of(model)  # before any image is scored
@@ -455,9 +480,10 @@ def _evidence(members: dict[str, Member], inputs: Inputs, config: EvaluationConf
     for name, dataset in inputs.sets.items():
         results, images = {}, None
         for member, one in members.items():
-            scored = read_parts(one.caches[name], dataset, config.batch_size)
+            scored = one.given.get(name) or read_parts(one.caches[name], dataset, config.batch_size)
+            protocol = GIVEN if one.given else PROTOCOLS[config.protocol]
             metrics, details = summarise(
-                scored, dataset, inputs.findings, config.protocol, one.temperature, config.uncertain, config.blank
+                scored, dataset, inputs.findings, protocol, one.temperature, config.uncertain, config.blank
             )
             results[member] = metrics, details
             images = images or scored.images
@@ -503,9 +529,10 @@ def _draw(config: EvaluationConfig, inputs: Inputs, evidence: dict[str, Evidence
     ranked = {name: one.details for name, one in evidence.items() if "rank_similarity" in one.details}
     if ranked:
         plot_patch_similarity(ranked, dataset, folder / "patch_similarity.png")
-    if "regions" in dataset.features and config.examples:
-        # Of an ensemble the first member: only scores have a mean.
-        members = {name: next(iter(folders.items())) for name, folders in inputs.models.items()}
+    if "regions" in dataset.features and config.examples and config.models:
+        # Of an ensemble the first member: only scores have a mean. Files of scores have no maps.
+        folders = dict(list(inputs.models.items())[: len(config.models)])
+        members = {name: next(iter(members.items())) for name, members in folders.items()}
         shown = {
             f"{name}/{member}" if len(inputs.models[name]) > 1 else name: load_model(path)
             for name, (member, path) in members.items()

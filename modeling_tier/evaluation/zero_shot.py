@@ -138,7 +138,7 @@ def summarise(
     scored: Scored,
     dataset: Dataset,
     findings: list[str],
-    protocol: str = "tier",
+    protocol: str | Protocol = "tier",
     temperature: float = 1.0,
     uncertain: str = "ignore",
     blank: str = "ignore",
@@ -150,7 +150,7 @@ def summarise(
         scored: the numbers of all images, joined.
         dataset: what was scored.
         findings: names of the prompts, in their order.
-        protocol: a key of `PROTOCOLS`.
+        protocol: a key of `PROTOCOLS`, or another protocol.
         temperature: of the model, exp(logit_scale).
         uncertain, blank: as in [`evaluate_zero_shot`].
 
@@ -175,9 +175,11 @@ def summarise(
     details = {"findings": findings, "rows": images.rows}
     if findings:
         labels = known_labels(dataset, images.rows, findings, uncertain, blank)
-        details |= _judged(images, PROTOCOLS[protocol], temperature) | {"labels": labels}
+        rule = PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
+        details |= _judged(images, rule, temperature) | {"labels": labels}
         metrics |= _auroc(findings, details["scores"], labels)
-        metrics["peak_spread"] = peak_spread(images.peaks.astype(np.int64), int(images.num_patches[0]))
+        if images.peaks is not None:
+            metrics["peak_spread"] = peak_spread(images.peaks.astype(np.int64), int(images.num_patches[0]))
     if scored.pairs is not None:
         details["ranks"] = _ranks(images, scored.pairs, dataset)
         details["rank_similarity"] = scored.pairs.rank_similarity
