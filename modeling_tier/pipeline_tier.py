@@ -16,6 +16,7 @@ from .cosines_tier import l2_normalize
 from .encoders_tier import max_text_length
 from .framing_tier import Framing
 from .maps_tier import interpolation, overlay_map, picture_geometry, words_of
+from .notes_tier import note, unknown_words, unlike_radiograph
 from .processing_tier import TierProcessor
 from .reading_tier import open_radiograph
 
@@ -150,8 +151,9 @@ class TierZeroShotPipeline(Pipeline):
                   processor cuts the picture
                 - `overlay` (`maps="overlay"`): this map over the picture, as [`overlay_map`] paints it; of
                   contributions, P times theirs, so that a patch of mean length has the colour of its cosine
-                - `note`, only where the tokenizer does not know words of the positive sentences: the model has not
-                  learned them, so the score says little
+                - `note`, only where the score says little: the tokenizer does not know words of the positive
+                  sentences, so that the model has not learned them, or the picture is unlike a radiograph, as coloured
+                  ones, noise and a single grey are
             for a list of pictures a list of these, for a stream an iterator.
 
         Raises:
@@ -232,11 +234,12 @@ class TierZeroShotPipeline(Pipeline):
         return read, shown, shown
 
     def preprocess(self, image, maps=None, frame=None) -> dict:
-        picture = open_radiograph(image, self.processor.reading_options(frame)).convert("RGB")
+        picture = open_radiograph(image, self.processor.reading_options(frame))
+        unlike, picture = unlike_radiograph(picture), picture.convert("RGB")
         framed = self.processor.framing(picture)
         pixel_values = self.processor.image_processor(framed, return_tensors="pt")["pixel_values"].to(self.dtype)
         seen = {"pixel_values": pixel_values, "size": picture.size, "input_size": tuple(pixel_values.shape[-2:])}
-        return seen | ({"picture": picture} if maps == "overlay" else {})
+        return seen | {"unlike": unlike} | ({"picture": picture} if maps == "overlay" else {})
 
     def _forward(self, inputs, prompts, maps=None, map_kind="cosine") -> dict:
         # Text first: a sentence that cannot be embedded costs no image.
@@ -254,7 +257,7 @@ class TierZeroShotPipeline(Pipeline):
             if map_kind == "contribution":
                 shown = shown * self.model.patch_weights(image).unsqueeze(1)
             answer["maps"] = shown.unflatten(2, image.grid)
-        return answer | {name: inputs[name] for name in ("size", "input_size", "picture") if name in inputs}
+        return answer | {name: inputs[name] for name in ("size", "input_size", "unlike", "picture") if name in inputs}
 
     def postprocess(self, answer, prompts, maps=None, map_kind="cosine") -> list[dict]:
         positive, negative = (answer[name][0].double() for name in ("positive", "negative"))
@@ -267,9 +270,9 @@ class TierZeroShotPipeline(Pipeline):
             for i, finding in enumerate(prompts)
         ]
         for row, sentences in zip(rows, prompts.values()):
-            unknown = self._unknown_words(sentences["positive"])
-            if unknown:
-                row["note"] = f"The tokenizer does not know: {', '.join(unknown)}. The score says little."
+            text = note(answer["unlike"], self._unknown_words(sentences["positive"]))
+            if text:
+                row["note"] = text
         if maps:
             limit = 1.0 if map_kind == "cosine" else 1 / math.prod(answer["maps"].shape[2:])
             for row, fine in zip(rows, self._over_picture(answer["maps"][0].numpy(), answer)):
@@ -325,20 +328,15 @@ class TierZeroShotPipeline(Pipeline):
             )
 
     def _unknown_words(self, sentences: tuple[str, ...]) -> tuple[str, ...]:
-        """Words of which the tokenizer makes its unknown token, or single characters alone."""
         if sentences not in self._unknown:
             tokenizer = self.processor.tokenizer
-            words: dict[str, None] = {}
+            words: list[str] = []
             for sentence in sentences if tokenizer.is_fast else ():
                 tokens = tokenizer(sentence, return_offsets_mapping=True)
-                offsets, ids = tokens["offset_mapping"], tokens["input_ids"]
-                for word, positions in words_of(sentence, offsets):
-                    spelled = all(offsets[i][1] - offsets[i][0] <= 1 for i in positions)
-                    if any(ids[i] == tokenizer.unk_token_id for i in positions) or (spelled and len(word) > 3):
-                        words[word] = None
+                words += unknown_words(sentence, tokens["input_ids"], tokens["offset_mapping"], tokenizer.unk_token_id)
             if len(self._unknown) >= _MAX_KEPT:
                 self._unknown.clear()
-            self._unknown[sentences] = tuple(words)
+            self._unknown[sentences] = tuple(dict.fromkeys(words))
         return self._unknown[sentences]
 
     def _over_picture(self, coarse: np.ndarray, seen: dict) -> np.ndarray:

@@ -73,6 +73,8 @@ class Cell(NamedTuple):
     """Where the largest cosine is, as fractions of the width and of the height."""
     score: float | None = None
     difference: float | None = None
+    note: str | None = None
+    """Why the score says little, if it does."""
 
 
 class Row(NamedTuple):
@@ -195,7 +197,9 @@ def read_findings(models: dict[str, TierZeroShotPipeline], picture: Picture, fin
         # Scores are always of the picture as it is. Maps of thousands of pixels a side nobody sees.
         exact = answers if small is picture.image else pipeline(picture.image, findings=findings)
         for answer, scored in zip(answers, exact):
-            cell = _cell(answer["map"])._replace(score=scored["score"], difference=scored["difference"])
+            cell = _cell(answer["map"])._replace(
+                score=scored["score"], difference=scored["difference"], note=scored.get("note")
+            )
             cells[answer["finding"]][label] = cell
     return Answers(picture, [Row(finding, by_model) for finding, by_model in cells.items()])
 

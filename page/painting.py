@@ -153,6 +153,7 @@ def _numbers(answers: Answers) -> dict:
         models = {}
         for label, cell in row.cells.items():
             scores = {} if cell.score is None else {"score": cell.score, "difference": cell.difference}
+            scores |= {"note": cell.note} if cell.note else {}
             models[label] = scores | {"lowest_cosine": cell.low, "highest_cosine": cell.high, "highest_at": cell.peak}
         texts.append({"text": row.text, "models": models})
     width, height = answers.picture.image.size

@@ -136,6 +136,12 @@ def test_the_example_runs_where_there_is_no_torch(exported, picture, tmp_path):
     assert [finding for _, finding, _ in lines] == FINDINGS
     for i, name in ((0, "score"), (2, "difference")):
         assert [float(line[i]) for line in lines] == pytest.approx([row[name] for row in expected], abs=2e-4)
+    notes = TierZeroShotPipeline(model=model, processor=processor)(
+        np.asarray(picture)[:1, :1].repeat(9, axis=0), findings=["left effusion", "pneumonia"]
+    )
+    rows = Reader(folder)(np.asarray(picture)[:1, :1].repeat(9, axis=0), ["left effusion", "pneumonia"])
+    assert [row["note"] for row in rows] == [row["note"] for row in notes]
+    assert "one grey" in rows[0]["note"] and "pneumonia" in rows[1]["note"]
     with np.load(tmp_path / "maps.npz") as maps:
         assert maps["findings"].tolist() == FINDINGS
         expected = model.get_similarity_map(**processor(images=picture, text=["cardiomegaly."])).text_to_patch[0]

@@ -23,6 +23,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 from modeling_tier import TierConfig, TierModel, TierProcessor, TierZeroShotPipeline, overlay_map
 from modeling_tier.data import load_pairs
+from modeling_tier.data.synthetic import draw_studies
 from modeling_tier.evaluation import evaluate_zero_shot, load_prompts
 from modeling_tier.maps_tier import picture_geometry
 
@@ -514,6 +515,26 @@ def test_words_that_the_tokenizer_does_not_know_get_a_note(model, processor, pic
     assert "note" not in known
     assert spelled["note"] == "The tokenizer does not know: cold. The score says little."
     assert unknown["note"].startswith("The tokenizer does not know: pneumonia.")
+
+
+SMOOTH = np.linspace(0, 255, 100 * 80).reshape(100, 80).astype(np.uint8)
+UNLIKE = {
+    "coloured": np.stack([SMOOTH, 255 - SMOOTH, SMOOTH], axis=2),
+    "nothing to do with each other": np.random.default_rng(0).integers(0, 256, (100, 80), dtype=np.uint8),
+    "one grey": np.full((100, 80), 7, np.uint8),
+}
+
+
+def test_a_picture_unlike_a_radiograph_gets_a_note(read):
+    pictures = [SMOOTH, *UNLIKE.values(), np.stack([SMOOTH] * 3, axis=2)]
+    answers = read(pictures, findings=["effusion", "pneumonia"], batch_size=2)
+    assert "note" not in answers[0][0] and "note" not in answers[-1][0]
+    for (first, second), reason in zip(answers[1:-1], UNLIKE):
+        assert first["note"].startswith("The picture is unlike a radiograph: it")
+        assert reason in first["note"] and first["note"].endswith(". The score says little.")
+        assert reason in second["note"] and "does not know: pneumonia. The score" in second["note"]
+    drawings = [study.pixels for study in draw_studies("test", 3, 96, 0)]
+    assert not [row for rows in read(drawings, findings=["effusion"]) for row in rows if "note" in row]
 
 
 def test_a_model_object_brings_its_processor(read, picture, tmp_path):

@@ -36,7 +36,7 @@ TOLERANCE = 1e-4  # of an embedding's numbers, so of cosines
 
 _TEXTS = ["There is a small left pleural effusion.", "No cardiomegaly.", "Clear."]
 _DYNAMIC = torch.export.Dim.DYNAMIC
-_READING_FILES = ("reading_tier.py", "dicom_tier.py")
+_READING_FILES = ("reading_tier.py", "dicom_tier.py", "maps_tier.py", "notes_tier.py")
 _READING_OPTIONS = ("dicom_contrast", "max_pixels", "max_aspect_ratio")
 _OTHER_PIXELS = 0.1  # of a pixel value: what two libraries make of one rounding is less, another resizing far more
 
@@ -136,6 +136,7 @@ def _settings(model: TierModel, processor: TierProcessor, grid: tuple[int, int])
             "pad_id": tokenizer.pad_token_id,
             "pad_token": tokenizer.pad_token,
         },
+        "unknown_id": tokenizer.unk_token_id,
         "reading": {name: getattr(processor, name) for name in _READING_OPTIONS},
     }
 

@@ -12,14 +12,17 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from PIL import Image
 from tokenizers import Tokenizer
 
 
 try:
+    from ..notes_tier import note, unknown_words, unlike_radiograph
     from ..reading_tier import ReadingOptions, open_radiograph
 except ImportError:  # as run.py
     sys.path.insert(0, str(Path(__file__).parent))
-    from tier_reading.reading_tier import ReadingOptions, open_radiograph  # type: ignore[import-not-found, no-redef]
+    from tier_reading.notes_tier import note, unknown_words, unlike_radiograph  # type: ignore
+    from tier_reading.reading_tier import ReadingOptions, open_radiograph  # type: ignore
 
 
 class Reader:
@@ -49,7 +52,7 @@ class Reader:
 
     def __call__(
         self,
-        picture: Any,
+        image: Any,
         findings: list[str],
         positive: str = "{}.",
         negative: str = "No {}.",
@@ -58,20 +61,29 @@ class Reader:
         """
         For each finding `score` in [0, 1] (not a calibrated probability), `difference` of the two cosines, and `map`:
         cosines (h, w) of the patches with the positive sentence, rows from top to bottom of what the model sees.
-        `frame` is that of a file of several, counted from 1.
+        `frame` is that of a file of several, counted from 1. `note` is there only where the score says little: the
+        tokenizer does not know words of the finding, or the picture is unlike a radiograph.
         """
-        image, patches = self.embed_image(picture, frame)
+        picture = self._opened(image, frame)
+        image_embeds, patches = self.embed_image(picture)
         texts = [
             template.replace("{}", name.replace("_", " ")) for template in (positive, negative) for name in findings
         ]
-        positive, negative = np.split(self.embed_text(texts), 2)  # (F, D) each
-        difference = positive.astype(np.float64) @ image - negative.astype(np.float64) @ image
+        positive_embeds, negative_embeds = np.split(self.embed_text(texts), 2)  # (F, D) each
+        difference = (positive_embeds.astype(np.float64) - negative_embeds.astype(np.float64)) @ image_embeds
         score = 0.5 * (1 + np.tanh(0.5 * self.settings["temperature"] * difference))
-        maps = (positive @ patches.T).reshape(len(findings), *self.settings["grid"])
-        return [
+        maps = (positive_embeds @ patches.T).reshape(len(findings), *self.settings["grid"])
+        rows = [
             {"finding": name, "score": float(score[i]), "difference": float(difference[i]), "map": maps[i]}
             for i, name in enumerate(findings)
         ]
+        unlike = unlike_radiograph(picture)
+        for row, text in zip(rows, texts):
+            tokens = self.tokenizer.encode(text)
+            why = note(unlike, unknown_words(text, tokens.ids, tokens.offsets, self.settings["unknown_id"]))
+            if why:
+                row["note"] = why
+        return rows
 
     def embed_image(self, picture: Any, frame: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings (D,) of a picture and (P, D) of its patches, of unit length."""
@@ -95,7 +107,7 @@ class Reader:
     def pixel_values(self, picture: Any, frame: int | None = None) -> np.ndarray:
         """What the image encoder takes: (3, H, W)."""
         settings = self.image_settings
-        picture = open_radiograph(picture, ReadingOptions(frame, **self.settings["reading"])).convert("RGB")
+        picture = self._opened(picture, frame).convert("RGB")
         if settings.get("do_resize"):
             size, (width, height) = settings["size"], picture.size
             if size.get("shortest_edge"):
@@ -116,6 +128,9 @@ class Reader:
             pixels = (pixels - np.float32(settings["image_mean"])) / np.float32(settings["image_std"])
         return pixels.transpose(2, 0, 1)
 
+    def _opened(self, image: Any, frame: int | None) -> Image.Image:
+        return open_radiograph(image, ReadingOptions(frame, **self.settings["reading"]))
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Findings in a radiograph. Not for diagnosis.")
@@ -132,6 +147,8 @@ def main() -> None:
         sys.exit(f"error: {error}")
     for row in rows:
         print(f"{row['score']:.4f}  {row['finding']}  (difference of the cosines {row['difference']:+.4f})")
+        if "note" in row:
+            print(f"        {row['note']}")
 
 
 if __name__ == "__main__":

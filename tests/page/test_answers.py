@@ -21,6 +21,7 @@ from page.painting import (
     painted_values,
     position_in_words,
 )
+from page.rendering import scores
 from page.uploads import Upload
 from tests.page.fixtures import pixels
 
@@ -69,6 +70,15 @@ def test_a_sentence_comes_first_and_then_its_words(page_models, radiograph):
         whole = read(str(radiograph), findings=sentence, maps="array")[0]["map"]
         for row, expected in zip(rows, [whole, *words]):
             np.testing.assert_allclose(row.cells[name].cosines, expected, atol=1e-6)
+
+
+def test_why_a_score_says_little_is_shown(page_models):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90), dtype=np.uint8))
+    answers = read_findings(page_models, Picture("noise", noise), FINDINGS[:1])
+    assert all("unlike a radiograph" in cell.note for cell in answers.rows[0].cells.values())
+    assert scores(answers, list(page_models)).count("The picture is unlike a radiograph") == len(page_models)
+    drawing = read_findings(page_models, draw_pictures()[0], FINDINGS[:1])
+    assert "unlike a radiograph" not in scores(drawing, list(page_models))
 
 
 def test_findings_are_lines_without_repetition():
