@@ -65,7 +65,7 @@ class Reader:
         tokenizer does not know words of the finding, or the picture is unlike a radiograph.
         """
         picture = self._opened(image, frame)
-        image_embeds, patches = self.embed_image(picture)
+        image_embeds, patches = self._embed_pixels(self._prepared(picture))
         texts = [
             template.replace("{}", name.replace("_", " ")) for template in (positive, negative) for name in findings
         ]
@@ -85,11 +85,12 @@ class Reader:
                 row["note"] = why
         return rows
 
-    def embed_image(self, picture: Any, frame: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def embed_image(self, image: Any, frame: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings (D,) of a picture and (P, D) of its patches, of unit length."""
-        image, patches = self.image_encoder.run(
-            ["image_embeds", "patch_embeds"], {"pixel_values": self.pixel_values(picture, frame)[None]}
-        )
+        return self._embed_pixels(self.pixel_values(image, frame))
+
+    def _embed_pixels(self, pixel_values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        image, patches = self.image_encoder.run(["image_embeds", "patch_embeds"], {"pixel_values": pixel_values[None]})
         return image[0], patches[0]
 
     def embed_text(self, texts: list[str]) -> np.ndarray:
@@ -104,10 +105,15 @@ class Reader:
         }
         return {entry.name: inputs[entry.name] for entry in self.text_encoder.get_inputs()}
 
-    def pixel_values(self, picture: Any, frame: int | None = None) -> np.ndarray:
+    def pixel_values(self, image: Any, frame: int | None = None) -> np.ndarray:
         """What the image encoder takes: (3, H, W)."""
-        settings = self.image_settings
-        picture = self._opened(picture, frame).convert("RGB")
+        return self._prepared(self._opened(image, frame))
+
+    def _opened(self, image: Any, frame: int | None) -> Image.Image:
+        return open_radiograph(image, ReadingOptions(frame, **self.settings["reading"]))
+
+    def _prepared(self, picture: Image.Image) -> np.ndarray:
+        settings, picture = self.image_settings, picture.convert("RGB")
         if settings.get("do_resize"):
             size, (width, height) = settings["size"], picture.size
             if size.get("shortest_edge"):
@@ -127,9 +133,6 @@ class Reader:
         if settings.get("do_normalize"):
             pixels = (pixels - np.float32(settings["image_mean"])) / np.float32(settings["image_std"])
         return pixels.transpose(2, 0, 1)
-
-    def _opened(self, image: Any, frame: int | None) -> Image.Image:
-        return open_radiograph(image, ReadingOptions(frame, **self.settings["reading"]))
 
 
 def main() -> None:
