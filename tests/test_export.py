@@ -85,7 +85,8 @@ def exported(request, tokenizer, tmp_path_factory):
     if text == "siglip":
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.model_input_names = ["input_ids"]  # as SigLIP's
-    processor = TierProcessor(image_processor, tokenizer)
+    framing = {"stretch_contrast": True, "pad_to_square": True} if vision == "resnet" else {}
+    processor = TierProcessor(image_processor, tokenizer, **framing)
     export_onnx(model, processor, folder)
     return model, processor, folder
 

@@ -16,6 +16,7 @@ import math
 import shutil
 import sys
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,6 @@ from transformers.utils.logging import set_verbosity_error
 
 from ..cosines_tier import l2_normalize
 from ..files import merged_folder, replace_json
-from ..framing_tier import Framing
 from ..loading import load_model
 from ..maps_tier import picture_geometry
 from ..modeling_tier import TierModel, TierOutput, TierPreTrainedModel
@@ -36,7 +36,7 @@ TOLERANCE = 1e-4  # of an embedding's numbers, so of cosines
 
 _TEXTS = ["There is a small left pleural effusion.", "No cardiomegaly.", "Clear."]
 _DYNAMIC = torch.export.Dim.DYNAMIC
-_READING_FILES = ("reading_tier.py", "dicom_tier.py", "maps_tier.py", "notes_tier.py")
+_READING_FILES = ("reading_tier.py", "dicom_tier.py", "framing_tier.py", "maps_tier.py", "notes_tier.py")
 _READING_OPTIONS = ("dicom_contrast", "max_pixels", "max_aspect_ratio")
 _OTHER_PIXELS = 0.1  # of a pixel value: what two libraries make of one rounding is less, another resizing far more
 
@@ -90,8 +90,6 @@ def export_onnx(model: TierModel, processor: TierProcessor, output_dir: str | Pa
     tokenizer = processor.tokenizer
     if not tokenizer.is_fast:
         raise ValueError(f"{type(tokenizer).__name__} has no tokenizer.json, by which texts are read without torch.")
-    if processor.framing != Framing():
-        raise ValueError("The processor stretches or pads pictures before its image processor: run.py cannot.")
     model = model.float().cpu().eval()
     pictures = [_noise(0, (150, 100)), _noise(1, (100, 150))]
     picture_geometry(pictures[0].size, processor.image_processor)  # for its errors: run.py knows no other resizing
@@ -137,6 +135,7 @@ def _settings(model: TierModel, processor: TierProcessor, grid: tuple[int, int])
             "pad_token": tokenizer.pad_token,
         },
         "unknown_id": tokenizer.unk_token_id,
+        "framing": asdict(processor.framing),
         "reading": {name: getattr(processor, name) for name in _READING_OPTIONS},
     }
 

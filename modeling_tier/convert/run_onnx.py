@@ -17,10 +17,12 @@ from tokenizers import Tokenizer
 
 
 try:
+    from ..framing_tier import Framing
     from ..notes_tier import note, unknown_words, unlike_radiograph
     from ..reading_tier import ReadingOptions, open_radiograph
 except ImportError:  # as run.py
     sys.path.insert(0, str(Path(__file__).parent))
+    from tier_reading.framing_tier import Framing  # type: ignore
     from tier_reading.notes_tier import note, unknown_words, unlike_radiograph  # type: ignore
     from tier_reading.reading_tier import ReadingOptions, open_radiograph  # type: ignore
 
@@ -113,7 +115,7 @@ class Reader:
         return open_radiograph(image, ReadingOptions(frame, **self.settings["reading"]))
 
     def _prepared(self, picture: Image.Image) -> np.ndarray:
-        settings, picture = self.image_settings, picture.convert("RGB")
+        settings, picture = self.image_settings, Framing(**self.settings["framing"])(picture.convert("RGB"))
         if settings.get("do_resize"):
             size, (width, height) = settings["size"], picture.size
             if size.get("shortest_edge"):
