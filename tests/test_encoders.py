@@ -189,7 +189,7 @@ def test_a_vision_encoder_does_what_is_promised(model_type):
 )
 def test_every_encoder_that_is_accepted_does_what_is_promised(option, check):
     broken, names = {}, accepted(option)
-    print(f"{option}: of {len(CONFIG_MAPPING)} types {len(names)} are accepted")
+    print(f"{option}: of {len(list(CONFIG_MAPPING))} types {len(names)} are accepted")
     assert len(names) > 25
     for model_type in names:
         try:
