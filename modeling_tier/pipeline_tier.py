@@ -376,13 +376,17 @@ class TierImageClassificationPipeline(ZeroShotImageClassificationPipeline):
 
 
 def _framing_of(model) -> Framing:
-    """What the processor in the folder or repository of a model says; nothing where there is none."""
+    """
+    How the processor of the folder or repository that a model was loaded from frames pictures, by its file alone:
+    loading the processor would ask whether its code may run. Without a folder, or a processor in it: not at all.
+    """
     source = getattr(model, "name_or_path", "")
     try:
-        settings = TierProcessor.get_processor_dict(source)[0] if source else {}
+        revision = getattr(model.config, "_commit_hash", None)
+        options = TierProcessor.get_processor_dict(source, revision=revision)[0] if source else {}
     except OSError:
-        settings = {}
-    return Framing(**{field.name: settings[field.name] for field in fields(Framing) if field.name in settings})
+        options = {}
+    return Framing(**{field.name: options[field.name] for field in fields(Framing) if field.name in options})
 
 
 def _processor_of(model) -> TierProcessor:
