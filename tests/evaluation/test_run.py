@@ -38,14 +38,15 @@ def test_figures_of_others_and_results_of_a_training_run_stay(folder, tmp_path):
     run_evaluation(evaluation(folder, out))
     assert (out / "figures" / "mine.png").read_bytes() == b"mine"
     assert not (out / "figures" / "roc_study_max.png").exists() and (out / "figures" / "roc_image.png").is_file()
-    assert {path.name for path in out.iterdir()} == {"cache", "figures", "metrics.json", "report.html", "report.md"}
+    names = {"cache", "figures", "metrics.json", "report.html", "report.md", "image_ids.txt"}
+    assert {path.name for path in out.iterdir()} == names
     assert run_evaluation(evaluation(folder, out, resamples=20))["settings"]["resamples"] == 20
     assert not list(out.glob("earlier*")), "the same evaluation again"
     before = {path.name: path.read_bytes() for path in out.rglob("*") if path.suffix in (".json", ".png", ".html")}
     run_evaluation(evaluation(folder, out, protocol="chexzero"))
     aside = {path.name: path.read_bytes() for path in (out / "earlier-1").rglob("*") if path.is_file()}
-    assert set(aside) == set(before) - {"mine.png", "key.json"} | {"report.md"}
-    assert all(before[name] == content for name, content in aside.items() if name != "report.md")
+    assert set(aside) == set(before) - {"mine.png", "key.json"} | {"report.md", "image_ids.txt"}
+    assert all(before[name] == content for name, content in aside.items() if name in before)
     assert json.loads((out / "metrics.json").read_text())["protocol"]["name"] == "chexzero"
     assert (out / "figures" / "mine.png").read_bytes() == b"mine"
     (folder / "metrics.json").write_text('{"step": 3, "validation": {}}')
