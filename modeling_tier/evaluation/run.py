@@ -89,7 +89,8 @@ class EvaluationConfig:
             raise ValueError(f"--smooth_maps must lie between 0 and {MAX_SMOOTHING:g}; got {self.smooth_maps}.")
 
 
-class Member(NamedTuple):
+@dataclass(frozen=True)
+class Member:
     """One model, or one of an ensemble, after scoring."""
 
     fingerprint: str
