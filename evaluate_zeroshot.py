@@ -83,7 +83,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--max_images",
         type=int,
-        help="the first so many images, for a first look; of data sets that have this option (chestxray14)",
+        help="number of images from the first on, for a first look; of data sets that have this option (chestxray14)",
     )
     add("--prompts", help="YAML file with sentences; default: the data set's own")
     for name, label in {"uncertain": "of -1", "blank": "not mentioned"}.items():
@@ -122,7 +122,7 @@ def add_measuring_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar="SIGMA",
-        help="filter maps by a gaussian of so many patches before they are measured, as BioViL's authors do with 1.5; "
+        help="filter maps by a gaussian of SIGMA patches before they are measured, as BioViL's authors do with 1.5; "
         "0: maps as they are (default: %(default)s)",
     )
     add(

@@ -91,7 +91,7 @@ def list_options() -> None:
 
     print("options (default): what they are")
     print(describe_options())
-    print("\ndata sets and what stands in data.options, data.train and data.validation (default)")
+    print("\ndata sets and the options of data.options, data.train and data.validation (default)")
     print(describe_datasets())
 
 

@@ -425,7 +425,7 @@ def _map_kinds(maps: MapScores) -> list[tuple[str, str, str, str]]:
 
 
 def _maps(evidence: Evidence, kind: tuple[str, str, str, str]) -> Maps:
-    """Without those whose region is nowhere, or everywhere, in what the model sees."""
+    """Without those whose region covers nothing, or everything, of what the model sees."""
     maps, (text, *variant) = evidence.scored.maps, kind
     measured = maps.measured[variant_name(*variant)]
     known = np.flatnonzero(map_rows(maps, text) & ~np.isnan(measured["chance"]))

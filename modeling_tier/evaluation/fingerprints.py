@@ -58,7 +58,7 @@ def table_fingerprint(dataset: Dataset) -> str:
 
 
 def data_fingerprint(dataset: Dataset, images: ImageScores) -> str:
-    """Of what was evaluated: the contents of the pictures' files and their rows, wherever they lie."""
+    """Of what was evaluated: the contents of the pictures' files and their rows, not their paths."""
     digest = hashlib.sha256()
     columns = [name for name in dataset.column_names if name not in ("image", "regions")]
     rows = dataset.select_columns(columns).select(images.rows)

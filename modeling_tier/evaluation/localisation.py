@@ -160,7 +160,7 @@ def _measured(
 
 
 def _measure(maps: np.ndarray, inside: np.ndarray) -> dict[str, np.ndarray]:
-    """As `measure_maps`, all maps against one region; NaN where the region is nowhere or everywhere."""
+    """As `measure_maps`, all maps against one region; NaN where the region covers nothing or everything."""
     if inside.any() and not inside.all():
         return measure_maps(maps, np.broadcast_to(inside, maps.shape))
     some = measure_maps(maps, np.broadcast_to(np.arange(len(inside)) == 0, maps.shape))

@@ -246,7 +246,7 @@ MEASURES = [
     Measure(
         "effective_patches",
         "effective patches",
-        "exp(token entropy): a uniform distribution over so many patches has that entropy.",
+        "exp(token entropy): the number of patches over which a uniform distribution has that entropy.",
         SPARSITY,
         larger_is_better=None,
         of_pairs=True,

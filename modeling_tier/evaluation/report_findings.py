@@ -41,7 +41,7 @@ def classification(result: dict, figures: dict[str, Path]) -> list:
     for name, metrics in models.items():
         members = metrics.get("members", {})
         columns = {"mean AUROC": [estimate_cell(lookup(member, "auroc", "mean")) for member in members.values()]}
-        blocks += table_blocks(f"{name}: its members, each by itself, by image", "member", list(members), columns)
+        blocks += table_blocks(f"{name}: its single members, by image", "member", list(members), columns)
     return blocks
 
 

@@ -317,7 +317,7 @@ def _described(path: Path) -> str | None:
     """What the results of an evaluation are of; empty if the file is of something else, None if it cannot be read."""
     try:
         result = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):  # not there, or not written to its end
+    except (OSError, ValueError, RecursionError):  # missing, or cut off
         return None
     try:
         return _about(result)

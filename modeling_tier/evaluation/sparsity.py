@@ -26,8 +26,8 @@ def sparsity(cosines: torch.Tensor, mask: torch.Tensor, temperature: float = 1.0
             `token_entropy`: entropy of a token over the patches, H_t, in nats;
             `patch_entropy`: entropy of a patch over the valid tokens, mean over the patches, in nats; both as in
             [`text_image_entropy`];
-            `effective_patches`: exp(H_t), between 1 and P: over so many patches a uniform distribution has that
-            entropy. At a temperature of 1 it stays close to P, since cosines lie in [-1, 1];
+            `effective_patches`: exp(H_t), between 1 and P: the number of patches over which a uniform distribution has
+            that entropy. At a temperature of 1 it stays close to P, since cosines lie in [-1, 1];
             `gini`: Gini coefficient (Hurley & Rickard, 2009, "Comparing measures of sparsity") of a token's cosines,
             shifted so that the smallest is 0: 0 if all are equal, 1 - 1 / P if one patch holds all. Scale does not
             matter to it: differences that are no more than rounding count like others;

@@ -546,7 +546,7 @@ def fit_calibration(labels: np.ndarray, scores: np.ndarray) -> Calibration | Non
     targets = np.where(positive, (positive.sum() + 1) / (positive.sum() + 2), 1 / (number - positive.sum() + 2))
     centre, scale = scores.mean(), scores.std() or 1.0
     standard = ((scores - centre) / scale)[:, None]  # cosines are small and close together: hard for the solver
-    # Each row stands twice, as a positive and as a negative, with its target's weight.
+    # Each row is used twice, as a positive and as a negative, with its target's weight.
     model = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(
         np.concatenate([standard, standard]),
         np.repeat([1, 0], number),

@@ -57,9 +57,9 @@ def _ensemble_names(folder: Path) -> list[str]:
         raise ValueError(f"{file} must be a list of at least one name of a folder beside it; got {start}.")
     for name in names:
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ValueError(f"{file}: {name!r} leads out of the folder: its members must lie in it.")
+            raise ValueError(f"{file}: {name!r} is outside of the folder: its members must be in it.")
         if names.count(name) > 1 or not (folder / name / "config.json").is_file():
-            why = "stands twice" if names.count(name) > 1 else "is no model's folder (no config.json)"
+            why = "is listed twice" if names.count(name) > 1 else "is not a model folder (it has no config.json)"
             raise ValueError(f"{file}: {name!r} {why}.")
     return names
 

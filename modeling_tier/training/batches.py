@@ -87,7 +87,7 @@ class Batches:
             return
         if config.training.steps_per_epoch is not None:
             raise ValueError("training.steps_per_epoch is for streams; other data sets have a length.")
-        # Rows of the images that an epoch chooses one of: a study's, or each by itself.
+        # Groups of rows, of which an epoch takes one each: the images of a study, or single images.
         self.choices = _by_study(pairs) if config.data.one_image_per_study else None
         number = len(pairs) if self.choices is None else len(self.choices)
         self.steps_per_epoch = number // self.step_size

@@ -60,7 +60,7 @@ def replaced_folder(folder: Path, accelerator: Accelerator, keep: int | None = N
     A temporary folder that takes the place of `folder` when all processes have left the block.
 
     Args:
-        keep: of a checkpoint: so many of the newest stay, `folder` being one, the older ones beside it as `step-N`.
+        keep: of a checkpoint: number of the newest to keep, `folder` included, the older ones beside it as `step-N`.
 
     Raises:
         OSError: if something cannot be written; what was in `folder` before is still there and complete.

@@ -48,7 +48,7 @@ def train_mode(model: nn.Module) -> None:
 
 
 def _parts(name: str) -> list[str]:
-    """A parameter's name and those of the modules it stands in."""
+    """A parameter's name and those of the modules that contain it."""
     pieces = name.split(".")
     return [".".join(pieces[:end]) for end in range(1, len(pieces) + 1)]
 

@@ -65,7 +65,7 @@ def find_checkpoint(resume: str, output_dir: Path) -> Checkpoint | None:
         return checkpoint
     if damages:
         raise ValueError(
-            f"{' '.join(damages)} There is no checkpoint before it: put a copy in its place, or begin anew with "
+            f"{' '.join(damages)} There is no checkpoint before it: put a copy in its place, or start again with "
             "--training.overwrite true."
         )
     if resume == "auto":

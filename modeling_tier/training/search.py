@@ -99,7 +99,7 @@ def _run_trial(config: TrainConfig, method: str, largest: float, finished: list[
         value = metric_value(metrics, best_metric, dataset)
         if value == -math.inf:
             raise ValueError(f"evaluation.best_metric: {best_metric} is undefined on the validation set.")
-        values[:] = [entry for entry in values if entry[0] < epoch]  # a damaged checkpoint gave way to an older one
+        values[:] = [entry for entry in values if entry[0] < epoch]  # it may have resumed from an older checkpoint
         values.append([epoch, value])
         trial.report(value, epoch)
         return worse()

@@ -93,7 +93,7 @@ def load_deepspeed(engine: nn.Module, folder: Path) -> None:
 
 
 def _layer_classes(model: nn.Module) -> list[str]:
-    """Names of the classes of the encoders' layers: they stand in lists."""
+    """Names of the classes of the encoders' layers, which are found in module lists."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     return sorted({type(layer).__name__ for layers in lists for layer in layers} - {"ModuleList"})
 

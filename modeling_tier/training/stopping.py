@@ -28,7 +28,7 @@ class StopRequest:
     """
     SIGTERM (as SLURM sends before it preempts a job) or SIGINT (Ctrl-C), kept in mind until the step is done. A second
     one has its usual effect at once, unless it comes within seconds: what goes to all processes of a job reaches each
-    of them twice, by itself and through the launcher.
+    of them twice, directly and through the launcher.
     """
 
     def __init__(self):

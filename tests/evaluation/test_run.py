@@ -134,8 +134,8 @@ def test_an_unreadable_picture_is_not_chosen_as_an_example(folder, tmp_path):
         ("[unquoted", "is no JSON file"),
         ('{"clip": 1}', "must be a list"),
         ('"clip"', "must be a list"),
-        ('["model", "model"]', "'model' stands twice"),
-        ('["gone"]', "'gone' is no model's folder"),
+        ('["model", "model"]', "'model' is listed twice"),
+        ('["gone"]', "'gone' is not a model folder"),
     ],
 )
 def test_an_ensemble_that_is_none(folder, content, message):

@@ -8,7 +8,7 @@ import numpy as np
 
 _DESCRIPTION = """
 Fraction of queries for which a relevant candidate is among the k most similar ones. Query i and candidate i belong
-together, and so do all with the same group: where a text stands in the set twice, either copy is a hit.
+together, and so do all with the same group: of a text that is in the set twice, either copy is a hit.
 """
 
 _INPUTS = """
