@@ -45,8 +45,8 @@ def cached_backward(
 
     The pairs are embedded without a graph; the contrastive loss of all of them gives the gradient of each embedding;
     with it, each chunk is embedded again, with the same dropout, and has its own backward pass. The sum is the
-    gradient of the whole batch, the negatives and entropies of all processes included. BatchNorm alone sees chunks: its
-    statistics are a chunk's own, as with several processes they are a process's own.
+    gradient of the whole batch, the negatives and entropies of all processes included. BatchNorm alone sees chunks:
+    its statistics are a chunk's own, as with several processes they are a process's own.
 
     Args:
         model: a [`TierModel`] as `accelerator.prepare` returns it, in training mode.
