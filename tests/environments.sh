@@ -9,6 +9,7 @@ python=$1 torch=$2
 shift 2
 folder=$PWD/.versions/$(basename "$python")-torch-$torch
 if [ ! -e "$folder/.installed" ]; then
+    rm -rf build  # from which pip would install what was deleted since
     "$python" -m venv "$folder"
     "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "torch==$torch" ".[train]" \
         pytest pytest-timeout pytest-xdist hypothesis psutil scipy pydicom
