@@ -12,7 +12,17 @@ from .chestxray14_parquet import BOX_NAMES, LABELS, SIDE, chestxray14_from_parqu
 from .columns import check_split, check_subjects, make_pairs, pair_features
 from .parquet import has_parquet, is_hub_name
 from .record import ID_END, ID_START, DatasetRecord
-from .tables import find_table, good_rows, need_folder, read_table, skip_rows, to_numbers, warn_skipped
+from .tables import (
+    FALLBACK,
+    find_table,
+    good_rows,
+    need_folder,
+    read_table,
+    skip_rows,
+    text_lines,
+    to_numbers,
+    warn_skipped,
+)
 
 
 _TABLES = ["Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv"]
@@ -106,7 +116,7 @@ def _with_paths(folder: Path, table: pd.DataFrame) -> pd.DataFrame:
 def _names(folder: Path, file: str) -> set[str]:
     if not (folder / file).is_file():
         raise ValueError(f"In the folder {folder} there is no {file}.")
-    return set((folder / file).read_text().split())
+    return {name for line in text_lines(folder / file, fallback=FALLBACK) for name in line.split()}
 
 
 def _boxes(folder: Path) -> dict[str, list[tuple[str, list[float]]]]:

@@ -13,7 +13,8 @@ from datasets import ClassLabel, Dataset, Features, Image, concatenate_datasets
 from .columns import check_subjects, pair_features
 from .parquet import load_parquet, parquet_files
 from .pictures import box_regions
-from .rejected import RejectedRow, reject
+from .rejected import RejectedRow, reject, short
+from .tables import listed
 
 
 LABELS = (
@@ -112,9 +113,11 @@ def _columns(source: str, rows: Dataset) -> dict[str, str]:
         if name:
             columns[ours] = name
         elif ours in _REQUIRED:
-            raise ValueError(f"{source} has no column {' or '.join(map(repr, names))}; it has {rows.column_names}.")
+            raise ValueError(
+                f"{source} has no column {' or '.join(map(repr, names))}; it has {listed(rows.column_names)}."
+            )
     if "label_names" not in columns and "labels" not in columns:
-        raise ValueError(f"{source} has no column 'label_names' or 'labels'; it has {rows.column_names}.")
+        raise ValueError(f"{source} has no column 'label_names' or 'labels'; it has {listed(rows.column_names)}.")
     if "boxes" not in columns:
         warnings.warn(f"{source} has no column of boxes (looked for {_NAMES['boxes']}): no regions.", stacklevel=4)
     return columns
@@ -165,13 +168,13 @@ def _boxes(value, classes: list[str]) -> list[tuple[str, list[float]]]:
     boxes = []
     for item in value:
         if not isinstance(item, dict):
-            raise ValueError(f"boxes must be objects with a label and a bbox; got {item!r}")
+            raise ValueError(f"boxes must be objects with a label and a bbox; got {short(str(item))}")
         label = next((item[name] for name in _BOX_LABELS if item.get(name) is not None), None)
         box = next((item[name] for name in _BOX_CORNERS if item.get(name) is not None), None)
         if box is None:
             box = next(([item[n] for n in names] for names in _BOX_NUMBERS if set(names) <= set(item)), None)
         if label is None or box is None or len(box) != 4:
-            raise ValueError(f"a box needs a label and a bbox of 4 numbers; it has {item}")
+            raise ValueError(f"a box needs a label and a bbox of 4 numbers; it has {short(str(item))}")
         box = [float(number) for number in box]
         check_box(box)
         x, y, width, height = box

@@ -15,6 +15,7 @@ from .tables import (
     good_rows,
     inside,
     label_dicts,
+    listed,
     need_folder,
     read_table,
     skip_rows,
@@ -105,7 +106,7 @@ def image_rows(folder: Path, split: str, tables: list[str]) -> pd.DataFrame:
     table = read_table(path, CHEXPERT_LABELS, ("Path", "Study", "AP/PA"))
     column = next((name for name in ("Path", "Study") if name in table.columns), None)
     if column is None:
-        raise ValueError(f"{path} has no column 'Path' or 'Study'; its columns are {list(table.columns)}.")
+        raise ValueError(f"{path} has no column 'Path' or 'Study'; its columns are {listed(table.columns)}.")
     parts = table[column].map(lambda text: _PATH.match(text.replace("\\", "/")))
     expected = (
         f"{column} must be like CheXpert-v1.0/test/patient64741/study1/view1_frontal.jpg (of a study without the file)"

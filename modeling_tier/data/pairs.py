@@ -31,7 +31,7 @@ from .pairs_rows import IDS, PairsOptions, as_id, as_text, cells, column_names, 
 from .pairs_source import stored_parts
 from .record import DatasetRecord
 from .rejected import MAX_REJECTED, RejectedRow, note_rejected, reject
-from .tables import warn_skipped
+from .tables import listed, warn_skipped
 
 
 MAX_SHARDS = 64  # workers that can read a table as a stream
@@ -143,7 +143,7 @@ def _common(
     if not any(wanted):
         raise ValueError(
             f"{where}: no row has one of the views {sorted(options.views)}; the column {columns['view']!r} has "
-            f"{sorted(set(others['view']))[:10]}."
+            f"{listed(sorted(set(others['view'])), 10)}."
         )
     used = [keep and text is not None for keep, text in zip(wanted, others["text"])]
     bad: dict[int, str] = {}

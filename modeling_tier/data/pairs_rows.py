@@ -9,7 +9,7 @@ from pathlib import Path
 from datasets import Dataset, Features, IterableDataset
 
 from .columns import pair_features
-from .tables import inside, is_missing
+from .tables import inside, is_missing, listed
 
 
 # Where no column is named: the usual names, those of WebDataset's files among them.
@@ -148,13 +148,13 @@ def find_columns(where: str, existing: list[str], options: PairsOptions) -> dict
             columns[ours] = chosen
         elif name or ours in ("image", "text"):
             raise ValueError(
-                f"{where} has no column {' or '.join(map(repr, candidates))}; its columns are {existing}. Set "
+                f"{where} has no column {' or '.join(map(repr, candidates))}; its columns are {listed(existing)}. Set "
                 f"{_OPTIONS.get(ours, f'{ours}_column')}."
             )
     for name in options.label_columns:
         chosen = _existing(name, existing)
         if not chosen:
-            raise ValueError(f"{where} has no column {name!r} (label_columns); its columns are {existing}.")
+            raise ValueError(f"{where} has no column {name!r} (label_columns); its columns are {listed(existing)}.")
         columns[f"labels.{name}"] = chosen
     return columns
 

@@ -2,6 +2,7 @@
 """Where a user's own rows are stored: csv and jsonl files, folders of `datasets`, Parquet, WebDataset, the Hub."""
 
 import json
+import os
 import re
 import warnings
 from functools import partial
@@ -21,8 +22,8 @@ from .pairs_rows import (
     find_columns,
     nested_names,
 )
-from .rejected import RejectedRow, reject
-from .tables import csv_rows, inside, text_lines
+from .rejected import RejectedRow, reject, short
+from .tables import csv_rows, inside, listed, text_lines
 
 
 _SPLIT_NAMES = {"validate": "validation", "valid": "validation", "val": "validation", "dev": "validation"}
@@ -140,7 +141,7 @@ def _of_views(path: Path, rows: list[tuple[int, dict]], columns: dict, options: 
     if not kept:
         raise ValueError(
             f"{path}: no row has one of the views {sorted(options.views)}; the column {columns['view']!r} has "
-            f"{sorted(set(views))[:10]}."
+            f"{listed(sorted(set(views)), 10)}."
         )
     return kept
 
@@ -150,16 +151,9 @@ def _existing_picture(folder: Path, image, subfolder: str | None) -> str:
     if name is None:
         raise ValueError("there is no picture (the cell is blank)")
     picture = inside(folder, f"{subfolder}/{name}" if subfolder else name, "image")
-    if not _is_file(picture):
-        raise ValueError(f"there is no picture {picture} (paths are read from the folder of the file)")
+    if not os.path.isfile(picture):  # which a name that no file can have is not, either
+        raise ValueError(f"there is no picture {short(str(picture))} (paths are read from the folder of the file)")
     return str(picture)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that no file can have
-        return False
 
 
 def _table_columns(options: PairsOptions) -> dict[str, str]:

@@ -5,6 +5,7 @@ a file; too many of them are an error.
 """
 
 import csv
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -55,6 +56,7 @@ def reject(rows: Sequence[RejectedRow], total: int, limit: float = MAX_REJECTED,
     """
     if not rows:
         return
+    rows = [RejectedRow(row.source, short(row.row), short(row.reason, 500)) for row in rows]
     first = f"{rows[0].source}, {rows[0].row}: {rows[0].reason}"
     if len(rows) > limit * total:
         bound = f"; at most {limit:.0%} may be" if limit else ""
@@ -65,6 +67,12 @@ def reject(rows: Sequence[RejectedRow], total: int, limit: float = MAX_REJECTED,
     warnings.warn(
         f"{rows[0].source}: {len(rows)} of {total} rows skipped, such as {rows[0].row}: {rows[0].reason}", stacklevel=3
     )
+
+
+def short(text: str, limit: int = 300) -> str:
+    """A text of a file for a message of one line: control characters are written out, the end is cut off."""
+    plain = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda match: repr(match[0])[1:-1], text[:limit])
+    return plain + "..." * (len(text) > limit)
 
 
 def note_rejected(rows: Sequence[RejectedRow]) -> None:

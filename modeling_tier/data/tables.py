@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from .rejected import MAX_REJECTED, RejectedRow, note_rejected, reject
+from .rejected import MAX_REJECTED, RejectedRow, note_rejected, reject, short
 
 
 # What programs write into a cell that has no value.
@@ -213,7 +213,7 @@ def read_table(
         if position is not None:
             positions[name] = position
         elif name in columns:
-            raise ValueError(f"{path} has no column {name!r}; its columns are {names}.")
+            raise ValueError(f"{path} has no column {name!r}; its columns are {listed(names)}.")
     lines, cells = [], {name: [] for name in positions}
     for line, fields in rows:
         lines.append(line)
@@ -221,6 +221,13 @@ def read_table(
             cells[name].append(fields[position].strip())
     reject([RejectedRow(str(path), f"line {line}", reason) for line, reason in bad], len(lines) + len(bad), limit)
     return pd.DataFrame(cells, index=pd.Index(lines, dtype="int64") - 2, dtype="str")
+
+
+def listed(names: Iterable[str], most: int = 40) -> str:
+    """Names for a message, no more and no longer than a reader takes in."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{[short(str(name), 60) for name in names[:most]]}{more}"
 
 
 def file_line(table: pd.DataFrame, bad) -> tuple[int, int]:
@@ -248,7 +255,7 @@ def _parsed(
 ) -> pd.DataFrame:
     """Columns as numbers, without the rows in which one of them is bad."""
     columns = list(columns)
-    numbers = table[columns].apply(pd.to_numeric, errors="coerce")
+    numbers = table[columns].apply(pd.to_numeric, errors="coerce").astype("float64")  # without rows it is no number
     bad = pd.DataFrame({name: is_bad(numbers[name], table[name]) for name in columns}, index=table.index)
 
     def reason(i: int) -> str:
@@ -310,7 +317,7 @@ def inside(folder: Path, relative: str, where: str) -> Path:
     normal = os.path.normpath(plain)
     absolute = PurePosixPath(plain).is_absolute() or re.match(r"[A-Za-z]:", plain)
     if not plain.strip() or absolute or Path(normal).parts[:1] == ("..",) or "\0" in plain:
-        raise ValueError(f"{where}: the path {relative!r} leaves the data folder {folder}.")
+        raise ValueError(f"{where}: the path {short(relative)!r} leaves the data folder {folder}.")
     return folder / normal
 
 
@@ -318,13 +325,14 @@ def find_picture(folders: Iterable[Path], name: str) -> str | None:
     """The first file of that name in the folders; None if there is none, or the name leads out of a folder."""
     if not re.fullmatch(r"[\w-][\w.-]*", name):
         return None
-    return next((str(folder / name) for folder in folders if (folder / name).is_file()), None)
+    return next((str(folder / name) for folder in folders if os.path.isfile(folder / name)), None)
 
 
 def warn_skipped(name: str, number: int, total: int, reason: str, example: str) -> None:
     """Say that rows were skipped; nothing is lost without a word."""
     if number:
-        warnings.warn(f"{name}: {number} of {total} rows skipped: {reason}, such as {example}.", stacklevel=3)
+        shown = short(str(example))
+        warnings.warn(f"{name}: {number} of {total} rows skipped: {reason}, such as {shown}.", stacklevel=3)
 
 
 def skip_rows(table: pd.DataFrame, bad: pd.Series, name: str, reason: str, column: str) -> pd.DataFrame:

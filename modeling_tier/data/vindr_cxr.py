@@ -17,6 +17,7 @@ from .tables import (
     find_table,
     good_rows,
     label_dicts,
+    listed,
     need_folder,
     read_table,
     skip_rows,
@@ -87,7 +88,7 @@ def _labels(path: Path) -> pd.DataFrame:
     table = read_table(path, ("image_id",), (*LABELS, *_ALIASES)).rename(columns=_ALIASES)
     missing = [name for name in LABELS if name not in table]
     if missing:
-        raise ValueError(f"{path} has no column {missing[0]!r}; it has {list(table.columns)}.")
+        raise ValueError(f"{path} has no column {missing[0]!r}; it has {listed(table.columns)}.")
     labels = to_labels(table, LABELS, path)
     labels["image_id"] = table.loc[labels.index, "image_id"]
     labels["line"] = labels.index + 2

@@ -202,7 +202,8 @@ def test_cells(sweep):
         if path.suffix != ".csv":
             continue
         columns, *rows = csv.reader(io.StringIO(sweep.original[path].decode()))
-        contents = {tuple(sorted({row[i] for row in rows})): i for i in reversed(range(len(columns)))}
+        number = min(map(len, rows))  # which the header may exceed
+        contents = {tuple(sorted({row[i] for row in rows})): i for i in reversed(range(number))}
         for i in contents.values():
             for value, every in [*((value, False) for value in CELLS), *((value, True) for value in ALL)]:
                 changed = [[*row[:i], value, *row[i + 1 :]] if every or not k else row for k, row in enumerate(rows)]
