@@ -78,11 +78,9 @@ def mimic_cxr(
             did. It is the same for all `views` and labelers. Subjects without any label are of its training part; it
             has no test part.
         views: "all" (the default), or "frontal" (AP and PA).
-        labeler: whose labels: "chexpert" (the default), "negbio", or "radiologist" (2.1.0, part of the test set
-            alone; studies that no radiologist labelled are skipped).
-        exclude_subjects: csv file of an evaluation set whose patients must not be trained on, such as MS-CXR's; they
-            are skipped in "train" and "validation". It names them in a column `subject_id`, or in `path`, as
-            files/p10/p10000032/...
+        labeler: "chexpert" (the default), "negbio", or "radiologist" (2.1.0: studies of the test set that one labelled).
+        exclude_subjects: csv file of an evaluation set, such as MS-CXR's, whose patients are skipped in "train" and
+            "validation". It names them in a column `subject_id`, or in `path`, as files/p10/p10000032/...
 
     Raises:
         ValueError: for an unknown option, a missing file (what was looked for, and where), too many bad rows (file,

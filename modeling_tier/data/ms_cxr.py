@@ -73,10 +73,7 @@ def ms_cxr(
     table, numbers = _boxes(path)
     findings = sorted(set(table["category_name"]))
     table = _selected(table, path, own_split, single_box)
-    numbers = numbers.loc[table.index]
-    marked = defaultdict(list)
-    for row, (x, y, width, height, *size) in zip(table.itertuples(), numbers.to_numpy().tolist()):
-        marked[row.dicom_id].append((row.category_name, row.label_text, (x, y, x + width, y + height), size))
+    marked = _by_image(table, numbers.loc[table.index])
     read = _prepared if is_prepared(folder) else _raw
     images = read(folder, table.drop_duplicates("dicom_id"), mimic_split, path)
     columns = {name: images[name][:] for name in ("image", "view", "image_id")}
@@ -84,6 +81,14 @@ def ms_cxr(
     columns["labels"] = [_labels(findings, marked[name]) for name in columns["image_id"]]
     columns["regions"] = [box_regions(*pair) for pair in zip(columns["image"], map(marked.get, columns["image_id"]))]
     return make_pairs(columns, pair_features(findings, ids="string", regions=True))
+
+
+def _by_image(table: pd.DataFrame, numbers: pd.DataFrame) -> dict[str, list[tuple]]:
+    """Finding, phrase, corners and size of the picture that they are in, of each box."""
+    marked = defaultdict(list)
+    for row, (x, y, width, height, *size) in zip(table.itertuples(), numbers.to_numpy().tolist()):
+        marked[row.dicom_id].append((row.category_name, row.label_text, (x, y, x + width, y + height), size))
+    return marked
 
 
 def _boxes(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -36,8 +36,7 @@ def openi(
 
     Args:
         split: "test"; with split_by "subject" also "train" and "validation".
-        data_dir: folder with `indiana_reports.csv`, `indiana_projections.csv` and the images, in
-            `images/images_normalized`, `images_normalized`, `images`, or beside the tables.
+        data_dir: folder with `indiana_reports.csv`, `indiana_projections.csv`, and `images/images_normalized`.
         section: "impression", "findings", "impression_or_findings" or "both" (findings, then impression).
         split_by: "none": all of it is the test set; or "subject": about 80, 10 and 10% of the subjects, chosen by a
             hash of their number, the same in every version of the data set.

@@ -45,17 +45,14 @@ def prepare_dataset(
         splits: which ones; by default all that the data set has.
         size, num_proc, max_failed, retry_failed, progress: as in [`~data.prepare.prepare`].
 
-    Returns:
-        the summary.
+    Returns the summary, as [`write_prepared`].
 
     Raises:
         ValueError: as the loader and [`write_prepared`] do.
     """
     check_numbers({"size": (size, MIN_SIDE), "num_proc": (num_proc, 1)}, max_failed)
     if options.get("streaming"):
-        raise ValueError(
-            f"{record.name}: streaming and preparation exclude each other; a prepared folder is read fast."
-        )
+        raise ValueError(f"{record.name}: streaming and preparation exclude each other.")
     loaded, rejected = _load(record, list(splits), options)
     features = Features(next(iter(loaded.values())).features | {"image": ImageFeature()})
     chosen = {name: _plain(value) for name, value in options.items() if name not in NOT_KEPT}
