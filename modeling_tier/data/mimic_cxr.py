@@ -78,7 +78,7 @@ def mimic_cxr(
             did. It is the same for all `views` and labelers. Subjects without any label are of its training part; it
             has no test part.
         views: "all" (the default), or "frontal" (AP and PA).
-        labeler: "chexpert" (the default), "negbio", or "radiologist" (2.1.0: studies of the test set that one labelled).
+        labeler: "chexpert" (the default), "negbio", or "radiologist" (2.1.0, the labelled part of the test set).
         exclude_subjects: csv file of an evaluation set, such as MS-CXR's, whose patients are skipped in "train" and
             "validation". It names them in a column `subject_id`, or in `path`, as files/p10/p10000032/...
 

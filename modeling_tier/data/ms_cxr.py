@@ -60,8 +60,7 @@ def ms_cxr(
             which RadZero and MedRPG report the pointing game.
 
     Raises:
-        ValueError: for an unknown option, a missing file or column, too many bad boxes or paths (file, line), or if no
-            image is found.
+        ValueError: for an unknown option, a missing file or column, too many bad boxes or paths, or no image.
     """
     check_split("ms_cxr", split, ("test",))
     check_choice("ms_cxr", "mimic_split", mimic_split, MIMIC_SPLITS)
