@@ -24,13 +24,15 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 from datasets import Dataset, Features, Image, IterableDataset, Value, concatenate_datasets
 
 from .columns import check_split, check_subjects
 from .pairs_rows import IDS, PairsOptions, as_id, as_text, cells, column_names, convert, find_columns, picture_path
 from .pairs_source import stored_parts
 from .record import DatasetRecord
-from .rejected import MAX_REJECTED, RejectedRow, note_rejected, reject
+from .rejected import MAX_REJECTED, RejectedRow, note_rejected, reject, short
 from .tables import listed, warn_skipped
 
 
@@ -181,18 +183,27 @@ def _pictures(part: Dataset, columns: dict, folder: Path | None, used: list[bool
     """The column of pictures; `bad` gets the paths that leave the folder."""
     images = part.select_columns(columns["image"])
     images = images if columns["image"] == "image" else images.rename_column(columns["image"], "image")
+    for i in np.flatnonzero(~np.asarray(images.with_format("arrow")[:]["image"].is_valid())).tolist():
+        if used[i]:
+            bad[i] = "there is no picture (the cell is blank)"
     is_path = getattr(images.features["image"], "dtype", None) in ("string", "large_string")
     if is_path and (folder or "folder" in columns):
         subfolders = map(as_id, cells(part, columns["folder"])) if "folder" in columns else [None] * len(part)
         images = _with_paths(images["image"], folder, subfolders, used, bad)
-    return images if isinstance(images.features["image"], Image) else images.cast_column("image", Image())
+    if isinstance(images.features["image"], Image):
+        return images
+    try:
+        return images.cast_column("image", Image())
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        kind = images.features["image"]
+        raise ValueError(f"The column {columns['image']!r} of {kind} holds no pictures: set image_column.") from error
 
 
 def _with_paths(names: Iterable, folder, subfolders: Iterable, used: list[bool], bad: dict[int, str]) -> Dataset:
     paths: list[str | None] = []
     for i, (name, subfolder) in enumerate(zip(names, subfolders)):
         try:
-            paths.append(picture_path(folder, subfolder, name) if used[i] else None)
+            paths.append(picture_path(folder, subfolder, name) if used[i] and i not in bad else None)
         except ValueError as error:
             bad[i] = str(error)
             paths.append(None)
@@ -243,7 +254,11 @@ class _StreamRows:
         return out
 
     def _picture(self, image, subfolder: str | None):
-        return picture_path(self.folder, subfolder, image) if isinstance(image, str) else image
+        if image is None or isinstance(image, str):
+            return picture_path(self.folder, subfolder, image)
+        if isinstance(image, bytes) or (isinstance(image, dict) and {"bytes", "path"} <= set(image)):
+            return image
+        raise ValueError(f"the column {self.columns['image']!r} holds no picture; got {short(repr(image), 80)}")
 
     def _count(self, reason: str) -> None:
         self.bad += 1

@@ -9,6 +9,7 @@ from pathlib import Path
 from datasets import Dataset, Features, IterableDataset
 
 from .columns import pair_features
+from .rejected import short
 from .tables import inside, is_missing, listed
 
 
@@ -112,9 +113,19 @@ def convert(
     out = {"image": picture(value("image"), as_id(value("folder"))), "text": as_text(value("text"))}
     out |= {ours: as_id(value(ours)) for ours in IDS}
     out["view"] = as_id(value("view")) or ""
+    for ours in ("text", "view", *IDS):
+        _check_text(ours, out[ours])
     if options.label_columns:
         out["labels"] = {name: options.label(name, value(f"labels.{name}")) for name in options.label_columns}
     return out
+
+
+def _check_text(ours: str, text: str | None) -> None:
+    """Half of a surrogate pair, which JSON can hold, is no character."""
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{ours} {short(ascii(text))} is not text: {error.reason}") from None
 
 
 def column_names(part: Dataset | IterableDataset, where: str) -> list[str]:
@@ -187,7 +198,9 @@ def picture_path(folder: Path | None, subfolder: str | None, path: str | None) -
     Raises:
         ValueError: if it leaves the folder.
     """
-    if path is None or "://" in path:
+    if path is None or not path.strip():
+        raise ValueError("there is no picture (the cell is blank)")
+    if "://" in path:
         return path
     relative = f"{subfolder}/{path}" if subfolder else path
     return relative if folder is None else str(inside(folder, relative, "image"))

@@ -44,7 +44,8 @@ def stored_parts(source: str, options: PairsOptions, streaming: bool) -> tuple[d
         return _renamed(load_dataset(source, streaming=streaming)), {}
     except Exception as error:  # whatever goes wrong between here and the Hub
         raise ValueError(
-            f"There is no file or folder {source}, and no data set of that name could be loaded from the Hub: {error}"
+            f"There is no file or folder {source}, and no data set of that name could be loaded from the Hub: "
+            f"{short(str(error), 1000)}"
         ) from error
 
 
@@ -53,7 +54,7 @@ def _folder_parts(path: Path, options: PairsOptions, streaming: bool) -> tuple[d
         try:
             loaded = load_from_disk(str(path))
         except Exception as error:  # datasets, pyarrow and json raise many kinds
-            raise ValueError(f"The data set in {path} cannot be read: {error}") from error
+            raise ValueError(f"The data set in {path} cannot be read: {short(str(error))}") from error
         return (_renamed(loaded) if isinstance(loaded, DatasetDict) else {"train": loaded}), {}
     for suffix, builder in _BUILDERS.items():
         files = _by_split(path, (suffix,))
@@ -61,7 +62,8 @@ def _folder_parts(path: Path, options: PairsOptions, streaming: bool) -> tuple[d
             try:
                 return dict(load_dataset(builder, data_files=files, streaming=streaming)), {}
             except Exception as error:  # datasets hides what is wrong with a file behind one of its own
-                raise ValueError(f"The {suffix} files of {path} cannot be read: {error.__cause__ or error}") from error
+                reason = short(str(error.__cause__ or error))
+                raise ValueError(f"The {suffix} files of {path} cannot be read: {reason}") from error
     files = _by_split(path, _TABLES)
     if files:
         read = {split: [_read_table(Path(file), options) for file in names] for split, names in files.items()}
