@@ -418,6 +418,15 @@ def write_open_clip(folder: Path, model: nn.Module, architecture: dict, weights:
     return folder
 
 
+def write_biomedclip(folder: Path, model: BiomedClip, bert: str) -> Path:
+    """With the configuration of BiomedCLIP's repository; `bert` is the folder or name of its text encoder."""
+    text = {"hf_model_name": bert, "hf_tokenizer_name": bert, "context_length": 24}
+    text |= {"hf_proj_type": "mlp", "hf_pooler_type": "cls_last_hidden_state_pooler"}
+    vision = {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "", "timm_proj": "linear", "image_size": 32}
+    architecture = {"embed_dim": DIMENSION, "vision_cfg": vision, "text_cfg": text}
+    return write_open_clip(folder, model, architecture, "open_clip_pytorch_model.bin")
+
+
 def write_bert(folder: Path) -> BertConfig:
     """Tokenizer and configuration of a BERT, without weights."""
     write_tokenizer_of_microsoft(folder)

@@ -25,6 +25,7 @@ from published import (
     siglip_folder,
     word_tokenizer,
     write_bert,
+    write_biomedclip,
     write_open_clip,
 )
 
@@ -71,11 +72,7 @@ def stand_ins(folder: Path) -> dict[str, Path]:
     torch.save(randomize(BiovilImage()).state_dict(), folder / "cxr-bert" / BIOVIL_IMAGE_FILE)
     torch.save(randomize(BiovilTImage()).state_dict(), folder / "biovil-t" / BIOVIL_T_IMAGE_FILE)
     bert = write_bert(folder / "bert")
-    text = {"hf_model_name": "microsoft/pubmedbert", "hf_tokenizer_name": "microsoft/pubmedbert", "context_length": 24}
-    text |= {"hf_proj_type": "mlp", "hf_pooler_type": "cls_last_hidden_state_pooler"}
-    vision = {"timm_model_name": "vit_tiny_patch16_224", "timm_proj": "linear", "image_size": 32}
-    architecture = {"embed_dim": DIMENSION, "vision_cfg": vision, "text_cfg": text}
-    write_open_clip(folder / "biomedclip", randomize(BiomedClip(bert)), architecture, "open_clip_pytorch_model.bin")
+    write_biomedclip(folder / "biomedclip", randomize(BiomedClip(bert)), "microsoft/pubmedbert")
     vision = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8}
     text = {"context_length": 12, "vocab_size": 22, "width": 128, "heads": 2, "layers": 2}
     architecture = {"embed_dim": DIMENSION, "vision_cfg": vision, "text_cfg": text, "quick_gelu": True}

@@ -65,6 +65,11 @@ _TEXT_FIXED = {
 }
 _TIMM_FIXED = {"timm_pool": ("", "token"), "timm_proj": ("linear",), "timm_proj_bias": (False,)}
 
+_UNUSED = POSITIONS | {
+    r"(text\.)?attn_mask": "the causal mask: made here, not stored",
+    r"text\.transformer\.pooler\..*": "BERT's own pooling: no embedding needs it",
+}
+
 # Attention heads of timm's plain vision transformers, by the size in their name.
 _TIMM_HEADS = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16}
 
@@ -125,10 +130,9 @@ def open_clip(
     weights = folder_weights(folder, WEIGHT_FILES)
     loaded = _tokenizer(folder, tokenizer, text, record)
     activation = "quick_gelu" if architecture.get("quick_gelu") else "gelu"
-    from_transformers = bool(text.get("hf_model_name"))
     with _describing(folder):
         vision_tower = _vision_tower(vision, weights, activation)
-        if from_transformers:
+        if text.get("hf_model_name"):
             text_tower = _bert_tower(text, text_config, record)
         else:
             text_tower = _own_text(text, weights, activation, loaded)
@@ -136,24 +140,21 @@ def open_clip(
             text_config=text_tower.config,
             vision_config=vision_tower.config,
             projection_dim=architecture["embed_dim"],
-            projection=_projection(text) if from_transformers else "linear",
+            projection=_projection(text),
+            logit_bias_init_value=_logit_bias(weights),
         )
         loaded.model_max_length = min(loaded.model_max_length, text.get("context_length", 77))
         image_processor = _image_processor(preprocessing, vision, image_options)
     # open_clip's class CustomTextCLIP has its own text tower under a name.
     prefix = "text." if any(key.startswith("text.transformer.resblocks.") for key in weights) else ""
     vision_name, text_name = renaming(vision_tower.names), renaming(text_tower.names)
-    unused = POSITIONS | {
-        r"(text\.)?attn_mask": "the causal mask: made here, not stored",
-        r"text\.transformer\.pooler\..*": "BERT's own pooling: no embedding needs it",
-    }
 
     def source_name(name: str) -> str:
         if name.startswith("vis"):
             return vision_name(name)
-        return name if name == "logit_scale" else prefix + text_name(name)
+        return name if name.startswith("logit_") else prefix + text_name(name)
 
-    return assemble(config, openai_weights(weights), source_name, unused, image_processor, loaded, record)
+    return assemble(config, openai_weights(weights), source_name, _UNUSED, image_processor, loaded, record)
 
 
 @contextmanager
@@ -293,8 +294,18 @@ def _bert_tower(text: dict, text_config: str | None, record: Record) -> _Tower:
     return _Tower(config, _BERT_NAMES)
 
 
+def _logit_bias(weights: Weights) -> float | None:
+    """Of a model that was trained with the sigmoid loss; ours has one dimension."""
+    if "logit_bias" not in weights:
+        return None
+    weights["logit_bias"] = weights["logit_bias"].reshape(-1)
+    return weights["logit_bias"].float().mean().item()
+
+
 def _projection(text: dict) -> str:
-    """Our name of the two heads of a model whose text encoder is of transformers."""
+    """Our name of the two heads."""
+    if not text.get("hf_model_name"):
+        return "linear"
     kind = text.get("hf_proj_type") or text.get("proj")
     if kind not in ("linear", "mlp"):
         raise ValueError(f"{CONFIG_FILE}: the text projection is {kind!r}; 'linear' or 'mlp' can be converted.")

@@ -13,7 +13,18 @@ import pytest
 import torch
 from hub import serve
 from PIL import Image
-from published import ROOT, TEXTS, BiovilImage, cxr_bert, randomize, siglip_folder
+from published import (
+    ROOT,
+    TEXTS,
+    BiomedClip,
+    BiovilImage,
+    Gloria,
+    cxr_bert,
+    randomize,
+    siglip_folder,
+    write_bert,
+    write_biomedclip,
+)
 
 from modeling_tier import TierProcessor, conversion
 from modeling_tier.convert.biovil import BIOVIL_IMAGE_FILE, CXR_BERT
@@ -118,12 +129,13 @@ def run_elsewhere(command: list, folder: Path, environment: dict[str, str]) -> s
 def test_from_the_hub_to_a_process_without_the_package(tmp_path):
     """
     BioViL's two models lie in one repository. A server of this process stands in for the Hub; the command runs in
-    another process, as this one is offline; and what it wrote, with a SigLIP beside it, is loaded in a third.
+    another process, as this one is offline; and what it wrote is loaded in a third, with a SigLIP, a GLoRIA and a
+    BiomedCLIP, which have further options of the model and of its processor.
     """
     image, _ = randomize(BiovilImage()), cxr_bert(tmp_path / "repository")
     torch.save(image.state_dict(), tmp_path / "repository" / BIOVIL_IMAGE_FILE)
     files = {path.name: path.read_bytes() for path in (tmp_path / "repository").iterdir()}
-    folders = [tmp_path / "biovil-tier", tmp_path / "siglip-tier"]
+    folders = [tmp_path / f"{name}-tier" for name in ("biovil", "siglip", "gloria", "open_clip")]
     with serve("models", CXR_BERT, files, tmp_path / "home", revision="v1.1") as (online, asked):
         told = run_elsewhere([sys.executable, "-m", "modeling_tier.conversion", "biovil", folders[0]], ROOT, online)
     offline = {name: value for name, value in online.items() if name != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
@@ -134,11 +146,17 @@ def test_from_the_hub_to_a_process_without_the_package(tmp_path):
 
     siglip_folder(tmp_path / "siglip")
     conversion.convert("siglip", folders[1], model=str(tmp_path / "siglip"))
+    bert = write_bert(tmp_path / "bert")
+    torch.save({"state_dict": randomize(Gloria(bert)).state_dict()}, tmp_path / "gloria.ckpt")
+    text_model = str(tmp_path / "bert")
+    conversion.convert("gloria", folders[2], model=str(tmp_path / "gloria.ckpt"), text_model=text_model)
+    write_biomedclip(tmp_path / "biomedclip", randomize(BiomedClip(bert)), text_model)
+    conversion.convert("open_clip", folders[3], model=str(tmp_path / "biomedclip"))
     radiograph = tmp_path / "radiograph.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50), dtype=np.uint8)).save(radiograph)
     (tmp_path / "elsewhere").mkdir()
     command = [sys.executable, "-c", ELSEWHERE, radiograph, json.dumps(TEXTS), *folders]
-    lines = run_elsewhere(command, tmp_path / "elsewhere", offline).splitlines()[-2:]
+    lines = run_elsewhere(command, tmp_path / "elsewhere", offline).splitlines()[-len(folders) :]
     for folder, line in zip(folders, lines):
         model, processor = load_model(str(folder))
         with torch.no_grad():

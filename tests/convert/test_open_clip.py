@@ -17,6 +17,7 @@ from published import (
     tokens,
     with_plain_gelu,
     write_bert,
+    write_biomedclip,
     write_open_clip,
 )
 
@@ -34,11 +35,7 @@ NATIVE = {"embed_dim": DIMENSION, "vision_cfg": VISION, "text_cfg": TEXT}
 @pytest.fixture
 def biomedclip(tmp_path) -> tuple[BiomedClip, Path]:
     model = randomize(BiomedClip(write_bert(tmp_path / "bert")))
-    text = {"hf_model_name": str(tmp_path / "bert"), "hf_tokenizer_name": str(tmp_path / "bert"), "context_length": 24}
-    text |= {"hf_proj_type": "mlp", "hf_pooler_type": "cls_last_hidden_state_pooler"}
-    vision = {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "", "timm_proj": "linear", "image_size": 32}
-    architecture = {"embed_dim": DIMENSION, "vision_cfg": vision, "text_cfg": text}
-    return model, write_open_clip(tmp_path / "model", model, architecture, "open_clip_pytorch_model.bin")
+    return model, write_biomedclip(tmp_path / "model", model, str(tmp_path / "bert"))
 
 
 @pytest.mark.parametrize("quick", [True, False])
@@ -75,6 +72,18 @@ def test_biomedclips_form_gives_the_same_embeddings_and_logits(biomedclip, pixel
         cosines = torch.nn.functional.cosine_similarity(image[:, :1], token_embeds[None, :, 0], dim=-1)
         logits = model(**texts, pixel_values=pixels).logits_per_image
     torch.testing.assert_close(logits, cosines * np.exp(3.4), rtol=1e-5, atol=1e-4)
+
+
+def test_the_bias_of_a_sigmoid_loss_is_kept(tmp_path, pixels, openai_tokenizer):
+    theirs, pixels = with_plain_gelu(randomize(OpenaiClip())), pixels[..., :32, :32]
+    theirs.logit_bias = torch.nn.Parameter(torch.tensor(-9.5))
+    folder = write_open_clip(tmp_path / "model", theirs, NATIVE, "open_clip_model.safetensors")
+    model, processor = conversion.open_clip(str(folder), openai_tokenizer)
+    with torch.no_grad():
+        image, text = theirs.visual(pixels)[:, 0], theirs.encode_text(tokens(processor)["input_ids"])[1]
+        cosines = torch.nn.functional.cosine_similarity(image[:, None], text[None], dim=-1)
+        logits = model(**tokens(processor), pixel_values=pixels).logits_per_image
+    torch.testing.assert_close(logits, cosines * theirs.logit_scale.exp() - 9.5, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("mode", ["shortest", "squash"])
