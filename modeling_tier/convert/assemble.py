@@ -198,6 +198,6 @@ def load_config(folder: Path) -> PreTrainedConfig:
 def shape_of(weights: Weights, key: str, ndim: int, kind: str) -> tuple[int, ...]:
     """The shape of a tensor from which the configuration is read."""
     if key not in weights or weights[key].ndim != ndim:
-        found = f"has the shape {tuple(weights[key].shape)}" if key in weights else "is missing"
-        raise ValueError(f"{key} {found}: the weights are not those of {kind}.")
+        state = f"has the shape {tuple(weights[key].shape)}" if key in weights else "is missing"
+        raise ValueError(f"{key} {state}: the weights are not those of {kind}.")
     return tuple(weights[key].shape)

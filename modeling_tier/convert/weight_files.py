@@ -188,8 +188,11 @@ def _containers(path: Path, inert: tuple[str, ...]) -> list[tuple[type, str]]:
     if not inert or not zipfile.is_zipfile(path):
         return []
     asked = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    whole = tuple(name for name in inert if name.endswith("."))
-    return [(type("_Container", (_Container,), {}), name) for name in asked if name in inert or name.startswith(whole)]
+    libraries = tuple(name for name in inert if name.endswith("."))
+    names = [name for name in asked if name in inert or name.startswith(libraries)]
+    return [
+        (type("_Container", (_Container,), {}), name) for name in names
+    ]  # a class each: a dict may have two as keys
 
 
 def _check_expansion(path: Path, size: int) -> None:

@@ -62,8 +62,8 @@ def test_biovils_processor_is_theirs_without_their_code(biovil_files, tmp_path):
     small = Image.fromarray(pixels).resize((512, int(512 * 700 / 610)), Image.Resampling.BILINEAR)
     left, top = (small.width - 480) // 2, (small.height - 480) // 2
     expected = torch.tensor(np.asarray(small)[top : top + 480, left : left + 480] / 255, dtype=torch.float32)
-    found = processor(images=Image.fromarray(pixels))["pixel_values"]
-    torch.testing.assert_close(found, expected.expand(1, 3, 480, 480), rtol=0, atol=1e-6)
+    actual = processor(images=Image.fromarray(pixels))["pixel_values"]
+    torch.testing.assert_close(actual, expected.expand(1, 3, 480, 480), rtol=0, atol=1e-6)
     assert processor(text="No Effusion").input_ids.tolist() == [[2, 9, 8, 3]]
     assert model.config.special_token_ids == [0, 1, 2, 3, 4] and processor.tokenizer.model_max_length == 24
     processor.save_pretrained(tmp_path / "saved")
@@ -104,8 +104,8 @@ def test_weights_of_a_distributed_model_are_read(biovil_files):
     image, _, files = biovil_files
     expected = conversion.biovil(**files)[0].state_dict()
     torch.save({f"module.{key}": tensor for key, tensor in image.state_dict().items()}, files["image_model"])
-    found = conversion.biovil(**files)[0].state_dict()
-    assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
+    actual = conversion.biovil(**files)[0].state_dict()
+    assert all(torch.equal(actual[key], tensor) for key, tensor in expected.items())
 
 
 def test_a_tokenizer_without_its_vocabulary_is_refused(biovil_files, tmp_path):

@@ -44,9 +44,11 @@ def test_the_command_tells_what_it_did(biovil_files, tmp_path, monkeypatch, caps
     output.mkdir(parents=True)  # empty, so it may be used
     arguments = [f"--{name}={value}" for name, value in files.items()]
     run(monkeypatch, "biovil", output, *arguments, "--image_options", "{size: {shortest_edge: 256}, crop_size: 224}")
-    told = capsys.readouterr().out
-    assert re.search(r"encoder.encoder.fc.weight: .*ImageNet", told) and "cls.predictions.decoder.weight: " in told
-    assert "logit_scale" in told and "image.pt" in told and str(tmp_path / "cxr-bert") not in told
+    printed = capsys.readouterr().out
+    assert (
+        re.search(r"encoder.encoder.fc.weight: .*ImageNet", printed) and "cls.predictions.decoder.weight: " in printed
+    )
+    assert "logit_scale" in printed and "image.pt" in printed and str(tmp_path / "cxr-bert") not in printed
     content = json.loads((output / "conversion.json").read_text())
     assert content["source"] == "biovil" and content["files"][0]["name"] == "image.pt"
     assert content["unused"].keys() >= {"encoder.encoder.fc.weight", "bert.embeddings.position_ids"}
@@ -137,9 +139,9 @@ def test_from_the_hub_to_a_process_without_the_package(tmp_path):
     files = {path.name: path.read_bytes() for path in (tmp_path / "repository").iterdir()}
     folders = [tmp_path / f"{name}-tier" for name in ("biovil", "siglip", "gloria", "open_clip")]
     with serve("models", CXR_BERT, files, tmp_path / "home", revision="v1.1") as (online, asked):
-        told = run_elsewhere([sys.executable, "-m", "modeling_tier.conversion", "biovil", folders[0]], ROOT, online)
+        printed = run_elsewhere([sys.executable, "-m", "modeling_tier.conversion", "biovil", folders[0]], ROOT, online)
     offline = {name: value for name, value in online.items() if name != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
-    assert f"{CXR_BERT}/{BIOVIL_IMAGE_FILE}" in told
+    assert f"{CXR_BERT}/{BIOVIL_IMAGE_FILE}" in printed
     names = {file["name"] for file in json.loads((folders[0] / "conversion.json").read_text())["files"]}
     read = set(files) - {"configuration_cxrbert.py", "modeling_cxrbert.py"}
     assert names == {f"{CXR_BERT}/{name}" for name in read} and set(asked) == read

@@ -77,9 +77,9 @@ def check(
     processor: TierProcessor, picture: Image.Image, expected: np.ndarray, greys: float, std: float = 1.0
 ) -> None:
     """At most so many greys apart where pixel values are divided by `std`."""
-    found = processor(images=picture)["pixel_values"][0].numpy()
-    assert found.shape == (3, *expected.shape)
-    assert np.abs(found - expected).max() <= greys / 255 / std + 1e-5
+    actual = processor(images=picture)["pixel_values"][0].numpy()
+    assert actual.shape == (3, *expected.shape)
+    assert np.abs(actual - expected).max() <= greys / 255 / std + 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -154,10 +154,10 @@ def test_gloria_resizes_by_areas_and_pads(processors, picture):
     margins = [((256 - length) // 2, -((length - 256) // 2)) for length in resized.shape]
     square = np.pad(resized, margins)
     expected = (square[16:240, 16:240] / 255 - 0.5) / 0.5
-    found = processors["gloria"](images=picture)["pixel_values"][0].numpy()
-    difference = np.abs(found - expected) * 0.5 * 255
+    actual = processors["gloria"](images=picture)["pixel_values"][0].numpy()
+    difference = np.abs(actual - expected) * 0.5 * 255
     assert difference.mean() < 1.5 and np.percentile(difference, 90) < 4
-    assert ((found == -1) == (expected == -1)).mean() > 0.99, "the margins are the same"
+    assert ((actual == -1) == (expected == -1)).mean() > 0.99, "the margins are the same"
 
 
 @pytest.mark.parametrize("picture", PICTURES)
@@ -177,18 +177,18 @@ def test_chexzero_resizes_to_320_pads_and_resizes_again(processors, picture):
 @pytest.mark.parametrize("source", ["gloria", "medclip", "chexzero"])
 @pytest.mark.parametrize("size", SIZES)
 def test_a_map_knows_where_a_padded_picture_lies(processors, source, size):
-    """A white spot in a black picture is found where the geometry says."""
+    """A white spot in a black picture is actual where the geometry says."""
     processor, (x, y) = processors[source], (int(size[0] * 0.6), int(size[1] * 0.4))
     pixels = np.zeros(size[::-1], np.uint8)
     pixels[y - 8 : y + 8, x - 8 : x + 8] = 255
     values = processor(images=Image.fromarray(pixels))["pixel_values"][0, 0].numpy()
     weights = np.clip(values - np.median(values), 0, None)
     rows, columns = np.indices(values.shape) + 0.5
-    found = (weights * columns).sum() / weights.sum(), (weights * rows).sum() / weights.sum()
+    actual = (weights * columns).sum() / weights.sum(), (weights * rows).sum() / weights.sum()
     factors, offset, kept = picture_geometry(size, processor)
     assert kept == values.shape[::-1]
     expected = [position * factor - cut for position, factor, cut in zip((x, y), factors, offset)]
-    np.testing.assert_allclose(found, expected, atol=0.35)
+    np.testing.assert_allclose(actual, expected, atol=0.35)
 
 
 def test_the_options_are_off_by_default_and_saved(processors, processor, folder):

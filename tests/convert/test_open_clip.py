@@ -100,8 +100,8 @@ def test_pictures_are_those_of_its_configuration(tmp_path, openai_tokenizer, mod
         resized = picture.resize((45, 32), Image.Resampling.BILINEAR).crop((6, 0, 38, 32))
     expected = torch.tensor(np.asarray(resized.convert("RGB")) / 255.0)
     expected = (expected - torch.tensor([0.4, 0.5, 0.6])) / torch.tensor([0.2, 0.3, 0.4])
-    found = processor(images=picture)["pixel_values"][0].permute(1, 2, 0)
-    torch.testing.assert_close(found, expected.float(), rtol=0, atol=1e-5)
+    actual = processor(images=picture)["pixel_values"][0].permute(1, 2, 0)
+    torch.testing.assert_close(actual, expected.float(), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
