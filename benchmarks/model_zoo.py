@@ -100,7 +100,7 @@ def main() -> None:
             raise ValueError(f"No model could be converted: {json.dumps(failed, indent=2)}")
         arguments.model, arguments.output_dir = [str(folder) for folder in folders], str(output_dir / "evaluation")
         result = run_evaluation(configuration(arguments, options))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     if result is None:  # not the first of several processes
         return
