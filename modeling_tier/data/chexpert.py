@@ -112,6 +112,8 @@ def image_rows(folder: Path, split: str, tables: list[str]) -> pd.DataFrame:
         f"{column} must be like CheXpert-v1.0/test/patient64741/study1/view1_frontal.jpg (of a study without the file)"
     )
     table = good_rows(table, parts.isna(), path, lambda i: f"{expected}; got {table.loc[i, column]!r}.")
+    if table.empty:
+        raise ValueError(f"{path} has no rows.")
     images = to_labels(table, CHEXPERT_LABELS, path)
     table, parts = table.loc[images.index], parts.loc[images.index]
     images["view"] = table["AP/PA"] if "AP/PA" in table else ""
@@ -190,6 +192,8 @@ def _check_subjects(folder: Path) -> None:
         paths = [path for name in names for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
         if paths:
             table = read_table(paths[0], (), ("Path", "Study"))
+            if not len(table.columns):
+                raise ValueError(f"{paths[0]} has no column 'Path' or 'Study'.")
             subjects[split] = table.iloc[:, 0].str.extract(r"(patient\d+)")[0].dropna()
     check_subjects(str(folder), subjects)
 

@@ -123,7 +123,7 @@ def sweep(request, tmp_path, monkeypatch):
 
 def damaged_files(content: bytes) -> dict[str, bytes]:
     """A file as a whole, damaged."""
-    lines = content.split(b"\n")
+    lines = [*content.split(b"\n"), b""]
     middle = len(content) // 2
     return {
         "empty": b"",
