@@ -223,7 +223,7 @@ def read_table(
     return pd.DataFrame(cells, index=pd.Index(lines, dtype="int64") - 2, dtype="str")
 
 
-def listed(names: Iterable[str], most: int = 40) -> str:
+def listed(names: Iterable[str], most: int = 20) -> str:
     """Names for a message, no more and no longer than a reader takes in."""
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
