@@ -232,7 +232,10 @@ def changed_json(content, depth: int = 0):
     items = (
         content.items() if isinstance(content, dict) else enumerate(content[:1]) if isinstance(content, list) else ()
     )
-    for key, value in list(items):
+    items = list(items)
+    if len(items) > 1 and all(isinstance(value, dict) for _, value in items):
+        items = items[:1]  # objects of one form under names of images or findings
+    for key, value in items:
         for other in JSON_VALUES:
             copy = content.copy()
             copy[key] = other
