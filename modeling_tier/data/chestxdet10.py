@@ -1,7 +1,6 @@
 # Licensed under the Apache License, Version 2.0.
 """ChestX-Det10: 3,543 radiographs of ChestX-ray14 with radiologists' boxes of ten findings."""
 
-import json
 import os
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from .columns import check_split, make_pairs, pair_features
 from .pictures import box_regions
 from .record import ID_END, ID_START, DatasetRecord
 from .rejected import RejectedRow, reject
-from .tables import find_picture, find_table, need_folder, warn_skipped
+from .tables import find_picture, find_table, need_folder, read_json, warn_skipped
 
 
 LABELS = (
@@ -73,10 +72,7 @@ def chestxdet10(split: str = "test", data_dir: str | os.PathLike | None = None, 
 
 def _images(path: Path) -> dict[str, list[tuple[str, list[float]]]]:
     """Findings with their corners, by name of the image."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({str(error).splitlines()[0][:200]}).") from error
+    content = read_json(path)
     if not isinstance(content, list):
         raise ValueError(f'{path} must be a list of {{"file_name": ..., "syms": [...], "boxes": [...]}}.')
     images, bad = {}, []

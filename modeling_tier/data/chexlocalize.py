@@ -1,7 +1,6 @@
 # Licensed under the Apache License, Version 2.0.
 """CheXlocalize: radiologists' masks of ten findings on the validation and test images of CheXpert."""
 
-import json
 import os
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from .masks import coco_mask, mask_box, mask_cell
 from .pictures import picture_size, scaled_box
 from .record import DatasetRecord
 from .rejected import RejectedRow, reject
-from .tables import find_table, label_dicts, need_folder, warn_skipped
+from .tables import find_table, label_dicts, need_folder, read_json, warn_skipped
 
 
 # Its names of findings, by CheXpert's.
@@ -95,10 +94,7 @@ def _key(study: str, file: str) -> str:
 
 def _regions(path: Path, paths: dict[str, str]) -> dict[str, list[dict]]:
     """By image; damaged masks, and those of unknown images and findings, are bad rows."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({str(error).splitlines()[0][:200]}).") from error
+    content = read_json(path)
     if not isinstance(content, dict) or not all(isinstance(masks, dict) for masks in content.values()):
         raise ValueError(f'{path} must be like {{"patient64741_study1_view1_frontal": {{finding: mask}}}}.')
     regions: dict[str, list[dict]] = {}

@@ -1,7 +1,6 @@
 # Licensed under the Apache License, Version 2.0.
 """MS-CXR: phrases with the boxes that they describe, on images of MIMIC-CXR."""
 
-import json
 import os
 import re
 import warnings
@@ -17,7 +16,7 @@ from .pictures import box_regions, picture_size, undecoded
 from .prepared import is_prepared, load_prepared, prepared_splits
 from .record import DatasetRecord
 from .rejected import RejectedRow, reject
-from .tables import find_table, good_rows, inside, need_folder, read_table, skip_rows, to_numbers
+from .tables import find_table, good_rows, inside, need_folder, read_json, read_table, skip_rows, to_numbers
 
 
 MIMIC_SPLITS = ("all", *SPLITS)
@@ -125,10 +124,12 @@ def _selected(table: pd.DataFrame, path: Path, own_split: str, single_box: bool)
 def _read_json(path: Path, columns: tuple[str, ...], optional: tuple[str, ...]) -> pd.DataFrame:
     """The same columns from MS-CXR's json file, which has the form of COCO's: images, categories, annotations."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = read_json(path)
         images = {image["id"]: image for image in content["images"]}
         categories = {category["id"]: category["name"] for category in content["categories"]}
         annotations = content["annotations"]
+        if not isinstance(annotations, list):
+            raise TypeError("annotations must be a list")
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{path} is not the json file of MS-CXR, with 'images', 'categories' and 'annotations' ({error!r})."

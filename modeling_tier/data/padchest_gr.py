@@ -1,7 +1,6 @@
 # Licensed under the Apache License, Version 2.0.
 """PadChest-GR: frontal radiographs of PadChest whose reports are lists of sentences, with boxes."""
 
-import json
 import os
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from .padchest import chosen_names
 from .pictures import box_regions
 from .record import DatasetRecord
 from .rejected import RejectedRow, reject
-from .tables import find_picture, find_table, good_rows, is_missing, need_folder, read_table, warn_skipped
+from .tables import find_picture, find_table, good_rows, is_missing, need_folder, read_json, read_table, warn_skipped
 
 
 SPLITS = ("train", "validation", "test")
@@ -87,10 +86,7 @@ def _patients(path: Path) -> dict[str, tuple[str, str]]:
 
 def _studies(path: Path, patients: dict[str, tuple[str, str]]) -> list[dict]:
     """Each image once; studies of another form, and those that the table does not have, are bad rows."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({str(error).splitlines()[0][:200]}).") from error
+    content = read_json(path)
     if not isinstance(content, list):
         raise ValueError(f'{path} must be a list of {{"StudyID": ..., "ImageID": ..., "findings": [...]}}.')
     studies, bad = {}, []

@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import itertools
+import json
 import os
 import re
 import warnings
@@ -359,3 +360,20 @@ def need_folder(name: str, data_dir, what: str) -> Path:
     if not Path(data_dir).is_dir():
         raise ValueError(f"There is no folder {data_dir} (data_dir of {name}: {what}).")
     return Path(data_dir)
+
+
+def read_json(path: Path):
+    """
+    The content of a JSON file; half of a surrogate pair, which is no character, becomes "?".
+
+    Raises:
+        ValueError: if it is not JSON.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        content = json.loads(text)
+        if re.search(r"\\u[dD][89a-fA-F]", text):
+            content = json.loads(json.dumps(content, ensure_ascii=False).encode("utf-8", "replace"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({short(str(error))}).") from error
+    return content
