@@ -72,9 +72,7 @@ def picture() -> Image.Image:
 
 @pytest.fixture(
     scope="module",
-    params=[
-        name if name in ("clip", "bert-resnet") else pytest.param(name, marks=pytest.mark.slow) for name in ENCODERS
-    ],
+    params=[name if name == "bert-resnet" else pytest.param(name, marks=pytest.mark.slow) for name in ENCODERS],
 )
 def exported(request, tokenizer, tmp_path_factory):
     """A model, its processor and the folder that was made of them."""
@@ -120,6 +118,7 @@ def test_the_exported_encoders_compute_what_the_model_does(exported, picture):
             np.testing.assert_allclose(values, out[name].numpy(), atol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exported", ["bert-resnet"], indirect=True)
 def test_the_example_runs_where_there_is_no_torch(exported, picture, tmp_path):
     model, processor, folder = exported
@@ -168,6 +167,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exported", ["bert-resnet"], indirect=True)
 def test_pictures_are_read_as_the_package_reads_them(exported, tmp_path):
     """In each format, by the files of the folder alone."""

@@ -685,6 +685,7 @@ def test_hidden_states_and_attentions(tmp_path, inputs):
     assert model(**inputs).text_model_output.hidden_states is None
 
 
+@pytest.mark.slow
 def test_torch_compile_of_the_full_model(inputs):
     model = build(lambda_token=0.3)
     compiled = torch.compile(model, backend="aot_eager")

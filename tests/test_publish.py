@@ -1248,6 +1248,7 @@ print(json.dumps(result))
 """
 
 
+@pytest.mark.slow
 def test_a_machine_without_the_package_pulls_it_by_name_by_revision_and_offline(run, hub, tmp_path):
     publish(run, NAME)
     first = hub.commit(NAME, "main")["id"]

@@ -128,6 +128,7 @@ def run_elsewhere(command: list, folder: Path, environment: dict[str, str]) -> s
     return done.stdout
 
 
+@pytest.mark.slow
 def test_from_the_hub_to_a_process_without_the_package(tmp_path):
     """
     BioViL's two models lie in one repository. A server of this process stands in for the Hub; the command runs in

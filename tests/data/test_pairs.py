@@ -714,6 +714,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_data_set_on_the_hub(tmp_path):
     """By a server of this process that stands in for the Hub; another process reads, as this one is offline."""
     table(ROWS[:12]).to_parquet(tmp_path / "train.parquet")

@@ -529,6 +529,7 @@ def test_a_report_that_unpacks_to_gigabytes_is_a_failed_one(tmp_path):
     assert [row[2] for row in rejected(out)] == ["the report cannot be read"] and peak < 50e6
 
 
+@pytest.mark.slow
 def test_nothing_of_it_needs_a_module_that_windows_lacks(tmp_path):
     code = (
         "import sys, datasets, filelock, pandas, sklearn.model_selection, torch, transformers, multiprocessing.pool\n"
@@ -887,6 +888,7 @@ def test_killed_at_random_moments_the_work_goes_on(ten, tmp_path, command):
     assert contents(out) == expected
 
 
+@pytest.mark.slow
 def test_killed_with_workers_none_of_them_stays(ten, stuck, tmp_path, command):
     tree, pipe, mend = stuck
     out = tmp_path / "out"
@@ -903,6 +905,7 @@ def test_killed_with_workers_none_of_them_stays(ten, stuck, tmp_path, command):
 
 
 @pytest.mark.parametrize(("num_proc", "moment"), [(1, "at work"), (2, "at work"), (2, "while workers start")])
+@pytest.mark.slow
 def test_ctrl_c_ends_it_cleanly(ten, stuck, tmp_path, command, num_proc, moment):
     tree, pipe, mend = stuck
     out = tmp_path / "out"

@@ -55,6 +55,7 @@ def prompts():
     return load_prompts("synthetic")
 
 
+@pytest.mark.slow
 def test_against_the_protocol_pair_by_pair(model, processor, pairs, prompts):
     model.train()
     metrics, details = evaluate_zero_shot(model, processor, pairs, prompts, batch_size=7, progress=False)

@@ -264,6 +264,7 @@ def is_alive(pid):
         return False
 
 
+@pytest.mark.slow
 def test_workers_do_not_outlive_a_launcher_that_was_killed(tmp_path):
     """And the same command then goes on in the same folder."""
     folder = tmp_path / "run"
@@ -289,6 +290,7 @@ def test_workers_do_not_outlive_a_launcher_that_was_killed(tmp_path):
     assert torch.isfinite(torch.tensor([line["loss"] for line in lines(folder) if "loss" in line])).all()
 
 
+@pytest.mark.slow
 def test_a_rendezvous_that_nobody_joins_ends(tmp_path):
     """As one process of two whose peer never comes; here after two seconds instead of minutes."""
     code = "from datetime import timedelta; from modeling_tier.training import load_config, setup, train; "

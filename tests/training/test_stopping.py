@@ -319,6 +319,7 @@ def test_two_processes_stop_at_the_same_step(tmp_path, to, every_epochs):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.slow
 def test_a_signal_to_all_processes_of_a_job_finds_the_workers_of_the_loader_too(tmp_path, number):
     """As SLURM sends it, and Ctrl-C: a worker that died of it would end the run before its checkpoint."""
     folder = tmp_path / "run"

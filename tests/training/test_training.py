@@ -537,14 +537,12 @@ def test_processes_split_a_batch_without_overlap(processor, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param([], id="all trained"),
-        pytest.param(
-            ["--freeze.text_layers=1", "--freeze.patterns=[logit_scale]", "--optimizer.name=adam"],
-            id="parts frozen",
-            marks=pytest.mark.slow,
-        ),
+        [],
+        ["--freeze.text_layers=1", "--freeze.patterns=[logit_scale]", "--optimizer.name=adam"],
     ],
+    ids=["all trained", "parts frozen"],
 )
+@pytest.mark.slow
 def test_two_processes_are_one(tmp_path, options):
     """The same global batch on one and on two processes: the same losses, gradients and weights; no dropout here."""
     common = [*TINY, "--model.text_config.hidden_dropout_prob=0", "--training.epochs=1", "--training.log_every=1"]
