@@ -149,7 +149,7 @@ def _common(
         )
     used = [keep and text is not None for keep, text in zip(wanted, others["text"])]
     bad: dict[int, str] = {}
-    images = _pictures(part, columns, folder, used, bad)
+    images = _pictures(part, columns, where, folder, used, bad)
     if options.label_columns:
         others["labels"] = _labels(part, columns, options, used, bad)
     features = Features({name: kind for name, kind in options.features.items() if name != "image"})
@@ -179,7 +179,9 @@ def _other_columns(part: Dataset, columns: dict, split: str) -> dict[str, list]:
     return others
 
 
-def _pictures(part: Dataset, columns: dict, folder: Path | None, used: list[bool], bad: dict[int, str]) -> Dataset:
+def _pictures(
+    part: Dataset, columns: dict, where: str, folder: Path | None, used: list[bool], bad: dict[int, str]
+) -> Dataset:
     """The column of pictures; `bad` gets the paths that leave the folder."""
     images = part.select_columns(columns["image"])
     images = images if columns["image"] == "image" else images.rename_column(columns["image"], "image")
@@ -196,7 +198,9 @@ def _pictures(part: Dataset, columns: dict, folder: Path | None, used: list[bool
         return images.cast_column("image", Image())
     except (pa.ArrowException, TypeError, ValueError) as error:
         kind = images.features["image"]
-        raise ValueError(f"The column {columns['image']!r} of {kind} holds no pictures: set image_column.") from error
+        raise ValueError(
+            f"{where}: the column {columns['image']!r} of {kind} holds no pictures: set image_column."
+        ) from error
 
 
 def _with_paths(names: Iterable, folder, subfolders: Iterable, used: list[bool], bad: dict[int, str]) -> Dataset:

@@ -228,7 +228,8 @@ def listed(names: Iterable[str], most: int = 20) -> str:
     """Names for a message, no more and no longer than a reader takes in."""
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{[short(str(name), 60) for name in names[:most]]}{more}"
+    shown = ", ".join(f"'{short(str(name), 60)}'" for name in names[:most])
+    return f"[{shown}]{more}" if len(shown) < 1000 else f"[{shown[:1000]}...]"
 
 
 def file_line(table: pd.DataFrame, bad) -> tuple[int, int]:
