@@ -72,7 +72,7 @@ def estimate_cell(estimate: dict | float | None, sign: str = "") -> Cell:
     return number, f"({estimate['low']:.3f} to {estimate['high']:.3f})"
 
 
-def difference_cell(estimate: dict | None, p: bool = True) -> Cell:
+def difference_cell(estimate: dict | float | None, p: bool = True) -> Cell:
     cell = estimate_cell(estimate, sign="+")
     value = p_cell(estimate, "p_bootstrap") if p else ""
     if not value:
@@ -81,8 +81,8 @@ def difference_cell(estimate: dict | None, p: bool = True) -> Cell:
     return *pieces, f"{last},", f"p {value}" if value.startswith("<") else f"p = {value}"
 
 
-def p_cell(estimate: dict | None, name: str) -> str:
-    p = (estimate or {}).get(name)
+def p_cell(estimate: dict | float | None, name: str) -> str:
+    p = estimate.get(name) if isinstance(estimate, dict) else None  # a number alone has none
     return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 

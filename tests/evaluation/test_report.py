@@ -22,6 +22,7 @@ from modeling_tier import TierConfig, TierModel, TierProcessor
 from modeling_tier.data import load_pairs
 from modeling_tier.evaluation import figures
 from modeling_tier.evaluation.report import write_report
+from modeling_tier.evaluation.report_cells import difference_cell
 
 
 FINDINGS = ["Cardiomegaly", "Edema", "Consolidation", "Atelectasis", "Pleural Effusion", "Nodule"]
@@ -640,3 +641,9 @@ def test_maps_of_models_with_their_own_processors_less_the_map_of_no_finding(tmp
             coarse = (out.patch_embeds[0] @ (embed(phrase) - absent)).view(1, 1, side, side)
         fine = torch.nn.functional.interpolate(coarse, (sizes[name],) * 2, mode="bilinear", align_corners=False)[0, 0]
         np.testing.assert_allclose(axes[2 + 2 * k].images[-1].get_array(), fine.numpy(), atol=1e-5)
+
+
+def test_a_difference_that_is_a_number_alone_has_no_p():
+    """As of maps that two models make of differently cropped pictures."""
+    assert difference_cell(0.25) == "+0.250" and difference_cell(None) == ""
+    assert difference_cell({"value": 0.25, "low": None, "p_bootstrap": 0.2}) == ("+0.250,", "p = 0.200")
