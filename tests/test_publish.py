@@ -37,6 +37,7 @@ from modeling_tier.evaluation.run import DataChoice, EvaluationConfig, run_evalu
 from modeling_tier.hub.card import TEMPLATE, Facts, fill_card
 from modeling_tier.hub.known_fields import FreeText, Selection, local_source, training_fields
 from modeling_tier.hub.known_results import Results, evaluation_fields, evaluation_problem
+from modeling_tier.hub.notebook import NOTEBOOK, RADIOGRAPH, example_radiograph
 from modeling_tier.hub.origin import origin_of
 from modeling_tier.hub.release import Release, prepare_release
 from modeling_tier.hub.scan import redrawn_figure, scan, scan_text
@@ -192,7 +193,7 @@ def test_a_dry_run_lists_every_file_and_needs_no_token_and_no_network(run, capsy
     sent = {line.split()[0] for line in goes.splitlines()[1:]}
     travelling = {path.name for path in (ROOT / "modeling_tier").glob("*_tier.py")}
     own = {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
-    said = {"README.md", "metrics.json", "training_config.yaml", "environment.json"}
+    said = {"README.md", "metrics.json", "training_config.yaml", "environment.json", NOTEBOOK, RADIOGRAPH}
     assert sent == travelling | own | said
     kept = {line.split()[0]: line for line in stays.splitlines()[1:] if line.startswith("  ")}
     assert "unless you agree" not in stays and "note:" not in stays
@@ -262,7 +263,9 @@ def test_nothing_of_a_run_on_mimic_cxr_leaks(run, evaluated, hub):
         for secret in SECRETS:
             assert secret not in name and secret.encode() not in content, f"{secret} in {name}"
     pictures = {name for name, content in everything.items() if content.startswith((b"\x89PNG", b"\xff\xd8"))}
-    assert pictures == {f"evaluation/figures/{name}.png" for name in ("roc_image", "patch_similarity")}
+    drawn = {f"evaluation/figures/{name}.png" for name in ("roc_image", "patch_similarity")}
+    assert pictures == drawn | {"radiograph.png"}
+    assert everything["radiograph.png"] == example_radiograph()
     # The numbers are still there.
     numbers = json.loads(everything["evaluation/metrics.json"])
     assert numbers["dataset"] == "mimic_cxr" and "prompts" not in numbers

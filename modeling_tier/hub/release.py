@@ -31,6 +31,7 @@ from .known_fields import (
     training_fields,
 )
 from .known_results import KNOWN_FINDINGS, Results, any_finding, evaluation_fields, evaluation_problem
+from .notebook import NOTEBOOK, RADIOGRAPH, example_radiograph, fill_notebook
 from .origin import (
     TRAINING_CONFIG,
     Origin,
@@ -63,7 +64,7 @@ _MAPS = "similarity_maps"
 # Everything that a release may consist of: an earlier one's files of these names are replaced or deleted.
 _MANAGED = (
     *(*_WEIGHTS, *_WORDS, *_TOKENIZER, *_PROCESSOR, "config.json", "*_tier.py"),
-    *("README.md", METRICS_FILE, TRAINING_CONFIG, ENVIRONMENT),
+    *("README.md", METRICS_FILE, TRAINING_CONFIG, ENVIRONMENT, NOTEBOOK, RADIOGRAPH),
     *(EVALUATION, *(f"evaluation/figures/{name}.png" for name in (*_FIGURES, _MAPS))),
 )
 
@@ -288,6 +289,9 @@ def _build(run: _Run, chosen: ReleaseOptions, staging: Path, release: Release) -
     lambdas = {name: getattr(run.model.config, name) for name in TERMS.values()}
     regulariser = ", ".join(f"{name} {value:g}" for name, value in lambdas.items())
     release.summary = f"TIER: {regulariser}" if any(lambdas.values()) else "CLIP: without the regulariser"
+    if facts.has_pipeline:
+        release.send(NOTEBOOK, fill_notebook(chosen.repo_id, chosen.revision), "pull, findings, maps, fine-tuning")
+    release.send(RADIOGRAPH, example_radiograph(), "a drawing made by code, for the examples")
     release.send("README.md", fill_card(facts).encode(), "the model card")
     _scan(release, chosen, words, [run.folder.resolve(), Path.cwd(), Path.home()])
     return release
