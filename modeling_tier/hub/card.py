@@ -2,7 +2,7 @@
 """The model card: `model_card.md`, filled from what a run and its evaluation have measured, and from nothing else."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from huggingface_hub import ModelCard, ModelCardData
 
@@ -53,6 +53,9 @@ def fill_card(facts: Facts) -> str:
     """
     titles = {name: title for name, (title, _, _) in ACCESS.items()}
     results = all_results(facts.evaluation, facts.metrics.get("validation"), facts.training, titles)
+    optional: dict[str, Any] = {"new_version": facts.new_version} if facts.new_version else {}
+    if facts.gated:
+        optional |= _agreement(facts)
     data = ModelCardData(
         license="other" if facts.restricted else "apache-2.0",
         license_name="code-apache-2.0-weights-by-the-terms-of-the-data" if facts.restricted else None,
@@ -64,12 +67,11 @@ def fill_card(facts: Facts) -> str:
         datasets=[name for name in facts.datasets if name != "pairs"] or None,
         base_model=facts.base_model,
         base_model_relation="finetune" if facts.base_model else None,
-        **({"new_version": facts.new_version} if facts.new_version else {}),
-        **(_agreement(facts) if facts.gated else {}),
         model_name=facts.repo_id.rpartition("/")[2],
         eval_results=eval_results(results) or None,
+        **optional,
     )
-    data.metrics = list(dict.fromkeys(each.metric_type for each in data.eval_results or [])) or None
+    data.metrics = list(dict.fromkeys(result.metric_type for result in data.eval_results or [])) or None
     card = ModelCard.from_template(
         data,
         template_str=TEMPLATE.read_text(encoding="utf-8"),

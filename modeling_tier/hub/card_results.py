@@ -119,7 +119,7 @@ def all_results(evaluation: dict, validation: object, training: dict, titles: di
         about += "The checkpoint was chosen by such numbers, which flatters them. Without intervals."
         title = titles.get(dataset or "", "")
         results.append(Results(dataset or "validation data", split, about, metrics, name=title))
-    return [each for each in results if each.groups]
+    return [result for result in results if result.groups]
 
 
 def _of_evaluation(evaluation: dict, titles: dict[str, str]) -> Results:
@@ -215,12 +215,15 @@ def _row(title: str, measured: dict | float | None, metric: str | None = None, n
     if value is None:
         return None
     low, high = _number(estimate.get("low")), _number(estimate.get("high"))
-    return Row(title, value, *((None, None) if low is None or high is None else (low, high)), metric, note)
+    if low is None or high is None:
+        low = high = None
+    return Row(title, value, low, high, metric, note)
 
 
 def _number(value: object) -> float | None:
-    known = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_NUMBER  # NaN is not
-    return float(value) if known else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) < MAX_NUMBER else None  # None for NaN too
 
 
 def table_cell(name: str) -> str:
@@ -233,15 +236,15 @@ def eval_results(results: Iterable[Results]) -> list[EvalResult]:
         EvalResult(
             task_type="zero-shot-image-classification",
             task_name="Zero-shot image classification",
-            dataset_type=each.dataset,
-            dataset_name=each.title,
-            dataset_split=each.split,
+            dataset_type=result.dataset,
+            dataset_name=result.title,
+            dataset_split=result.split,
             metric_type=row.metric,
             metric_name=row.title,
             metric_value=round(row.value, 4),
         )
-        for each in results
-        for group in each.groups
+        for result in results
+        for group in result.groups
         for row in group.rows
         if row.metric
     ]
@@ -253,11 +256,11 @@ def failure_modes(results: Iterable[Results]) -> list[str]:
     not measured.
     """
     said: dict = {}
-    for each in results:
+    for result in results:
         for judge in (_fixed_place, _collapse, _elsewhere, _uncalibrated):
-            text = None if judge in said else judge(each.metrics)
+            text = None if judge in said else judge(result.metrics)
             if text:
-                said[judge] = f"{text} ({each.title})"
+                said[judge] = f"{text} ({result.title})"
     return list(said.values())
 
 

@@ -18,7 +18,7 @@ import os
 import pkgutil
 import re
 import typing
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Container, Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -89,7 +89,7 @@ class Selection:
                 f"{self.file} holds more than {MAX_FIELDS:,} values: it is not as this package writes it."
             )
 
-    def plain(self, key: str, value, words: Collection[str]) -> object:
+    def plain(self, key: str, value, words: Container[str]) -> object:
         """Numbers, known words, and lists and mappings of these; the keys of a mapping are words too."""
         self.count()
         if value is None or isinstance(value, bool | int | float):
@@ -97,15 +97,15 @@ class Selection:
         if isinstance(value, str):
             return value if value in words else self.free_text(key, value)
         if isinstance(value, list | tuple):
-            return [each for each in (self.plain(key, each, words) for each in value) if each is not GONE]
+            return [part for part in (self.plain(key, part, words) for part in value) if part is not GONE]
         if isinstance(value, dict):
             kept = {
-                name: self.plain(f"{key}.{name}", each, words)
+                name: self.plain(f"{key}.{name}", part, words)
                 if str(name) in words or isinstance(name, int)
                 else self.drop(f"{key}.{name}")
-                for name, each in value.items()
+                for name, part in value.items()
             }
-            return {name: each for name, each in kept.items() if each is not GONE}
+            return {name: part for name, part in kept.items() if part is not GONE}
         return self.drop(key)
 
 
@@ -120,18 +120,18 @@ def _without_gone(content: dict) -> dict:
 def texts_of_module(name: str) -> frozenset[str]:
     """Every text that stands in the code of a module, its docstrings included."""
     try:
-        found = importlib.util.find_spec(name)
+        spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):
-        found = None
-    if found is None or found.origin is None or not Path(found.origin).is_file():
+        spec = None
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         return frozenset()
-    nodes = ast.walk(ast.parse(Path(found.origin).read_text("utf-8")))
+    nodes = ast.walk(ast.parse(Path(spec.origin).read_text("utf-8")))
     return frozenset(node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
 
 
 def words_of_module(name: str) -> frozenset[str]:
     """The short ones among them: names of layers, kinds of attention, options."""
-    return frozenset(each for each in texts_of_module(name) if re.fullmatch(r"[\w.+@-]{1,40}", each))
+    return frozenset(text for text in texts_of_module(name) if re.fullmatch(r"[\w.+@-]{1,40}", text))
 
 
 @functools.cache
@@ -176,7 +176,7 @@ def config_fields(content: dict, config: PreTrainedConfig, selection: Selection,
     cls = type(config)
     known, words = set(_defaults(cls)), _config_words(cls)
     if dataclasses.is_dataclass(cls):
-        known |= {each.name for each in dataclasses.fields(cls)}
+        known |= {field.name for field in dataclasses.fields(cls)}
     kept: dict = {}
     for name, value in content.items():
         key = f"{prefix}{name}"
@@ -205,8 +205,8 @@ def _defaults(cls: type[PreTrainedConfig]) -> frozenset[str]:
 class _ClassNames:
     """What may stand in `auto_map`, `architectures` and `custom_pipelines`, for `in`."""
 
-    def __contains__(self, name: str) -> bool:
-        return (
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and (
             name in ("impl", "pt", "default", "model", "type")
             or name in (TierModel.__name__, TierProcessor.__name__)
             or bool(_OWN_CLASS.fullmatch(name))
@@ -246,7 +246,7 @@ def _image_options(cls: type) -> set[str]:
     """Names of the options of an image processor: those of its kind, and the attributes that its class defines."""
     kind = getattr(cls, "valid_kwargs", None)
     names = set(typing.get_type_hints(kind)) if kind is not None else set()
-    return names | {name for each in cls.__mro__ for name in vars(each) if not name.startswith("_")}
+    return names | {name for base in cls.__mro__ for name in vars(base) if not name.startswith("_")}
 
 
 _TOKENIZER_FIELDS = set(
@@ -284,10 +284,14 @@ def tokenizer_fields(content: dict, processor: TierProcessor, selection: Selecti
     return _without_gone(kept)
 
 
-class _TokenizerWords(NamedTuple):
+@dataclass(frozen=True)
+class _TokenizerWords:
     vocabulary: set[str]
 
-    def __contains__(self, text) -> bool:
+    def __contains__(self, text: object) -> bool:
+        return isinstance(text, str) and self._is_known(text)
+
+    def _is_known(self, text: str) -> bool:
         return text in self.vocabulary or text in _TOKENIZER_WORDS or bool(re.fullmatch(r"\d{1,7}|\w+_token", text))
 
 
@@ -301,18 +305,18 @@ def texts_of_tokenizer(content, vocabulary: Collection[str]) -> list[str]:
     or split at, for instance.
     """
     tokens = {token.lower() for token in vocabulary}
-    found, waiting = [], [(name, value) for name, value in content.items() if name not in ("added_tokens",)]
+    texts, waiting = [], [(name, value) for name, value in content.items() if name not in ("added_tokens",)]
     while waiting:
         name, value = waiting.pop()
         if isinstance(value, dict):
-            waiting += [each for each in value.items() if each[0] not in ("vocab", "merges")]
+            waiting += [item for item in value.items() if item[0] not in ("vocab", "merges")]
         elif isinstance(value, list):
-            waiting += [(name, each) for each in value]
+            waiting += [(name, item) for item in value]
         elif isinstance(value, str) and name not in _TOKENIZER_CHOICES and value.lower() not in tokens:
             words = re.findall(r"[^\W\d_]{4,}|\d{4,}", value.lower())
             if not all(any(word in token for token in tokens) for word in words):
-                found.append(value)
-    return found
+                texts.append(value)
+    return texts
 
 
 # What a run says of itself
@@ -395,7 +399,7 @@ class _Section(NamedTuple):
     bases: list[Path]
 
     def fields(self, values: dict) -> dict:
-        known = {each.name for each in dataclasses.fields(self.options)}
+        known = {field.name for field in dataclasses.fields(self.options)}
         kept = {}
         for name, value in values.items():
             key = f"{self.name}.{name}"
@@ -415,7 +419,7 @@ class _Section(NamedTuple):
             return None
         if key == "freeze.patterns":
             patterns = value if isinstance(value, list) else [value]
-            return [each for each in (self._pattern(key, one) for one in patterns) if each is not GONE]
+            return [pattern for pattern in (self._pattern(key, one) for one in patterns) if pattern is not GONE]
         if key in ("model.vision_config", "model.text_config"):
             config = getattr(self.model.config, name)
             known = isinstance(value, dict)
@@ -439,11 +443,11 @@ class _Section(NamedTuple):
         record = DATASETS.get(dataset)
         if record is None:
             return {}
-        names = {"split", *record.options}
+        options_of_data = {"split", *record.options}
         words = _words_of_data()
         kept = {}
         for name, value in options.items():
-            if name not in names:
+            if name not in options_of_data:
                 self.selection.drop(f"{key}.{name}")
             elif name not in PATH_OPTIONS:
                 free = dataset == "pairs" and self.shown.get("pairs", False)
@@ -453,7 +457,7 @@ class _Section(NamedTuple):
 
 @functools.cache
 def _words_of_data() -> frozenset[str]:
-    names = [each.name for each in pkgutil.walk_packages(data.__path__, f"{data.__name__}.")]
+    names = [module.name for module in pkgutil.walk_packages(data.__path__, f"{data.__name__}.")]
     return frozenset().union(*map(words_of_module, names))
 
 

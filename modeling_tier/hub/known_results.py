@@ -103,7 +103,7 @@ class Results:
         if isinstance(value, dict):
             return self.fields(value, key)
         if isinstance(value, list):
-            return [each for each in (self._value(each, key) for each in value) if each is not GONE]
+            return [part for part in (self._value(part, key) for part in value) if part is not GONE]
         if isinstance(value, float) and not math.isfinite(value):
             return None
         if isinstance(value, str):
@@ -127,8 +127,8 @@ def _known_words() -> frozenset[str]:
 
 
 def _modules() -> list[str]:
-    found = pkgutil.walk_packages(evaluation.__path__, f"{evaluation.__name__}.")
-    return [each.name for each in found if ".metrics." not in each.name] + [
+    modules = pkgutil.walk_packages(evaluation.__path__, f"{evaluation.__name__}.")
+    return [module.name for module in modules if ".metrics." not in module.name] + [
         "modeling_tier.training.loop",
         "modeling_tier.training.state",
     ]
@@ -137,7 +137,7 @@ def _modules() -> list[str]:
 @functools.cache
 def _words_of_reasons() -> frozenset[str]:
     texts = frozenset().union(*map(texts_of_module, _modules()))
-    return frozenset(word for each in texts for word in re.findall(r"[^\W\d_]{3,}", each))
+    return frozenset(word for text in texts for word in re.findall(r"[^\W\d_]{3,}", text))
 
 
 def own_findings(results: dict) -> frozenset[str]:
@@ -145,7 +145,7 @@ def own_findings(results: dict) -> frozenset[str]:
     prompts, counts = results.get("prompts"), results.get("counts")
     listed = [(prompts or {}).get("findings") if isinstance(prompts, dict) else None]
     listed.append((counts or {}).get("labels") if isinstance(counts, dict) else None)
-    return frozenset(name for each in listed if isinstance(each, dict) for name in each)
+    return frozenset(name for findings in listed if isinstance(findings, dict) for name in findings)
 
 
 # Evaluations
@@ -166,7 +166,7 @@ def evaluation_problem(results: dict) -> str | None:
     if not isinstance(results["protocol"].get("name"), str):
         return "is not of evaluate_zeroshot.py (see 'protocol.name')"
     compared = results.get("compared", {}).values()
-    if not all(isinstance(each, dict) and isinstance(each.get("metrics"), dict) for each in compared):
+    if not all(isinstance(model, dict) and isinstance(model.get("metrics"), dict) for model in compared):
         return "is not of evaluate_zeroshot.py (see 'compared')"
     if not isinstance(results.get("prompts", {}).get("findings") or {}, dict):
         return "is not of evaluate_zeroshot.py (see 'prompts.findings')"
@@ -208,18 +208,18 @@ def evaluation_fields(
 def _metrics_of(results: dict, fingerprint: str) -> dict:
     """Those of the model, or of the member of an ensemble, that has this fingerprint."""
     models = {results["name"]: results["metrics"]}
-    models |= {name: each["metrics"] for name, each in results.get("compared", {}).items()}
+    models |= {name: model["metrics"] for name, model in results.get("compared", {}).items()}
     name = next(name for name, one in results["fingerprints"]["models"].items() if one == fingerprint)
     if name in models:
         return models[name]
     ensemble, _, member = name.rpartition("/")
     members = models.get(ensemble, {}).get("members")
-    found = members.get(member) if isinstance(members, dict) else None
-    if not isinstance(found, dict):
+    metrics = members.get(member) if isinstance(members, dict) else None
+    if not isinstance(metrics, dict):
         raise ValueError(
             f"The evaluation names the model {name!r}, and holds no metrics of it: evaluate the model again."
         )
-    return found
+    return metrics
 
 
 def any_finding(results: dict, shown: dict[str, bool]) -> bool:
@@ -227,7 +227,7 @@ def any_finding(results: dict, shown: dict[str, bool]) -> bool:
     Whether findings may have any name: those of public data sets with more findings than are known here, if the
     sentences are not somebody's own, and those of somebody's own pairs, if the owner says so.
     """
-    dataset = results.get("dataset")
+    dataset = results.get("dataset") or ""
     if dataset == "pairs":
         return shown.get("pairs", False)
     prompts = results.get("prompts") or {}
@@ -258,12 +258,12 @@ def _texts_within(key: str, value) -> Iterator[tuple[str, str]]:
     if isinstance(value, str):
         yield key, value
     elif isinstance(value, dict):
-        for name, each in value.items():
+        for name, part in value.items():
             yield f"{key}, a name", str(name)
-            yield from _texts_within(f"{key}.{name}", each)
+            yield from _texts_within(f"{key}.{name}", part)
     elif isinstance(value, list):
-        for each in value:
-            yield from _texts_within(key, each)
+        for part in value:
+            yield from _texts_within(key, part)
 
 
 def are_packaged(results: dict) -> bool:

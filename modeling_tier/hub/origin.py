@@ -102,7 +102,7 @@ def option(config: dict, section: str, name: str) -> str | None:
 def _origin_of_conversion(record: dict) -> Origin:
     """Files that came from the Hub are recorded as user/name/file; the first of them names the repository."""
     files = record.get("files")
-    names = [str(each.get("name")) for each in files if isinstance(each, dict)] if isinstance(files, list) else []
+    names = [str(file.get("name")) for file in files if isinstance(file, dict)] if isinstance(files, list) else []
     repositories = [m[1] for m in (re.match(r"([\w-][\w.-]*/[\w-][\w.-]*)/.", name) for name in names) if m]
     words = [m[1] for m in (re.match(r"(.*)/(tokenizer\.json|vocab\.(txt|json))$", name) for name in names) if m]
     return Origin(
@@ -139,7 +139,7 @@ def check_shareable(datasets: Iterable[str], shareable: bool) -> None:
 
 def made_here(vocabulary: dict[str, int]) -> bool:
     """Whether a vocabulary is one that `train.py` has made from its texts: special tokens, characters, words."""
-    words, number = sorted(vocabulary, key=vocabulary.get), len(_MADE_HERE)
+    words, number = sorted(vocabulary, key=vocabulary.__getitem__), len(_MADE_HERE)
     return tuple(words[:number]) == _MADE_HERE and all(len(word) == 1 for word in words[number : number + 3])
 
 
@@ -190,7 +190,7 @@ def vocabulary_problem(
         where = "texts of which nothing is recorded"
     elif words.hub_name and (not restricted or vocabulary is None or words.converted):
         return None
-    elif words.hub_name and is_cached(words.hub_name, vocabulary):
+    elif words.hub_name and is_cached(words.hub_name, vocabulary or ()):
         return None
     elif words.hub_name:
         return (

@@ -21,6 +21,7 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Literal
 
 from huggingface_hub import HfApi
 
@@ -43,7 +44,7 @@ def publish(
     message: str | None = None,
     accept_texts: str | None = None,
     tag: str | None = None,
-    gated: str | None = None,
+    gated: Literal["auto", "manual"] | None = None,
     new_version: str | None = None,
     collection: str | None = None,
 ) -> str | None:
@@ -131,7 +132,7 @@ def _publish(release: Release, chosen: ReleaseOptions, private: bool) -> tuple[s
 
 
 def _fields(chosen: ReleaseOptions) -> dict:
-    return {each.name: getattr(chosen, each.name) for each in dataclasses.fields(chosen)}
+    return {field.name: getattr(chosen, field.name) for field in dataclasses.fields(chosen)}
 
 
 def check_before_training(

@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import yaml
@@ -134,7 +134,7 @@ class Release:
     def listing(self) -> str:
         """Every file, its size, and why it goes or stays; then the texts that wait for consent."""
         rows = [(entry.path, _readable(entry.size), entry.why, entry.goes) for entry in self.entries]
-        widths = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]
+        widths = [max((len(str(row[i])) for row in rows), default=0) for i in (0, 1)]
         lines = []
         for goes, title in ((True, "goes to the Hub:"), (False, "stays here:")):
             part = [
@@ -144,7 +144,7 @@ class Release:
             ]
             lines += [title, *part] if part else []
         lines += self._texts()
-        lines += [f"note: {each}" for each in self.notes] + [f"STOP: {each}" for each in self.problems]
+        lines += [f"note: {line}" for line in self.notes] + [f"STOP: {line}" for line in self.problems]
         return "\n".join(map(_printable, lines))
 
     def card(self) -> str:
@@ -156,7 +156,7 @@ class Release:
         texts = list(dict.fromkeys(self.texts))
         if not texts:
             return []
-        lines = [f"  {each.file}, {each.key[:200]}: {each.text!r}" for each in texts]
+        lines = [f"  {text.file}, {text.key[:200]}: {text.text!r}" for text in texts]
         if self.accepted:
             return ["texts that go, since you have agreed (--accept_texts):", *lines]
         hint = f"  Read them. If everybody who sees the repository may read them: --accept_texts {consent_code(texts)}"
@@ -183,7 +183,7 @@ class ReleaseOptions:
     """Of the commit; looked through."""
     tag: str | None = None
     """Of the release; looked through."""
-    gated: str | None = None
+    gated: Literal["auto", "manual"] | None = None
     """"auto" or "manual": who wants the model must ask; the card says for what."""
     new_version: str | None = None
     """Name on the Hub of a better model, for the card."""
@@ -348,11 +348,11 @@ def _check_staged(run: _Run, staging: Path) -> None:
     side = 64
     noise = Image.effect_noise((side, side), 64)
     with torch.no_grad():
-        here, there = (
+        score, score_of_staged = (
             one(**own(images=noise, text=["Pleural effusion.", "No pleural effusion."])).logits_per_image
             for one, own in ((run.model.eval(), run.processor), (model.eval(), processor))
         )
-    if not torch.equal(here.nan_to_num(), there.nan_to_num()):
+    if not torch.equal(score.nan_to_num(), score_of_staged.nan_to_num()):
         raise ValueError(
             f"{run.folder}: it scores otherwise without the fields that nothing here knows. Find them in its "
             "config.json, processor_config.json and tokenizer_config.json."
@@ -502,12 +502,12 @@ def _find_evaluation(
 
 
 def _choose_figures(release: Release, run: _Run) -> None:
-    results, shown = run.results, run.shown
+    results, shown = run.results or {}, run.shown
     dataset, names = results["dataset"], [results["name"], *results.get("compared", {})]
     plain = all(len(name) <= 40 and not scan_text("", name) and "/" not in name for name in names)
     findings = set((results.get("prompts") or {}).get("findings") or {})
     known = findings <= KNOWN_FINDINGS or any_finding(results, shown) or release.accepted
-    for path in sorted((run.results_folder / "figures").glob("*")):
+    for path in sorted(((run.results_folder or run.folder) / "figures").glob("*")):
         name, why = f"evaluation/figures/{path.name}", None
         pictures = path.stem == _MAPS
         figure = _figure(path, pictures)
@@ -521,8 +521,8 @@ def _choose_figures(release: Release, run: _Run) -> None:
             why = "names the models by places on this machine"
         elif path.stem.startswith((*_BY_FINDING, _MAPS)) and not known:
             why = "names findings that are not generally known"
-        if why:
-            release.keep(name, path, why)
+        if why or figure is None:
+            release.keep(name, path, why or "")
         else:
             holds = f"holds pictures of {dataset}, which may be shown" if pictures else "curves alone"
             release.send(name, figure, f"{holds}; names the models: {', '.join(names)[:80]}")
@@ -567,8 +567,8 @@ def _scan(release: Release, chosen: ReleaseOptions, words: Kind, places: list[Pa
         kind: Kind = words if any(fnmatch(name, pattern) for pattern in _WORDS) else "fields"
         release.problems += scan(name, data, kind, places)
     if release.accepted:
-        for each in dict.fromkeys(release.texts):
-            release.problems += scan_text(f"{each.file}, {each.key}", each.text, places)
+        for text in dict.fromkeys(release.texts):
+            release.problems += scan_text(f"{text.file}, {text.key}", text.text, places)
 
 
 def _check_named(chosen: ReleaseOptions) -> None:
@@ -576,9 +576,9 @@ def _check_named(chosen: ReleaseOptions) -> None:
     named = {"--message": chosen.message, "--revision": chosen.revision, "--tag": chosen.tag}
     named |= {"--collection": chosen.collection, "--new_version": (chosen.new_version or "").partition("/")[2]}
     named["the name on the Hub"] = chosen.repo_id.partition("/")[2]
-    found = [sign for name, text in named.items() if text for sign in scan_text(name, text, [Path.cwd(), Path.home()])]
-    if found:
-        raise ValueError(f"{found[0]}. Everybody who sees the repository sees it: say it in other words.")
+    signs = [sign for name, text in named.items() if text for sign in scan_text(name, text, [Path.cwd(), Path.home()])]
+    if signs:
+        raise ValueError(f"{signs[0]}. Everybody who sees the repository sees it: say it in other words.")
 
 
 # Files
@@ -591,7 +591,7 @@ def _json(content: dict) -> bytes:
 def _size(path: Path) -> int:
     try:
         if path.is_dir() and not path.is_symlink():
-            return sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
+            return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         return path.stat().st_size if path.exists() else 0
     except OSError:  # may not be read, or is being changed
         return 0
@@ -603,7 +603,7 @@ def _printable(line: str) -> str:
 
 
 def _readable(size: int) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
+    if size < 1000:
+        return f"{size} B"
+    power = 1 if size < 1e6 else 2 if size < 1e9 else 3
+    return f"{size / 1000**power:.1f} {('kB', 'MB', 'GB')[power - 1]}"

@@ -4,6 +4,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
+from os import PathLike
 from pathlib import Path
 
 import httpx2
@@ -14,7 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 from .release import Release, is_managed
 
 
-def check_names(folder: str | Path, repo_id: str) -> None:
+def check_names(folder: str | PathLike, repo_id: str) -> None:
     """Raise ValueError if `repo_id` is no "user/name", or folder and name have changed places."""
     swapped = not Path(folder).is_dir() and Path(repo_id).is_dir()
     if swapped:
@@ -65,7 +66,7 @@ def send(api: HfApi, release: Release, repo_id: str, revision: str | None, messa
     """One commit: what goes, and the deletion of what an earlier release has left."""
     if revision:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
-    operations = [
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
         CommitOperationAdd(path, content if isinstance(content, bytes) else str(content))
         for path, content in sorted(release.files.items())
     ]
@@ -107,7 +108,7 @@ def add_to_collection(api: HfApi, repo_id: str, title: str, note: str, private: 
 
 
 def _tags(api: HfApi, repo_id: str) -> dict[str, str]:
-    return {each.name: each.target_commit for each in api.list_repo_refs(repo_id).tags}
+    return {tag.name: tag.target_commit for tag in api.list_repo_refs(repo_id).tags}
 
 
 @contextmanager
@@ -125,7 +126,8 @@ def _explained(error: Exception, repo_id: str) -> str:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, HfHubHTTPError):
         cause = cause.__cause__ or cause.__context__
-    status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
+    response = cause.response if isinstance(cause, HfHubHTTPError) else None
+    status = response.status_code if response is not None else None
     answer = " ".join(str(getattr(cause, "server_message", None) or cause or error).split())
     if status == 401:
         return f"The Hub refuses the token ({answer}). Log in again with `hf auth login --force`, or set HF_TOKEN."
@@ -134,15 +136,15 @@ def _explained(error: Exception, repo_id: str) -> str:
             f"This token has no right to write to {repo_id} ({answer}). Take a name of your own, or a token that may "
             "write there."
         )
-    if status == 404:
+    if response is not None and status == 404:
         return (
-            f"The Hub has answered 404 for {cause.response.url}: {repo_id}, or the branch, is not there or may not be "
+            f"The Hub has answered 404 for {response.url}: {repo_id}, or the branch, is not there or may not be "
             f"seen with this token, or HF_ENDPOINT ({constants.ENDPOINT}) is no Hub ({answer})."
         )
     if status == 409:
         return f"The name {repo_id} is taken, or somebody else is changing it at this moment ({answer})."
-    if status == 429:
-        wait = cause.response.headers.get("Retry-After")
+    if response is not None and status == 429:
+        wait = response.headers.get("Retry-After")
         wait = f"; it asks for {wait} seconds of patience" if wait else ""
         return f"The Hub takes no more calls for now (rate limit{wait}): {answer}."
     if status is not None:

@@ -119,13 +119,13 @@ def scan(path: str, content: bytes, kind: Kind = "fields", places: Iterable[Path
     Returns:
         one line for each sign, with file and line.
     """
-    found = [f"the name {path!r}: looks like {what}" for what, _ in _signs(path, _SIGNS)]
+    messages = [f"the name {path!r}: looks like {what}" for what, _ in _signs(path, _SIGNS)]
     if binary := binary_kind(content):
-        return [*found, f"{path}: is a file of the kind {binary}, which may hold pictures"]
+        return [*messages, f"{path}: is a file of the kind {binary}, which may hold pictures"]
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
-        return [*found, f"{path}: is not a text, so it cannot be looked through"]
+        return [*messages, f"{path}: is not a text, so it cannot be looked through"]
     signs = {name: _SIGNS[name] for name in _PUBLISHED_WORDS} if kind == "published words" else dict(_SIGNS)
     if kind == "own words":
         signs["a number among the words"] = _LONG_NUMBER
@@ -141,17 +141,17 @@ def scan(path: str, content: bytes, kind: Kind = "fields", places: Iterable[Path
         where = f"{path}, line {number}"
         spellings = _with_separate_words(line) if kind == "text" else [line]
         seen = {what: match for spelling in spellings for what, match in _signs(spelling, signs)}
-        found += [f"{where}: looks like {what}: {match[:60]!r}" for what, match in seen.items()]
-        found += [
+        messages += [f"{where}: looks like {what}: {match[:60]!r}" for what, match in seen.items()]
+        messages += [
             f"{where}: names the place {place!r} on this machine" for place, sign in folders if sign.search(line)
         ]
-    found += [f"{path}, line {number}: looks like a secret ({what})" for number, what in _secrets(lines, kind)]
-    return found
+    messages += [f"{path}, line {number}: looks like a secret ({what})" for number, what in _secrets(lines, kind)]
+    return messages
 
 
 def scan_text(name: str, text: str, places: Iterable[Path] = ()) -> list[str]:
     """The same for a text that is no file, such as the message of a commit."""
-    return [f"{name}: {each.partition(': ')[2]}" for each in scan("", text.encode(), "text", places)]
+    return [f"{name}: {message.partition(': ')[2]}" for message in scan("", text.encode(), "text", places)]
 
 
 def _signs(line: str, signs: dict[str, re.Pattern]) -> Iterator[tuple[str, str]]:
@@ -177,7 +177,7 @@ def _literal(place: str) -> re.Pattern:
 def _secrets(lines: list[str], kind: Kind) -> Iterator[tuple[int, str]]:
     """Line numbers and kinds of what `detect-secrets` finds."""
     left_aside = _REPLACED_DETECTORS if kind == "text" else (*_REPLACED_DETECTORS, *_GUESSING_DETECTORS)
-    names = {each.__name__ for each in get_mapping_from_secret_type_to_class().values()} - set(left_aside)
+    names = {detector.__name__ for detector in get_mapping_from_secret_type_to_class().values()} - set(left_aside)
     least = 12 if kind.endswith("words") else 8  # no secret is shorter
     with transient_settings({"plugins_used": [{"name": name} for name in sorted(names)]}):
         for number, line in enumerate(lines, 1):
@@ -200,7 +200,7 @@ def _is_random(word: str) -> bool:
     detectors = _RANDOMNESS.values()
     mixed = bool(re.search(r"\d", word) and re.search(r"[A-Za-z]", word))
     mixed = mixed and max(map(len, re.split(r"[-_/+=]", word))) >= _MIN_RUN
-    return mixed and any(each.calculate_shannon_entropy(word) > each.entropy_limit for each in detectors)
+    return mixed and any(detector.calculate_shannon_entropy(word) > detector.entropy_limit for detector in detectors)
 
 
 def binary_kind(content: bytes) -> str | None:
