@@ -528,6 +528,19 @@ def test_clean_texts_are_let_through(text):
         assert scan("config.json", json.dumps({"note": text}, indent=2).encode()) == []
 
 
+@pytest.mark.parametrize("kind", ["own words", "unrecorded words", "published words"])
+def test_a_large_vocabulary_of_words_that_go_with_secrets_is_let_through(kind):
+    words = (
+        "password secret bearer born dob mrn patient case hospital record api access key 192 255 :: f: 00 hf_ sk- AKIA"
+    )
+    vocabulary = {word: 9_000 + 977 * i for i, word in enumerate(words.split())}
+    content = {"model": {"vocab": vocabulary, "merges": ["pass word", ["se", "cret"]]}}
+    for indent in (2, None):
+        assert scan("tokenizer.json", json.dumps(content, indent=indent).encode(), kind) == []
+    vocabulary["5550199"] = 1
+    assert bool(scan("tokenizer.json", json.dumps(content).encode(), kind)) == (kind == "own words")
+
+
 def test_a_secret_in_a_message_ends_it_before_anything_is_loaded(hub):
     for option in ("message", "revision", "tag"):
         with pytest.raises(ValueError, match=f"--{option}: looks like a token of the Hub"):

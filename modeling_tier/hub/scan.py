@@ -72,6 +72,7 @@ _PUBLISHED_WORDS = (
 )
 _DATA_SET_ADDRESSES = [record.address for record in DATASETS.values() if record.address]
 _LONG_NUMBER = re.compile(r"\d{5,}|\d{3}[-.]\d{4}")
+_TOKEN_ID = re.compile(r'(?<="):\s*\d+')
 
 # The detectors of randomness name every word of a line that has no quotes: they are asked for long words alone. Those
 # that look for words such as "token" find much in a model's files: they are used on free text alone.
@@ -136,7 +137,7 @@ def scan(path: str, content: bytes, kind: Kind = "fields", places: Iterable[Path
     folders = [(place, _literal(place)) for place in map(str, places) if len(Path(place).parts) > 1]
     for address in _DATA_SET_ADDRESSES:  # one of them holds a number like an image's
         text = text.replace(address, " ")
-    lines = text.splitlines()
+    lines = (_TOKEN_ID.sub("", text) if kind == "own words" else text).splitlines()
     for number, line in enumerate(lines, 1):
         where = f"{path}, line {number}"
         spellings = _with_separate_words(line) if kind == "text" else [line]
