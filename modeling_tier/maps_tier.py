@@ -2,6 +2,7 @@
 """Maps on the grid of patches laid over the picture, pixel by pixel."""
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -90,7 +91,7 @@ def interpolation(length: int, scale: float, offset: float, input_length: int, c
     return weights.astype(np.float32)
 
 
-def words_of(sentence: str, offsets: list[list[int]]) -> list[tuple[str, list[int]]]:
+def words_of(sentence: str, offsets: Sequence[Sequence[int]]) -> list[tuple[str, list[int]]]:
     """Words of a sentence, each with the positions of its tokens; tokens without letter or digit belong to none."""
     words = []
     for match in re.finditer(r"\S+", sentence):
@@ -102,6 +103,6 @@ def words_of(sentence: str, offsets: list[list[int]]) -> list[tuple[str, list[in
     return words
 
 
-def _first_letter(sentence: str, token: list[int]) -> int:
+def _first_letter(sentence: str, token: Sequence[int]) -> int:
     """Index of a token's first letter or digit in the sentence; -1 for special tokens and punctuation."""
     return next((i for i in range(*token) if sentence[i].isalnum()), -1)
