@@ -804,6 +804,7 @@ def test_chestxray14_evaluated(chestxray14, run):
     assert set(metrics["localisation"]["pointing_game"]) == {"Cardiomegaly", "Infiltration", "mean"}
 
 
+@pytest.mark.slow
 def test_exactly_the_images_of_a_list(chestxray14, run, tmp_path):
     used = tmp_path / "out" / "image_ids.txt"
     everything = run("chestxray14", "--data_dir", chestxray14)

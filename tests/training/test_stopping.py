@@ -291,11 +291,9 @@ def test_a_second_signal_acts_at_once(monkeypatch):
 
 @pytest.mark.parametrize(
     ("to", "every_epochs"),
-    [
-        ("the launcher, which passes it on", 1),
-        pytest.param("all, as SLURM and Ctrl-C do", 1000, marks=pytest.mark.slow),
-    ],
+    [("the launcher, which passes it on", 1), ("all, as SLURM and Ctrl-C do", 1000)],
 )
+@pytest.mark.slow
 def test_two_processes_stop_at_the_same_step(tmp_path, to, every_epochs):
     folder = tmp_path / "run"
     options = [*TINY, "--training.batch_size=4", "--training.epochs=1000", f"--output_dir={folder}"]
