@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 RUN := $(VENV)/bin/python
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadgroup
 
-.PHONY: help demo lint test test-all bench wheel clean
+.PHONY: help demo lint test test-all attacks bench wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -23,6 +23,9 @@ test: $(VENV)/.installed  ## the tests without the slow ones: under 12 minutes o
 
 test-all: $(VENV)/.installed  ## all tests
 	$(PYTEST) $(ARGS)
+
+attacks: $(VENV)/.installed  ## the sweeps of hostile and damaged input alone: half an hour and more
+	$(PYTEST) tests/attacks $(ARGS)
 
 bench: $(VENV)/.installed  ## every benchmark that needs no GPU, each beside its baseline
 	$(RUN) benchmarks/synthetic_speed.py
