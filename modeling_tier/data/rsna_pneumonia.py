@@ -11,7 +11,7 @@ from datasets import Dataset
 from .columns import check_split, make_pairs, pair_features
 from .pictures import box_regions
 from .record import ID_END, ID_START, DatasetRecord
-from .tables import find_picture, find_table, good_rows, need_folder, read_table, skip_rows, to_numbers
+from .tables import find_picture, find_table, good_rows, need_folder, read_table, to_numbers, with_pictures
 
 
 LABELS = ("Pneumonia",)
@@ -49,11 +49,8 @@ def rsna_pneumonia(
     if with_boxes:
         images = images[images["patientId"].isin(boxes)]
     folders = [folder / name for name in _FOLDERS]
-    images = images.assign(path=[_picture(folders, name) for name in images["patientId"]])
-    if images["path"].isna().all():
-        looked = ", ".join(map(str, folders))
-        raise ValueError(f"rsna_pneumonia: none of {len(images)} images of {path} was found; looked in {looked}.")
-    images = skip_rows(images, images["path"].isna(), "rsna_pneumonia", "the file is missing", "patientId")
+    paths = [_picture(folders, name) for name in images["patientId"]]
+    images = with_pictures(images, paths, "rsna_pneumonia", path, folders, "patientId")
     names = images["patientId"].tolist()
     columns = {
         "image": images["path"].tolist(),

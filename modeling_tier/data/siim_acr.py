@@ -13,7 +13,7 @@ from .masks import mask_box, mask_cell, relative_runs
 from .pictures import picture_size, scaled_box
 from .record import ID_END, ID_START, DatasetRecord
 from .rejected import RejectedRow, reject
-from .tables import find_table, need_folder, read_table, skip_rows
+from .tables import find_table, need_folder, read_table, with_pictures
 
 
 LABELS = ("Pneumothorax",)
@@ -49,11 +49,8 @@ def siim_acr(split: str = "test", data_dir: str | os.PathLike | None = None, wit
     if with_masks:
         images = images[images["ImageId"].isin(masks["ImageId"])]
     files = _pictures(folder)
-    images = images.assign(path=images["ImageId"].map(files))
-    if images["path"].isna().all():
-        looked = ", ".join(str(folder / name) for name in _FOLDERS)
-        raise ValueError(f"siim_acr: none of {len(images)} images of {path} was found; looked in {looked}.")
-    images = skip_rows(images, images["path"].isna(), "siim_acr", "the file is missing", "ImageId")
+    folders = [folder / name for name in _FOLDERS]
+    images = with_pictures(images, images["ImageId"].map(files), "siim_acr", path, folders, "ImageId")
     paths = dict(zip(images["ImageId"], images["path"]))
     regions = _regions(masks[masks["ImageId"].isin(paths)], paths, path)
     positive = set(masks["ImageId"])

@@ -349,6 +349,23 @@ def skip_rows(table: pd.DataFrame, bad: pd.Series, name: str, reason: str, colum
     return table[~bad]
 
 
+def with_pictures(
+    table: pd.DataFrame, paths: Iterable[str | None], name: str, source: Path, folders: Iterable[Path], column: str
+) -> pd.DataFrame:
+    """
+    The rows of a data set's table that have a picture, with its path in the column `path`; the others are skipped with
+    a warning that counts them and shows one by its value in `column`.
+
+    Raises:
+        ValueError: if no row has one, with the folders that were looked in.
+    """
+    table = table.assign(path=paths)
+    if table["path"].isna().all():
+        looked = ", ".join(map(str, folders))
+        raise ValueError(f"{name}: none of {len(table)} images of {source} was found; looked in {looked}.")
+    return skip_rows(table, table["path"].isna(), name, "the file is missing", column)
+
+
 def need_folder(name: str, data_dir, what: str) -> Path:
     """
     The folder of a data set.

@@ -23,6 +23,7 @@ from .tables import (
     skip_rows,
     to_labels,
     to_numbers,
+    with_pictures,
 )
 
 
@@ -66,11 +67,8 @@ def vindr_cxr(split: str = "test", data_dir: str | os.PathLike | None = None, wi
     if with_boxes:
         labels = labels[labels["image_id"].isin(boxes)]
     folders = [folder / name for name in _FOLDERS]
-    labels = labels.assign(path=[_picture(folders, name) for name in labels["image_id"]])
-    if labels["path"].isna().all():
-        looked = ", ".join(map(str, folders))
-        raise ValueError(f"vindr_cxr: none of {len(labels)} images of {path} was found; looked in {looked}.")
-    labels = skip_rows(labels, labels["path"].isna(), "vindr_cxr", "the file is missing", "image_id")
+    paths = [_picture(folders, name) for name in labels["image_id"]]
+    labels = with_pictures(labels, paths, "vindr_cxr", path, folders, "image_id")
     names = labels["image_id"].tolist()
     columns = {
         "image": labels["path"].tolist(),
