@@ -208,7 +208,10 @@ def _papers_split(folder: Path, table: pd.DataFrame) -> pd.Series:
     """
     subjects = table["subject_id"][table["study_id"].isin(_labels(folder, "chexpert")["study_id"])]
     if subjects.nunique() < 2:
-        raise ValueError("split_by 'paper' needs at least two subjects with labels.")
+        raise ValueError(
+            f"{find_table(folder, _label_tables('chexpert'))}: split_by 'paper' needs at least two subjects with "
+            f"labels; it has those of {subjects.nunique()}. Use split_by 'official', or the published table."
+        )
     splitter = GroupShuffleSplit(n_splits=1, test_size=0.1, random_state=1)
     _, held_out = next(splitter.split(subjects, groups=subjects))
     # Studies without labels go with their subject.
@@ -267,6 +270,10 @@ def _reject(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, list[dict]]:
     return table[~(same | outside)].copy(), rejected
 
 
+def _label_tables(labeler: str) -> list[str]:
+    return [f"mimic-cxr-{version}-{labeler}.csv" for version in _VERSIONS]
+
+
 def _labels(folder: Path, labeler: str) -> pd.DataFrame:
     """Labels by study_id."""
     if labeler == "radiologist":  # who were not asked for everything
@@ -274,7 +281,7 @@ def _labels(folder: Path, labeler: str) -> pd.DataFrame:
         labels = read_table(path, ["study_id"], [*CHEXPERT_LABELS, *_RADIOLOGIST_NAMES])
         labels = labels.rename(columns=_RADIOLOGIST_NAMES)
     else:
-        path = find_table(folder, [f"mimic-cxr-{version}-{labeler}.csv" for version in _VERSIONS])
+        path = find_table(folder, _label_tables(labeler))
         labels = read_table(path, ["study_id", *CHEXPERT_LABELS])
     names = [name for name in CHEXPERT_LABELS if name in labels.columns]
     if not names:

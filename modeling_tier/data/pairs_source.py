@@ -5,10 +5,21 @@ import json
 import os
 import re
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, Features, Image, Value, concatenate_datasets, load_dataset, load_from_disk
+from datasets import (
+    Dataset,
+    DatasetDict,
+    Features,
+    Image,
+    IterableDataset,
+    Value,
+    concatenate_datasets,
+    load_dataset,
+    load_from_disk,
+)
 
 from .columns import SPLITS
 from .pairs_rows import (
@@ -23,6 +34,7 @@ from .pairs_rows import (
     nested_names,
 )
 from .rejected import RejectedRow, reject, short
+from .stored import check_stored, named_stream, warn_of_cut_archives
 from .tables import csv_rows, inside, listed, text_lines
 
 
@@ -41,12 +53,13 @@ def stored_parts(source: str, options: PairsOptions, streaming: bool) -> tuple[d
     if path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
         raise ValueError(f"There is no csv or jsonl file, no folder and no Hub data set named {source}.")
     try:
-        return _renamed(load_dataset(source, streaming=streaming)), {}
+        parts = _renamed(load_dataset(source, streaming=streaming))
     except Exception as error:  # whatever goes wrong between here and the Hub
         raise ValueError(
             f"There is no file or folder {source}, and no data set of that name could be loaded from the Hub: "
             f"{short(str(error), 1000)}"
         ) from error
+    return {split: _readable(part, source) for split, part in parts.items()}, {}
 
 
 def _folder_parts(path: Path, options: PairsOptions, streaming: bool) -> tuple[dict, dict]:
@@ -55,15 +68,21 @@ def _folder_parts(path: Path, options: PairsOptions, streaming: bool) -> tuple[d
             loaded = load_from_disk(str(path))
         except Exception as error:  # datasets, pyarrow and json raise many kinds
             raise ValueError(f"The data set in {path} cannot be read: {short(str(error))}") from error
-        return (_renamed(loaded) if isinstance(loaded, DatasetDict) else {"train": loaded}), {}
+        parts = _renamed(loaded) if isinstance(loaded, DatasetDict) else {"train": loaded}
+        for part in parts.values():
+            check_stored(part, f"The data set in {path}")
+        return parts, {}
     for suffix, builder in _BUILDERS.items():
         files = _by_split(path, (suffix,))
         if files:
             try:
-                return dict(load_dataset(builder, data_files=files, streaming=streaming)), {}
+                parts = load_dataset(builder, data_files=files, streaming=streaming)
             except Exception as error:  # datasets hides what is wrong with a file behind one of its own
                 reason = short(str(error.__cause__ or error))
                 raise ValueError(f"The {suffix} files of {path} cannot be read: {reason}") from error
+            if suffix == ".tar":
+                warn_of_cut_archives([file for names in files.values() for file in names])
+            return {split: _readable(part, str(path), files[split]) for split, part in parts.items()}, {}
     files = _by_split(path, _TABLES)
     if files:
         read = {split: [_read_table(Path(file), options) for file in names] for split, names in files.items()}
@@ -72,6 +91,16 @@ def _folder_parts(path: Path, options: PairsOptions, streaming: bool) -> tuple[d
     raise ValueError(
         f"The folder {path} holds no csv, tsv, jsonl, tar, parquet or arrow file, and no data set of save_to_disk."
     )
+
+
+def _readable(part: Dataset | IterableDataset, source: str, files: Sequence[str] = ()) -> Dataset | IterableDataset:
+    """The rows of `load_dataset`, of which what is damaged is named."""
+    if isinstance(part, IterableDataset):
+        return named_stream(part, source, files)
+    if part.cache_files:
+        folder = Path(part.cache_files[0]["filename"]).parent
+        check_stored(part, f"The copy of {source} that datasets keeps in {folder}", "delete that folder")
+    return part
 
 
 def _renamed(loaded) -> dict:

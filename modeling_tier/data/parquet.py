@@ -9,6 +9,8 @@ from pathlib import Path
 from datasets import Dataset, Features, Image, load_dataset
 from tqdm.auto import tqdm
 
+from .pictures import undecoded_columns
+
 
 _FOLDERS = ("", "data", "default")
 
@@ -48,23 +50,16 @@ def load_parquet(source: str, split: str, max_rows: int | None) -> Dataset:
         arguments = {"path": "parquet", "data_files": {split: files}, "split": split}
     try:
         if max_rows is None:
-            return _undecoded(load_dataset(**arguments))
+            return undecoded_columns(load_dataset(**arguments))
         stream = load_dataset(**arguments, streaming=True)
         features = stream.features or Features({})
-        rows = list(_first(_undecoded(stream), max_rows, source))
+        rows = list(_first(undecoded_columns(stream), max_rows, source))
         return Dataset.from_list(rows, features=_stored(features) if rows and features else None)
     except Exception as error:  # of the Hub, the file system and Arrow
         raise ValueError(
             f"{source}, split {split!r}, cannot be read as a folder of Parquet files or a data set on the Hub: "
             f"{_reason(error)}"
         ) from error
-
-
-def _undecoded(rows):
-    for name, kind in (rows.features or {}).items():
-        if isinstance(kind, Image):
-            rows = rows.cast_column(name, Image(decode=False))
-    return rows
 
 
 def _stored(features: Features) -> Features:

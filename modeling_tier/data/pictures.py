@@ -17,6 +17,14 @@ def undecoded(pairs: Dataset | IterableDataset) -> Dataset | IterableDataset:
     return pairs.cast_column("image", Image(decode=False))
 
 
+def undecoded_columns(rows: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """The same rows under whatever names, with every column of images as it is stored."""
+    for name, kind in (rows.features or {}).items():
+        if isinstance(kind, Image):
+            rows = rows.cast_column(name, Image(decode=False))
+    return rows
+
+
 def read_picture(cell: dict, image_id: str, options: ReadingOptions | None = None) -> PIL.Image.Image:
     """
     A picture of 8 bits, of mode "L" or "RGB", as [`open_radiograph`] gives it.

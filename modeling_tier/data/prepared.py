@@ -7,6 +7,7 @@ from pathlib import Path
 from datasets import Dataset, IterableDataset, concatenate_datasets
 
 from .columns import check_split
+from .stored import check_stored
 
 
 PREPARATION, SUMMARY, REJECTED = "preparation.json", "summary.json", "rejected.csv"
@@ -124,11 +125,19 @@ def load_prepared(folder: Path, split: str) -> Dataset:
             f"{folder} is not complete: {len(damaged)} of {len(paths)} shards of {split} are missing or cut off, such "
             f"as {damaged[0].name}. The command that prepared it writes them again."
         )
-    return concatenate_datasets([_open_shard(path) for path in paths])
+    return concatenate_datasets([open_shard(path) for path in paths])
 
 
-def _open_shard(path: Path) -> Dataset:
+def open_shard(path: Path) -> Dataset:
+    """
+    The rows of a shard, memory-mapped.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
     try:
-        return Dataset.from_file(str(path))
+        rows = Dataset.from_file(str(path))
     except (OSError, ValueError) as error:  # pyarrow's errors among them
         raise ValueError(f"The shard {path} is damaged ({error}): {_REPAIR}.") from error
+    check_stored(rows, f"The shard {path}", _REPAIR)
+    return rows

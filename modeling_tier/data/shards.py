@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, Features
+from datasets import Features
 from tqdm.auto import tqdm
 
 from ..files import LOCK_FILE, locked_folder, replaced_file
@@ -35,6 +35,7 @@ from .prepared import (
     SUMMARY,
     is_prepared,
     notes_path,
+    open_shard,
     preparation,
     shard_notes,
     shard_path,
@@ -292,7 +293,7 @@ def _complete(folder: Path, shards: list, rejected: list[dict]) -> None:
     pairs, views, words, regions = Counter(), Counter(), Counter(), Counter()
     labels: dict[str, Counter] = defaultdict(Counter)
     for path, _ in shards:
-        split, stored = path.parent.name, Dataset.from_file(str(path))
+        split, stored = path.parent.name, open_shard(path)
         shard = stored.with_format("arrow")[:]
         pairs[split] += len(shard)
         subjects[split].update(shard["subject_id"].drop_null().to_pylist())

@@ -429,7 +429,10 @@ def test_the_papers_split_is_scikit_learns(tmp_path, views):
 
 
 def test_the_papers_split_needs_two_labelled_subjects(tmp_path):
-    with pytest.raises(ValueError, match="at least two subjects with labels"):
+    with pytest.raises(
+        ValueError,
+        match=r"chexpert\.csv.*: split_by .* at least two subjects with labels; it has those of 1",
+    ):
         load(write_tree(tmp_path, [study(1), study(2, labels=None)]), split_by="paper")
 
 
