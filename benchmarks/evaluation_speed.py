@@ -29,7 +29,7 @@ from modeling_tier.evaluation import load_no_finding, load_prompts  # noqa: E402
 from modeling_tier.evaluation.scored import join  # noqa: E402
 from modeling_tier.evaluation.scoring import ScoringOptions, score  # noqa: E402
 from modeling_tier.evaluation.tables import aligned  # noqa: E402
-from modeling_tier.training.building import train_tokenizer  # noqa: E402
+from modeling_tier.training.building import compile_encoders, train_tokenizer  # noqa: E402
 
 
 @torch.inference_mode()
@@ -86,8 +86,7 @@ def main() -> None:
     plain |= {"batch_size": size, "num_workers": arguments.num_workers}
     many = concatenate_datasets([pairs] * arguments.copies)
     compiled = copy.deepcopy(model)
-    for encoder in (compiled.text_model, compiled.vision_model):
-        encoder.compile()
+    compile_encoders(compiled)
 
     def differences(model, pairs, **options) -> np.ndarray:
         images = join(score(model, processor, pairs, prompts, ScoringOptions(**options))).images

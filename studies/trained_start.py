@@ -1,0 +1,107 @@
+# Licensed under the Apache License, Version 2.0.
+"""
+What a local loss adds to a CLIP model that is trained already, as the paper's begins from BioViL: CLIP from random
+weights, then two epochs more with each row of `local_losses.ROWS`, on drawings. One table over the seeds, and the
+differences to CLIP's row, seed by seed.
+
+    python studies/trained_start.py --output_dir runs/trained_start [--seeds 10 11 12 13 14] [--processes 2]
+        [--rows CLIP "TIER 0.2, 0"] [--image_size 64] [--section impression]
+
+A row of a seed is minutes on one core. The same command goes on where it was stopped; what is done is not run again.
+With a GPU all processes share it.
+"""
+
+import argparse
+import json
+import multiprocessing
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
+from continued import Setting, file_name, pretrain, run_rows  # noqa: E402
+from local_losses import ROWS  # noqa: E402
+
+from modeling_tier.evaluation.tables import aligned  # noqa: E402
+
+
+START = "start"  # the trained CLIP model before any of the rows
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    setting = Setting(
+        seed=0,
+        num_pairs=arguments.num_pairs,
+        num_test=arguments.num_test,
+        image_size=arguments.image_size,
+        section=arguments.section,
+        epochs=arguments.epochs,
+        more_epochs=arguments.more_epochs,
+    )
+    rows = [START, *arguments.rows]
+    run(setting, arguments.seeds, rows, arguments.output_dir, arguments.processes)
+    print(table(read(arguments.output_dir, arguments.seeds, rows)))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/trained_start"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12, 13, 14])
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW")
+    parser.add_argument("--processes", type=int, default=1, help="each with one thread")
+    for name in ("num_pairs", "num_test", "image_size", "epochs", "more_epochs"):
+        parser.add_argument(f"--{name}", type=int, default=getattr(Setting, name))
+    parser.add_argument("--section", default=Setting.section, choices=["impression", "findings", "both"])
+    return parser.parse_args()
+
+
+def run(setting: Setting, seeds: list[int], rows: list[str], output_dir: Path, processes: int) -> None:
+    """First every seed's start, then the rows, dealt out so that a process has rows of few seeds."""
+    settings = {output_dir / str(seed): replace(setting, seed=seed) for seed in seeds}
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(pretrain, settings.values(), settings))
+        parts = max(1, processes // len(seeds))
+        jobs = [(own, folder, rows[part::parts]) for part in range(parts) for folder, own in settings.items()]
+        list(pool.map(run_rows, *zip(*jobs)))
+
+
+def read(output_dir: Path, seeds: list[int], rows: list[str]) -> dict[str, list[dict[str, float]]]:
+    """Measures of each row, in the order of the seeds."""
+    files = {row: [output_dir / str(seed) / f"{file_name(row)}.json" for seed in seeds] for row in rows}
+    return {row: [json.loads(file.read_text())["measures"] for file in own] for row, own in files.items()}
+
+
+def table(results: dict[str, list[dict[str, float]]]) -> str:
+    """Means and standard deviations over the seeds; then each row minus CLIP's, and in how many seeds it is above."""
+    measures = list(next(iter(results.values()))[0])
+    values = {row: np.array([[m[name] for name in measures] for m in own]) for row, own in results.items()}
+    lines = [["", *measures]]
+    for row, own in values.items():
+        spread = own.std(axis=0, ddof=min(1, len(own) - 1))
+        lines.append([row, *(f"{mean:.3f} ({sd:.3f})" for mean, sd in zip(own.mean(axis=0), spread))])
+    text = aligned(lines)
+    if "CLIP" not in values:
+        return text
+    lines = [["minus CLIP's row, seed by seed", *measures]]
+    for row, own in values.items():
+        if row == "CLIP":
+            continue
+        gain = own - values["CLIP"]
+        spread = gain.std(axis=0, ddof=min(1, len(gain) - 1))
+        above = (gain > 0).sum(axis=0)
+        lines.append(
+            [row, *(f"{m:+.3f} ({s:.3f}) {n}/{len(gain)}" for m, s, n in zip(gain.mean(axis=0), spread, above))]
+        )
+    return f"{text}\n\n{aligned(lines)}"
+
+
+if __name__ == "__main__":
+    main()
