@@ -33,6 +33,7 @@ def main() -> None:
         allow_abbrev=False,
     )
     add_data_options(parser)
+    add_sentence_options(parser)
     add_measuring_options(parser)
     arguments, options = parser.parse_known_args()
     # Not at the top of the file: torch and transformers take seconds, which --help does not need.
@@ -46,7 +47,7 @@ def main() -> None:
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """What is evaluated, on what, by which sentences."""
+    """What is evaluated, and on what."""
     add = parser.add_argument
     add(
         "--model",
@@ -69,12 +70,6 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     add("--num_images", type=int, default=1000, help="of a data set that is drawn (default: %(default)s)")
     add("--seed", type=int, help="of a data set that is drawn; default: that of the first model's training")
     add(
-        "--protocol",
-        choices=PROTOCOLS,
-        default="tier",
-        help="which sentences, and what the score of a finding is (default: %(default)s)",
-    )
-    add(
         "--image_ids",
         metavar="FILE",
         help="evaluate exactly these images: one id per line, or a csv file with a column image_id; every evaluation "
@@ -85,10 +80,6 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="number of images from the first on, for a first look; of data sets that have this option (chestxray14)",
     )
-    add("--prompts", help="YAML file with sentences; default: the data set's own")
-    for name, label in {"uncertain": "of -1", "blank": "not mentioned"}.items():
-        text = f"what a label {label} counts as (default: %(default)s)"
-        add(f"--{name}", choices=LABEL_POLICIES, default="ignore", help=text)
     add(
         "--validation_split",
         choices=SPLITS,
@@ -97,6 +88,21 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--validation_dataset", help="its data set; default: that of --dataset, with the same options")
     add("--validation_data_dir", help="folder of that one; its other options are --validation.options.NAME VALUE")
+
+
+def add_sentence_options(parser: argparse.ArgumentParser) -> None:
+    """By which sentences, and against which labels."""
+    add = parser.add_argument
+    add(
+        "--protocol",
+        choices=PROTOCOLS,
+        default="tier",
+        help="which sentences, and what the score of a finding is (default: %(default)s)",
+    )
+    add("--prompts", help="YAML file with sentences; default: the data set's own")
+    for name, label in {"uncertain": "of -1", "blank": "not mentioned"}.items():
+        text = f"what a label {label} counts as (default: %(default)s)"
+        add(f"--{name}", choices=LABEL_POLICIES, default="ignore", help=text)
 
 
 def add_measuring_options(parser: argparse.ArgumentParser) -> None:

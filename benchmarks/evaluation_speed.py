@@ -13,11 +13,12 @@ import copy
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import concatenate_datasets
+from datasets import Dataset, concatenate_datasets
 from transformers import CLIPConfig, CLIPImageProcessor
 from transformers.utils import logging
 
@@ -69,51 +70,8 @@ def main() -> None:
     logging.set_verbosity_error()
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     with_texts = load_pairs("synthetic", "test", num_images=arguments.num_images, image_size=320)
-    pairs = with_texts.remove_columns("text").add_column(
-        "text", [None] * len(with_texts), feature=with_texts.features["text"]
-    )
-    tokenizer = train_tokenizer(with_texts["text"], 2000)
-    tokenizer.model_max_length = 77
-    processor = TierProcessor(CLIPImageProcessor(), tokenizer)
-    tiny = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    clip = CLIPConfig(text_config=tiny, vision_config=tiny) if arguments.dry_run else CLIPConfig()
-    text = clip.text_config.to_dict() | {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.sep_token_id}
-    torch.manual_seed(0)
-    config = TierConfig(text_config=text, vision_config=clip.vision_config, projection_dim=512)
-    model = TierModel(config).to(device).eval()
-    prompts = load_prompts("synthetic", protocol="chexzero")
-    size, plain = arguments.batch_size, {"localisation": False, "progress": False}
-    plain |= {"batch_size": size, "num_workers": arguments.num_workers}
-    many = concatenate_datasets([pairs] * arguments.copies)
-    compiled = copy.deepcopy(model)
-    compile_encoders(compiled)
-
-    def differences(model, pairs, **options) -> np.ndarray:
-        images = join(score(model, processor, pairs, prompts, ScoringOptions(**options))).images
-        return images.positive - images.negative
-
-    baseline, batches = "an image at a time, twice", f"batches of {size}"
-    ways = {  # what to do, and for how many images
-        baseline: (lambda: one_by_one(model, processor, pairs, prompts), len(pairs)),
-        batches: (lambda: differences(model, many, **plain), len(many)),
-        f"{batches}, bfloat16": (lambda: differences(model, many, dtype="bfloat16", **plain), len(many)),
-        f"{batches}, with texts, sparsity and all maps": (
-            lambda: differences(
-                model,
-                with_texts,
-                no_finding=load_no_finding("synthetic"),
-                thorough=True,
-                batch_size=size,
-                progress=False,
-            ),
-            len(with_texts),
-        ),
-    }
-    if arguments.compile:
-        ways[f"{batches}, bfloat16, compiled"] = (
-            lambda: differences(compiled, many, dtype="bfloat16", **plain),
-            len(many),
-        )
+    model, processor = new_model(with_texts["text"], arguments.dry_run)
+    ways = ways_to_score(model.to(device), processor, with_texts, arguments)
     times = {name: [] for name in ways}
     scores = {name: way() for name, (way, _) in ways.items()}  # warm
     for _ in range(arguments.repeats):  # in turn: other work on the machine meets all of them
@@ -121,7 +79,7 @@ def main() -> None:
             started = time.perf_counter()
             way()
             times[name].append(time.perf_counter() - started)
-    results = report(times, scores, {name: number for name, (_, number) in ways.items()}, baseline, device)
+    results = report(times, scores, {name: number for name, (_, number) in ways.items()}, next(iter(ways)), device)
     if arguments.output:
         about = {"device": device_name(device), "torch": torch.__version__, "num_workers": arguments.num_workers}
         arguments.output.write_text(json.dumps(about | {"rows": results}, indent=1, default=float) + "\n")
@@ -129,6 +87,54 @@ def main() -> None:
     exact = 1e-4 if device.type == "cpu" else 5e-3
     for name in ways:
         assert results[name]["largest_gap"] < (0.05 if "bfloat16" in name else exact), (name, results[name])
+
+
+def new_model(texts: list[str], tiny: bool) -> tuple[TierModel, TierProcessor]:
+    """A CLIP ViT-B/32, or a tiny model, with random weights, and its processor."""
+    tokenizer = train_tokenizer(texts, 2000)
+    tokenizer.model_max_length = 77
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    clip = CLIPConfig(text_config=sizes, vision_config=sizes) if tiny else CLIPConfig()
+    text = clip.text_config.to_dict() | {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.sep_token_id}
+    torch.manual_seed(0)
+    config = TierConfig(text_config=text, vision_config=clip.vision_config, projection_dim=512)
+    return TierModel(config).eval(), TierProcessor(CLIPImageProcessor(), tokenizer)
+
+
+def ways_to_score(
+    model: TierModel, processor: TierProcessor, with_texts: Dataset, arguments: argparse.Namespace
+) -> dict[str, tuple[Callable[[], np.ndarray], int]]:
+    """By name what to do, and for how many images; the baseline first."""
+    pairs = with_texts.remove_columns("text").add_column(
+        "text", [None] * len(with_texts), feature=with_texts.features["text"]
+    )
+    many = concatenate_datasets([pairs] * arguments.copies)
+    prompts, size = load_prompts("synthetic", protocol="chexzero"), arguments.batch_size
+
+    def differences(model, pairs, **options) -> np.ndarray:
+        images = join(score(model, processor, pairs, prompts, ScoringOptions(**options))).images
+        return images.positive - images.negative
+
+    plain = {"localisation": False, "progress": False, "batch_size": size, "num_workers": arguments.num_workers}
+    all_maps = {"no_finding": load_no_finding("synthetic"), "thorough": True, "batch_size": size, "progress": False}
+    name = f"batches of {size}"
+    ways = {
+        "an image at a time, twice": (lambda: one_by_one(model, processor, pairs, prompts), len(pairs)),
+        name: (lambda: differences(model, many, **plain), len(many)),
+        f"{name}, bfloat16": (lambda: differences(model, many, dtype="bfloat16", **plain), len(many)),
+        f"{name}, with texts, sparsity and all maps": (
+            lambda: differences(model, with_texts, **all_maps),
+            len(with_texts),
+        ),
+    }
+    if arguments.compile:
+        compiled = copy.deepcopy(model)
+        compile_encoders(compiled)
+        ways[f"{name}, bfloat16, compiled"] = (
+            lambda: differences(compiled, many, dtype="bfloat16", **plain),
+            len(many),
+        )
+    return ways
 
 
 def device_name(device: torch.device) -> str:

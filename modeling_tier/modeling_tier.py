@@ -582,7 +582,30 @@ class TierModel(TierPreTrainedModel):
             side = self.config.input_side
             pixel_values = nn.functional.interpolate(pixel_values, (side, side), mode="bilinear", align_corners=True)
         outputs = self.vision_model(pixel_values=pixel_values, return_dict=True, **kwargs)
-        hidden_states = outputs.last_hidden_state
+        hidden_states, grid = self._states_and_grid(outputs.last_hidden_state, pixel_values)
+        if self.config.image_pooling == "attention":
+            embeds = self.visual_projection(hidden_states)
+            # Attention over a single patch gives that patch's value: the way of the global embedding, without mixing.
+            patches = hidden_states.flatten(0, 1).unsqueeze(1)
+            patch_embeds = self.visual_projection(patches).unflatten(0, hidden_states.shape[:2])
+        elif self.config.image_pooling == "cls":
+            # split, whose gradient is written once, where two slices each pad theirs with zeros
+            class_embeds, patch_embeds = self.visual_projection(hidden_states).split([1, grid[0] * grid[1]], dim=1)
+            embeds = class_embeds[:, 0]
+        else:
+            patch_embeds = self.visual_projection(hidden_states)
+            embeds = patch_embeds.mean(dim=1)
+        outputs["pooler_output"] = embeds
+        return TierEncoding(embeds, patch_embeds, grid, outputs)
+
+    def _states_and_grid(
+        self, hidden_states: torch.Tensor, pixel_values: torch.Tensor
+    ) -> tuple[torch.Tensor, tuple[int, int]]:
+        """
+        Of a vision encoder's last states, (N, C, h, w) or (N, S, C), those of the class token, where the global
+        embedding is made from it, and of the patches: (N, [1 +] h * w, C); and the grid (h, w).
+        """
+        config: PreTrainedConfig = self.config.vision_config
         if hidden_states.ndim == 4:  # (N, C, h, w)
             grid, num_prefix_tokens = tuple(hidden_states.shape[2:]), 0
             hidden_states = hidden_states.flatten(2).transpose(1, 2)
@@ -598,22 +621,7 @@ class TierModel(TierPreTrainedModel):
         if num_prefix_tokens > int(with_class_token):  # without registers, and without a class token that is not used
             patches = hidden_states[:, num_prefix_tokens:]
             hidden_states = torch.cat([hidden_states[:, :1], patches], dim=1) if with_class_token else patches
-        hidden_states = with_pooled_norm(self.vision_model, hidden_states)
-
-        if self.config.image_pooling == "attention":
-            embeds = self.visual_projection(hidden_states)
-            # Attention over a single patch gives that patch's value: the way of the global embedding, without mixing.
-            patches = hidden_states.flatten(0, 1).unsqueeze(1)
-            patch_embeds = self.visual_projection(patches).unflatten(0, hidden_states.shape[:2])
-        else:
-            patch_embeds = self.visual_projection(hidden_states)
-            if with_class_token:  # split, whose gradient is written once, where two slices each pad theirs with zeros
-                class_embeds, patch_embeds = patch_embeds.split([1, grid[0] * grid[1]], dim=1)
-                embeds = class_embeds[:, 0]
-            else:
-                embeds = patch_embeds.mean(dim=1)
-        outputs["pooler_output"] = embeds
-        return TierEncoding(embeds, patch_embeds, grid, outputs)
+        return with_pooled_norm(self.vision_model, hidden_states), grid
 
     def patch_weights(self, image: TierEncoding) -> torch.Tensor:
         """

@@ -338,8 +338,8 @@ class _HubHandler(http.server.BaseHTTPRequestHandler):
         owner, title = asked["namespace"], asked["title"]
         if user is None or user[1] != "write" or owner != user[0]:
             return self.answer(403, {"error": f"You don't have the rights to create a collection under {owner}"})
-        for slug, each in self.hub.collections.items():
-            if (each["title"], each["owner"]["name"]) == (title, owner):
+        for slug, existing in self.hub.collections.items():
+            if (existing["title"], existing["owner"]["name"]) == (title, owner):
                 return self.answer(409, {"error": "This collection exists already", "slug": slug})
         slug = f"{owner}/{re.sub(r'[^a-z0-9]+', '-', title.lower())}-{len(self.hub.collections):024x}"
         fixed = {"lastUpdated": "2026-11-26T00:00:00.000Z", "position": 0, "theme": "orange", "upvotes": 0}
@@ -349,19 +349,19 @@ class _HubHandler(http.server.BaseHTTPRequestHandler):
         self.answer(200, self.hub.collections[slug])
 
     def collection(self, slug: str):
-        found = self.hub.collections.get(slug)
-        self.answer(200, found) if found else self.answer(404, {"error": "no such collection"})
+        collection = self.hub.collections.get(slug)
+        self.answer(200, collection) if collection else self.answer(404, {"error": "no such collection"})
 
     def collection_item(self, slug: str):
-        asked, found = json.loads(self.body), self.hub.collections[slug]
+        asked, collection = json.loads(self.body), self.hub.collections[slug]
         if self.readable(asked["item"]["id"]) is None:
             return
-        if any(each["id"] == asked["item"]["id"] for each in found["items"]):
+        if any(item["id"] == asked["item"]["id"] for item in collection["items"]):
             return self.answer(409, {"error": "Item is already in the collection"})
-        number = len(found["items"])
+        number = len(collection["items"])
         item = asked["item"] | {"_id": f"{number:024x}", "position": number, "note": {"text": asked.get("note")}}
-        found["items"].append(item)
-        self.answer(200, found)
+        collection["items"].append(item)
+        self.answer(200, collection)
 
     def tree(self, repository: str, revision: str, folder: str | None):
         if self.readable(repository) is None:
@@ -462,10 +462,10 @@ class _HubHandler(http.server.BaseHTTPRequestHandler):
                 del files[value["path"]]
             else:
                 return self.answer(400, {"error": f"cannot take {kind} {value.get('path')}"})
-        id = hashlib.sha1(self.body).hexdigest()
-        stored["branches"][branch].append({"id": id, "files": files, "message": message})
-        url = f"{self.hub.endpoint}/{repository}/commit/{id}"
-        self.answer(200, {"success": True, "commitOid": id, "commitUrl": url})
+        commit = hashlib.sha1(self.body).hexdigest()
+        stored["branches"][branch].append({"id": commit, "files": files, "message": message})
+        url = f"{self.hub.endpoint}/{repository}/commit/{commit}"
+        self.answer(200, {"success": True, "commitOid": commit, "commitUrl": url})
 
     def resolve(self, repository: str, revision: str, name: str):
         if self.readable(repository) is None:

@@ -180,10 +180,10 @@ def test_pictures_are_read_as_the_package_reads_them(exported, tmp_path):
     process = subprocess.run(command, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     assert "missing.png cannot be read: No such file" in process.stdout
-    with np.load(tmp_path / "read.npz") as found:
+    with np.load(tmp_path / "read.npz") as arrays:
         for kind in FORMATS:
             expected = processor(images=tmp_path / "pictures" / kind)["pixel_values"][0].numpy()
-            np.testing.assert_allclose(found[kind], expected, atol=0.05, err_msg=kind)
+            np.testing.assert_allclose(arrays[kind], expected, atol=0.05, err_msg=kind)
 
 
 @pytest.fixture

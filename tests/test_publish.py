@@ -39,7 +39,7 @@ from modeling_tier.hub.known_fields import FreeText, Selection, local_source, tr
 from modeling_tier.hub.known_results import Results, evaluation_fields, evaluation_problem
 from modeling_tier.hub.notebook import NOTEBOOK, RADIOGRAPH, example_radiograph
 from modeling_tier.hub.origin import origin_of
-from modeling_tier.hub.release import Release, prepare_release
+from modeling_tier.hub.release import Release, ReleaseOptions, prepare_release
 from modeling_tier.hub.scan import redrawn_figure, scan, scan_text
 from modeling_tier.publish import main, publish
 from modeling_tier.training import load_config
@@ -160,7 +160,10 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def published(release) -> dict[str, bytes]:
-    return {name: each if isinstance(each, bytes) else each.read_bytes() for name, each in release.files.items()}
+    return {
+        name: content if isinstance(content, bytes) else content.read_bytes()
+        for name, content in release.files.items()
+    }
 
 
 @pytest.fixture
@@ -169,7 +172,7 @@ def look(tmp_path):
     number = iter(range(100))
 
     def prepare(folder, **options):
-        return prepare_release(folder, tmp_path / f"staging-{next(number)}", repo_id=NAME, **options)
+        return prepare_release(folder, tmp_path / f"staging-{next(number)}", ReleaseOptions(NAME, **options))
 
     return prepare
 
@@ -241,11 +244,11 @@ def leaky(run: Path, evaluated: Path) -> Path:
     results["prompts"]["source"] = "/home/alice/prompts.yaml"
     results["prompts"]["findings"]["Edema"]["positive"] = ["Mr. Smith has edema.", "The heart is severely enlarged."]
     results["validation"]["options"] = {"data_dir": "/home/alice/mimic"}
-    for each in (results["metrics"], *(other["metrics"] for other in results["compared"].values())):
-        each["unreadable"] = [f"{PICTURE}: cannot be read"]
-        each["localisation_tokens"] = [{"token": "Smith", "num_maps": 3}]
-        each["auroc"]["Mr. Smith"] = 0.5
-        each["classification"]["image"][SUBJECT] = {"auroc": {"value": 0.5}}
+    for metrics in (results["metrics"], *(other["metrics"] for other in results["compared"].values())):
+        metrics["unreadable"] = [f"{PICTURE}: cannot be read"]
+        metrics["localisation_tokens"] = [{"token": "Smith", "num_maps": 3}]
+        metrics["auroc"]["Mr. Smith"] = 0.5
+        metrics["classification"]["image"][SUBJECT] = {"auroc": {"value": 0.5}}
     (evaluation / "metrics.json").write_text(json.dumps(results))
     radiograph.save(evaluation / "figures" / "reliability.png")
     radiograph.save(evaluation / "figures" / f"{SUBJECT}.png")
@@ -288,7 +291,7 @@ def test_nothing_of_a_real_run_and_a_real_evaluation_on_such_a_tree_leaks(saved,
         rows.append(study(2_345_678 + i, report=report, labels=labels, split=split, picture=drawing(60, 50, seed=i)))
     tree = write_tree(tmp_path / "mimic", rows)
     options = ["--data.name=mimic_cxr", "--data.options={}", "--data.train={}", "--data.validation={}"]
-    options = [*[each for each in TINY if not each.startswith("--data.")], *options, f"--data_dir={tree}"]
+    options = [*[argument for argument in TINY if not argument.startswith("--data.")], *options, f"--data_dir={tree}"]
     folder = start(*options, f"--tokenizer.pretrained={saved}", "--data.max_text_tokens=24")
     AcceleratorState._reset_state(reset_partial_state=True)
     data = DataChoice("mimic_cxr", "test", {"data_dir": str(tree)})
@@ -300,8 +303,8 @@ def test_nothing_of_a_real_run_and_a_real_evaluation_on_such_a_tree_leaks(saved,
     names |= {str(value) for row in rows for value in (row.subject_id, row.study_id, row.dicom_id)}
     jpegs = [path.read_bytes() for path in tree.rglob("*.jpg")]
     for name, content in everything.items():
-        assert not [each for each in names if each in name or each.encode() in content], name
-        assert not [each for each in jpegs if each in content or base64.b64encode(each) in content], name
+        assert not [secret for secret in names if secret in name or secret.encode() in content], name
+        assert not [jpeg for jpeg in jpegs if jpeg in content or base64.b64encode(jpeg) in content], name
         assert name.endswith(".png") == content.startswith(b"\x89PNG") and "similarity_maps" not in name
 
 
@@ -311,7 +314,7 @@ def test_what_may_be_shown_goes_and_another_models_numbers_do_not(run, evaluated
     assert "evaluation/figures/similarity_maps.png" in files and not release.problems
     everything = json.loads((evaluated / "metrics.json").read_text())
     results = json.loads(files["evaluation/metrics.json"])
-    (own,) = (each["metrics"] for each in everything["compared"].values())
+    (own,) = (other["metrics"] for other in everything["compared"].values())
     assert {name for name in own if name not in results["metrics"]} == {"localisation_tokens"}
     assert results["metrics"] == {name: value for name, value in own.items() if name in results["metrics"]}
     assert results["prompts"] == everything["prompts"]
@@ -354,7 +357,7 @@ def test_the_results_of_somebodys_pairs_have_names_only_if_their_owner_says_so(r
     (evaluation / "metrics.json").write_text(json.dumps(results))
     say(run, *PAIRS, "--data.options.label_columns=[our ward]", "--tokenizer.pretrained=org/tokenizer")
     kept = look(run, evaluation=evaluation)
-    assert not [name for name, each in published(kept).items() if b"our ward" in each]
+    assert not [name for name, content in published(kept).items() if b"our ward" in content]
     assert "evaluation/figures/similarity_maps.png" not in kept.files
     assert "evaluation/figures/roc_image.png" not in kept.files  # it has the names in it
     open_to_all = look(run, evaluation=evaluation, shareable=True)
@@ -427,7 +430,7 @@ def test_words_of_texts_that_may_not_be_shown_go_only_on_demand(own_words, look)
 def test_a_number_among_the_words_stops_it_whatever_was_accepted(word, tmp_path, look):
     folder = say(save_model(tmp_path / "numbers", train_tokenizer([f"Patient {word}."], 200)), *MIMIC)
     release = look(folder, accept_vocabulary=True)
-    assert any("tokenizer.json, line" in each and word in each for each in release.problems)
+    assert any("tokenizer.json, line" in problem and word in problem for problem in release.problems)
     with pytest.raises(ValueError, match="is not published"):
         publish(folder, NAME, accept_vocabulary=True, dry_run=True)
 
@@ -463,8 +466,8 @@ def test_a_number_among_the_words_stops_it_whatever_was_accepted(word, tmp_path,
     ],
 )
 def test_each_sign_is_seen(text):
-    (found, *_) = scan("folder/file.json", f"first line\n {text} \n".encode())
-    assert found.startswith("folder/file.json, line 2: looks like")
+    (message, *_) = scan("folder/file.json", f"first line\n {text} \n".encode())
+    assert message.startswith("folder/file.json, line 2: looks like")
 
 
 # One of each kind; none is real. Put together here, so that no scanner takes this file for a leak.
@@ -498,8 +501,8 @@ PLANTED = {
 @pytest.mark.parametrize("kind", PLANTED)
 def test_secrets_and_addresses_are_seen_in_messages_and_files(kind):
     for text in (f"By {PLANTED[kind]}", f"model-{PLANTED[kind]}", f"run2-{PLANTED[kind]}_b"):
-        (found, *_) = scan_text("--message", text)
-        assert found.startswith("--message: looks like"), text
+        (message, *_) = scan_text("--message", text)
+        assert message.startswith("--message: looks like"), text
     assert scan("config.json", f'{{"note": "{PLANTED[kind]}"}}'.encode())
     assert scan("training_config.yaml", f"note: {PLANTED[kind]}".encode())
 
@@ -544,19 +547,20 @@ def test_a_large_vocabulary_of_words_that_go_with_secrets_is_let_through(kind):
 def test_a_secret_in_a_message_ends_it_before_anything_is_loaded(hub):
     for option in ("message", "revision", "tag"):
         with pytest.raises(ValueError, match=f"--{option}: looks like a token of the Hub"):
-            prepare_release(Path("nowhere"), Path("nowhere"), repo_id=NAME, **{option: PLANTED["token of the Hub"]})
+            chosen = ReleaseOptions(NAME, **{option: PLANTED["token of the Hub"]})
+            prepare_release(Path("nowhere"), Path("nowhere"), chosen)
     with pytest.raises(ValueError, match="the name on the Hub: looks like a subject of MIMIC"):
-        prepare_release(Path("nowhere"), Path("nowhere"), repo_id=f"user/tier-{SUBJECT}")
+        prepare_release(Path("nowhere"), Path("nowhere"), ReleaseOptions(f"user/tier-{SUBJECT}"))
 
 
 def test_a_folder_of_one_letter_is_not_found_in_the_name_of_the_model():
-    assert scan("README.md", b"user/x and root/tier", places=[Path("/x"), Path("/tier")]) == []
-    assert scan("README.md", b"see /x/y here", places=[Path("/x")])
+    assert scan("README.md", b"user/x and root/tier", local_paths=[Path("/x"), Path("/tier")]) == []
+    assert scan("README.md", b"see /x/y here", local_paths=[Path("/x")])
 
 
 def test_paths_and_pictures_are_found():
-    found = scan("a.md", b"one\nsee /lab7 there", places=[Path("/lab7")])
-    assert found == ["a.md, line 2: names the place '/lab7' on this machine"]
+    messages = scan("a.md", b"one\nsee /lab7 there", local_paths=[Path("/lab7")])
+    assert messages == ["a.md, line 2: names the folder '/lab7' of this machine"]
     for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"):
         picture = io.BytesIO()
         Image.new("L", (8, 8)).save(picture, kind)
@@ -627,7 +631,7 @@ def test_results_keep_all_numbers_and_known_names_alone():
     assert cleaned.pop("auroc") == {"Edema": 0.5, "mean": None}
     assert cleaned == {"device": "cpu", "undefined": {"Edema": "n+ = 0, n- = 4"}, "energy_in_box": {"value": 1}}
     assert walk.unknown_numbers == ["energy_in_box"] and set(selection.dropped) == {"A heart", "comment"}
-    assert {each.text for each in selection.texts} == {"Mr. Smith", "smith", "the heart is large"}
+    assert {text.text for text in selection.texts} == {"Mr. Smith", "smith", "the heart is large"}
     everything = results | {"unreadable": [PICTURE], "by_reader": {"Smith": {"mcc": 1}}}
     open_to_all = Results(Selection("metrics.json"), any_finding=True).fields(everything)
     assert "smith" in open_to_all["auroc"] and "Mr. Smith" not in open_to_all["auroc"]  # a name with a full stop
@@ -686,7 +690,7 @@ def test_a_tokenizer_with_endless_added_tokens_is_not_loaded_from_the_hub(saved,
         folder = shutil.copytree(saved, tmp_path / name)
         with_added_tokens(folder, file, 30_000)
         hub.make(name, private=False)
-        hub.commit(name, "main")["files"] |= {each.name: each.read_bytes() for each in folder.iterdir()}
+        hub.commit(name, "main")["files"] |= {path.name: path.read_bytes() for path in folder.iterdir()}
     command = [sys.executable, "-c", LOAD, *names]
     process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=hub.environment)
     assert process.returncode == 0, process.stderr
@@ -860,13 +864,13 @@ def test_the_card_is_a_valid_one_and_says_what_was_measured(run, evaluated, look
     assert card.data.license == "apache-2.0" and card.data.datasets == ["synthetic"]
     index = card.data.to_dict()["model-index"]
     name, results = model_index_to_eval_results(index)
-    assert name == "tiny-tier" and {each.metric_type for each in results} == set(card.data.metrics)
-    found = {(each.dataset_split, each.metric_type): each.metric_value for each in results}
+    assert name == "tiny-tier" and {result.metric_type for result in results} == set(card.data.metrics)
+    values = {(result.dataset_split, result.metric_type): result.metric_value for result in results}
     (own,) = json.loads((evaluated / "metrics.json").read_text())["compared"].values()
     own = own["metrics"]
-    assert found["test", "roc_auc"] == pytest.approx(own["auroc"]["mean"], abs=5e-5)
-    assert found["test", "cnr"] == pytest.approx(own["localisation"]["cnr"]["mean"], abs=5e-5)
-    assert found["validation", "roc_auc"] == 0.7098 and found["validation", "pointing_game"] == 0.2468
+    assert values["test", "roc_auc"] == pytest.approx(own["auroc"]["mean"], abs=5e-5)
+    assert values["test", "cnr"] == pytest.approx(own["localisation"]["cnr"]["mean"], abs=5e-5)
+    assert values["validation", "roc_auc"] == 0.7098 and values["validation", "pointing_game"] == 0.2468
     mean = own["classification"]["image"]["mean"]["auroc"]
     interval = f"| {mean['value']:.3f} | {mean['low']:.3f} to {mean['high']:.3f} |"
     assert f"| AUROC, mean over the findings {interval}" in card.text
@@ -890,17 +894,17 @@ def test_the_card_is_a_valid_one_and_says_what_was_measured(run, evaluated, look
         (("negative_share",), "Collapse of the maps"),
     ],
 )
-@pytest.mark.parametrize("how", ["absent", "null", "NaN"])
-def test_a_number_that_was_not_measured_is_absent_from_the_card(path, row, how, run, look):
+@pytest.mark.parametrize("form", ["absent", "null", "NaN"])
+def test_a_number_that_was_not_measured_is_absent_from_the_card(path, row, form, run, look):
     metrics = json.loads(json.dumps(RUN_METRICS))
     assert f"{row}" in card_of(look(run)).content
     part = metrics["validation"]
     for name in path[:-1]:
         part = part[name]
-    if how == "absent":
+    if form == "absent":
         del part[path[-1]]
     else:
-        part[path[-1]] = None if how == "null" or isinstance(part[path[-1]], dict) else math.nan
+        part[path[-1]] = None if form == "null" or isinstance(part[path[-1]], dict) else math.nan
     (run / "metrics.json").write_text(json.dumps(metrics))
     content = card_of(look(run)).content
     assert row not in content.replace("AUROC does not show", "") and "nan" not in content and "None" not in content
@@ -926,11 +930,11 @@ def test_the_card_says_so_when_the_maps_are_worthless(run, look):
 def test_the_citation_is_that_of_the_citation_file():
     paper = yaml.safe_load((ROOT / "CITATION.cff").read_text())["preferred-citation"]
     (entry,) = re.findall(r"```bibtex\n(.*?)```", TEMPLATE.read_text(), re.DOTALL)
-    names = " and ".join(f"{each['family-names']}, {each['given-names']}" for each in paper["authors"])
+    names = " and ".join(f"{author['family-names']}, {author['given-names']}" for author in paper["authors"])
     pages = f"{paper['start']}--{paper['end']}"
     for must in (paper["title"], names, paper["collection-title"], pages, str(paper["year"]), paper["volume"]):
         assert must in entry
-    (arxiv,) = (each["value"].removeprefix("arXiv:") for each in paper["identifiers"])
+    (arxiv,) = (identifier["value"].removeprefix("arXiv:") for identifier in paper["identifiers"])
     assert f"eprint = {{{arxiv}}}" in entry
 
 
@@ -1005,8 +1009,8 @@ def test_a_collection_holds_the_models_of_a_run_each_once(run, hub):
         publish(run, name, collection="Tiny TIER, all models")
     ((slug, collection),) = hub.collections.items()
     assert slug.startswith("user/tiny-tier-all-models-") and collection["private"]
-    assert [each["id"] for each in collection["items"]] == [NAME, "user/other"]
-    assert {each["note"]["text"] for each in collection["items"]} == {"TIER: lambda_token 0.2, lambda_patch 0.1"}
+    assert [item["id"] for item in collection["items"]] == [NAME, "user/other"]
+    assert {item["note"]["text"] for item in collection["items"]} == {"TIER: lambda_token 0.2, lambda_patch 0.1"}
     hub.fail("POST", "/items", 500, times=9)
     with pytest.raises(OSError, match="answered 500.*Go on with: .*--collection 'Tiny TIER, all models'"):
         publish(run, "user/third", collection="Tiny TIER, all models")
@@ -1039,7 +1043,7 @@ def test_a_dry_run_shows_the_card(run, capsys):
     ],
 )
 def test_a_wrong_argument_is_named(arguments, message, run, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["publish", *(each.format(run=run) for each in arguments), "--dry_run"])
+    monkeypatch.setattr(sys, "argv", ["publish", *(argument.format(run=run) for argument in arguments), "--dry_run"])
     if message is None:
         main()
         assert "there are no free texts" in capsys.readouterr().out
@@ -1071,7 +1075,9 @@ def test_own_sentences_go_only_with_the_code_under_which_they_were_shown(run, ev
     with pytest.raises(ValueError, match="not the texts that were listed"):
         look(run, evaluation=evaluation, accept_texts=code)
     (code,) = re.findall(r"--accept_texts (\w{8})", look(run, evaluation=evaluation).listing())
-    assert any("a subject of MIMIC" in each for each in look(run, evaluation=evaluation, accept_texts=code).problems)
+    assert any(
+        "a subject of MIMIC" in problem for problem in look(run, evaluation=evaluation, accept_texts=code).problems
+    )
 
 
 @pytest.mark.slow
@@ -1255,10 +1261,10 @@ for auto_class in (AutoModel, AutoModelForZeroShotImageClassification):
     model = auto_class.from_pretrained(name, **where).eval()
     result[auto_class.__name__] = model(**inputs).logits_per_image[0].tolist()
 classify = pipeline("zero-shot-image-classification", model=name, **where)
-scores = {each["label"]: each["score"] for each in classify(image, candidate_labels=texts, hypothesis_template="{}")}
+scores = {row["label"]: row["score"] for row in classify(image, candidate_labels=texts, hypothesis_template="{}")}
 result["classified"] = [scores[text] for text in texts]
 read = pipeline("tier-zero-shot", model=name, **where)
-result["read"] = [each["score"] for each in read(image, findings=texts[:2])]
+result["read"] = [row["score"] for row in read(image, findings=texts[:2])]
 newest = AutoModel.from_pretrained(name, trust_remote_code=True).eval()
 result["newest"] = newest(**inputs).logits_per_image[0].tolist()
 print(json.dumps(result))

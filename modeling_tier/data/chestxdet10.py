@@ -10,7 +10,7 @@ from .columns import check_split, make_pairs, pair_features
 from .pictures import box_regions
 from .record import ID_END, ID_START, DatasetRecord
 from .rejected import RejectedRow, reject
-from .tables import find_picture, find_table, need_folder, read_json, warn_skipped
+from .tables import find_table, found_pictures, need_folder, read_json
 
 
 LABELS = (
@@ -53,19 +53,13 @@ def chestxdet10(split: str = "test", data_dir: str | os.PathLike | None = None, 
     if with_boxes:
         images = {name: boxes for name, boxes in images.items() if boxes}
     folders = [folder / name for name in (f"{split}_data", f"{split}_data/{split}_data", f"{split}/{split}_data", "")]
-    paths = {name: find_picture(folders, name) for name in images}
-    missing = [name for name, file in paths.items() if file is None]
-    if len(missing) == len(paths):
-        looked = ", ".join(map(str, folders))
-        raise ValueError(f"chestxdet10: none of {len(paths)} images of {path} was found; looked in {looked}.")
-    warn_skipped("chestxdet10", len(missing), len(paths), "the file is missing", missing[0] if missing else "")
-    names = [name for name in images if paths[name]]
+    paths = found_pictures(images, "chestxdet10", path, folders)
     columns = {
-        "image": [paths[name] for name in names],
-        "image_id": names,
-        "study_id": [name.rsplit(".", 1)[0] for name in names],
-        "labels": [_labels(images[name]) for name in names],
-        "regions": [_regions(paths[name], images[name]) for name in names],
+        "image": list(paths.values()),
+        "image_id": list(paths),
+        "study_id": [name.rsplit(".", 1)[0] for name in paths],
+        "labels": [_labels(images[name]) for name in paths],
+        "regions": [_regions(file, images[name]) for name, file in paths.items()],
     }
     return make_pairs(columns, pair_features(LABELS, ids="string", regions=True))
 
@@ -80,7 +74,7 @@ def _images(path: Path) -> dict[str, list[tuple[str, list[float]]]]:
         try:
             name, boxes = _image(item)
             if name in images:
-                raise ValueError(f"{name} is there twice")
+                raise ValueError(f"{name} is a duplicate")
             images[name] = boxes
         except (ValueError, TypeError, KeyError, OverflowError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)

@@ -83,7 +83,7 @@ def chestxray14_from_parquet(source: str, split: str, with_boxes: bool, max_imag
     columns = _columns(source, rows)
     _check_split(source, split, rows, columns, max_images)
     classes = _class_names(rows, columns)
-    kept, bad, seen, found = [], [], set(), {name: [] for name in ("labels", "boxes")}
+    kept, bad, seen, kept_columns = [], [], set(), {name: [] for name in ("labels", "boxes")}
     wanted = [columns[name] for name in ("image_id", "label_names", "labels", "boxes") if name in columns]
     for i, row in enumerate(rows.select_columns(wanted)):
         name = _image_name(row[columns["image_id"]])
@@ -98,12 +98,12 @@ def chestxray14_from_parquet(source: str, split: str, with_boxes: bool, max_imag
         else:
             if boxes or not with_boxes:
                 kept.append(i)
-                found["labels"].append(names)
-                found["boxes"].append(boxes)
+                kept_columns["labels"].append(names)
+                kept_columns["boxes"].append(boxes)
     reject(bad, len(rows))
     if not kept:
         raise ValueError(f"chestxray14: no image of {source} is of the split {split!r} with with_boxes {with_boxes}.")
-    return _pairs(rows.select(kept), columns, **found)
+    return _pairs(rows.select(kept), columns, **kept_columns)
 
 
 def _columns(source: str, rows: Dataset) -> dict[str, str]:
@@ -191,8 +191,8 @@ def _pairs(rows: Dataset, columns: dict, labels: list[set[str]], boxes: list) ->
         "study_id": names,
         "image_id": [f"{name}.png" for name in names],
         "view": rows[columns["view"]][:] if "view" in columns else [""] * len(rows),
-        "labels": [{label: float(label in found) for label in LABELS} for found in labels],
-        "regions": [regions(rows[i][columns["image"]], found) if found else [] for i, found in enumerate(boxes)],
+        "labels": [{label: float(label in present) for label in LABELS} for present in labels],
+        "regions": [regions(rows[i][columns["image"]], marked) if marked else [] for i, marked in enumerate(boxes)],
     }
     features = pair_features(LABELS, ids="string", regions=True)
     rest = Dataset.from_dict(others, features=Features({n: features[n] for n in features if n != "image"}))

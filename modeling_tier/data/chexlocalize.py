@@ -4,17 +4,16 @@
 import os
 from pathlib import Path
 
-import pandas as pd
 from datasets import Dataset
 
 from .chexpert import RECORD as CHEXPERT
-from .chexpert import image_rows, with_files
+from .chexpert import image_columns, image_rows, table_folder, with_files
 from .columns import CHEXPERT_LABELS, VIEWS, check_choice, check_split, make_pairs, pair_features
 from .masks import coco_mask, mask_box, mask_cell
 from .pictures import picture_size, scaled_box
 from .record import DatasetRecord
 from .rejected import RejectedRow, reject
-from .tables import find_table, label_dicts, need_folder, read_json, warn_skipped
+from .tables import find_table, need_folder, read_json, warn_skipped
 
 
 # Its names of findings, by CheXpert's.
@@ -55,7 +54,9 @@ def chexlocalize(
     folder = need_folder("chexlocalize", data_dir, "the folder with CheXpert/ and CheXlocalize/")
     name = f"gt_segmentations_{_SPLITS[split]}.json"
     path = find_table(folder, [f"{part}/{name}" if part else name for part in _MASKS])
-    table = with_files(_rows(folder, split), "chexlocalize")
+    labels = f"{_SPLITS[split]}_labels.csv"
+    images = table_folder([folder / part for part in _IMAGES], [labels])
+    table = with_files(image_rows(images, split, [labels]), "chexlocalize")
     if views == "frontal":
         table = table[table["frontal"]]
     keys = [_key(row.study, row.file) for row in table.itertuples()]
@@ -65,26 +66,8 @@ def chexlocalize(
         keys = [key for key in keys if regions.get(key)]
     if table.empty:
         raise ValueError(f"chexlocalize: no image is left with views {views!r} and with_masks {with_masks}.")
-    columns = {
-        "image": table["path"].tolist(),
-        "subject_id": table["subject"].tolist(),
-        "study_id": table["study"].tolist(),
-        "image_id": table["image_id"].tolist(),
-        "view": table["view"].tolist(),
-        "labels": label_dicts(table[list(CHEXPERT_LABELS)]),
-        "regions": [regions.get(key, []) for key in keys],
-    }
+    columns = image_columns(table) | {"regions": [regions.get(key, []) for key in keys]}
     return make_pairs(columns, pair_features(CHEXPERT_LABELS, ids="string", regions=True, mask=True))
-
-
-def _rows(folder: Path, split: str) -> pd.DataFrame:
-    """CheXpert's rows of the split."""
-    tables = [f"{_SPLITS[split]}_labels.csv"]
-    for part in _IMAGES:
-        if any((folder / part / f"{tables[0]}{end}").is_file() for end in ("", ".gz")):
-            return image_rows(folder / part, split, tables)
-    find_table(folder, [f"{part}/{tables[0]}" if part else tables[0] for part in _IMAGES])  # raises
-    raise AssertionError
 
 
 def _key(study: str, file: str) -> str:
@@ -115,7 +98,8 @@ def _regions(path: Path, paths: dict[str, str]) -> dict[str, list[dict]]:
     warn_skipped("chexlocalize", len(absent), len(content), "no such image is used", absent[0] if absent else "")
     if content and len(absent) == len(content):
         raise ValueError(
-            f"{path}: none of its images is there, such as {absent[0]}; there is {min(paths, default='none')}."
+            f"{path}: none of its images is in the table, such as {absent[0]}; the table has "
+            f"{min(paths, default='none')}."
         )
     return regions
 

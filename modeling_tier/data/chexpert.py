@@ -68,18 +68,11 @@ def chexpert(
     check_split("chexpert", split, _TABLES)
     check_choice("chexpert", "by", by, BY)
     check_choice("chexpert", "views", views, VIEWS)
-    folder = _root(need_folder("chexpert", data_dir, "the folder of CheXpert"), _TABLES[split])
+    folder = need_folder("chexpert", data_dir, "the folder of CheXpert")
+    folder = table_folder([*(folder / name for name in _ARCHIVES), *sorted(folder.glob(_PARTS))], _TABLES[split])
     table = image_rows(folder, split, _TABLES[split])
     _check_subjects(folder)
-    table = _chosen(table, by, views)
-    columns = {
-        "image": table["path"].tolist(),
-        "subject_id": table["subject"].tolist(),
-        "study_id": table["study"].tolist(),
-        "image_id": table["image_id"].tolist(),
-        "view": table["view"].tolist(),
-        "labels": label_dicts(table[list(CHEXPERT_LABELS)]),
-    }
+    columns = image_columns(_chosen(table, by, views))
     features = pair_features(CHEXPERT_LABELS, ids="string")
     readers = _readers(folder, reads_dir) if split == "test" else {}
     if readers:
@@ -88,13 +81,10 @@ def chexpert(
     return make_pairs(columns, features)
 
 
-def _root(folder: Path, names: list[str]) -> Path:
-    """The folder that has the table: the given one, an archive's in it, or the first part of the download in it."""
-    for candidate in (*(folder / archive for archive in _ARCHIVES), *sorted(folder.glob(_PARTS))):
-        if any((candidate / f"{name}{end}").is_file() for name in names for end in ("", ".gz")):
-            return candidate
-    find_table(folder, names)  # raises, and says what was looked for
-    raise AssertionError
+def table_folder(candidates: list[Path], names: list[str]) -> Path:
+    """The first of the folders that has one of the tables; if none has, the first, where reading them then fails."""
+    files = [name + end for name in names for end in ("", ".gz")]
+    return next((folder for folder in candidates if any((folder / file).is_file() for file in files)), candidates[0])
 
 
 def image_rows(folder: Path, split: str, tables: list[str]) -> pd.DataFrame:
@@ -139,6 +129,18 @@ def image_rows(folder: Path, split: str, tables: list[str]) -> pd.DataFrame:
     duplicate = images.duplicated("image_id")
     images = skip_rows(images, duplicate, "chexpert", f"an image twice in {path.name}", "image_id")
     return images.sort_values(["study", "image_id"], kind="stable", ignore_index=True)
+
+
+def image_columns(table: pd.DataFrame) -> dict[str, list]:
+    """The columns of the pairs, from rows of [`image_rows`]."""
+    return {
+        "image": table["path"].tolist(),
+        "subject_id": table["subject"].tolist(),
+        "study_id": table["study"].tolist(),
+        "image_id": table["image_id"].tolist(),
+        "view": table["view"].tolist(),
+        "labels": label_dicts(table[list(CHEXPERT_LABELS)]),
+    }
 
 
 def with_files(table: pd.DataFrame, name: str) -> pd.DataFrame:

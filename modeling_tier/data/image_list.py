@@ -54,8 +54,8 @@ def select_images(dataset: Dataset, ids: list[str], source: str | Path) -> tuple
         ValueError: if an image of the list is not in the data set, with how many there are and the first of them.
     """
     existing = dataset["image_id"][:]
-    there = set(existing)
-    missing = [name for name in ids if name not in there]
+    known = set(existing)
+    missing = [name for name in ids if name not in known]
     if missing:
         like = f"its ids are like {existing[0]}" if existing else "which is empty"
         raise ValueError(

@@ -12,7 +12,7 @@ from .padchest import chosen_names
 from .pictures import box_regions
 from .record import DatasetRecord
 from .rejected import RejectedRow, reject
-from .tables import find_picture, find_table, good_rows, is_missing, need_folder, read_json, read_table, warn_skipped
+from .tables import find_table, found_pictures, good_rows, is_missing, need_folder, read_json, read_table
 
 
 SPLITS = ("train", "validation", "test")
@@ -58,17 +58,13 @@ def padchest_gr(
     if not chosen:
         raise ValueError(f"padchest_gr: no image of {path} is of the split {split!r} with with_boxes {with_boxes}.")
     folders = [folder / name for name in _FOLDERS]
-    found = [study | {"path": find_picture(folders, study["image_id"])} for study in chosen]
-    missing = [study["image_id"] for study in found if study["path"] is None]
-    if len(missing) == len(found):
-        looked = ", ".join(map(str, folders))
-        raise ValueError(f"padchest_gr: none of {len(found)} images of {path} was found; looked in {looked}.")
-    warn_skipped("padchest_gr", len(missing), len(found), "the file is missing", missing[0] if missing else "")
-    found = [study for study in found if study["path"]]
-    columns = {name: [study[name] for study in found] for name in ("text", "subject_id", "study_id", "image_id")}
-    columns["image"] = [study["path"] for study in found]
-    columns["labels"] = [{name: float(name in study["labels"]) for name in names} for study in found]
-    columns["regions"] = [box_regions({"bytes": None, "path": s["path"]}, s["boxes"]) for s in found]
+    paths = found_pictures((study["image_id"] for study in chosen), "padchest_gr", path, folders)
+    chosen = [study for study in chosen if study["image_id"] in paths]
+    columns = {name: [study[name] for study in chosen] for name in ("text", "subject_id", "study_id", "image_id")}
+    columns["image"] = list(paths.values())
+    columns["labels"] = [{name: float(name in study["labels"]) for name in names} for study in chosen]
+    cells = [{"bytes": None, "path": file} for file in paths.values()]
+    columns["regions"] = [box_regions(cell, study["boxes"]) for cell, study in zip(cells, chosen)]
     return make_pairs(columns, pair_features(names, ids="string", regions=True))
 
 
@@ -94,7 +90,7 @@ def _studies(path: Path, patients: dict[str, tuple[str, str]]) -> list[dict]:
         try:
             study = _study(item, patients)
             if study["image_id"] in studies:
-                raise ValueError(f"{study['image_id']} is there twice")
+                raise ValueError(f"{study['image_id']} is a duplicate")
             studies[study["image_id"]] = study
         except (ValueError, TypeError, OverflowError) as error:
             bad.append(RejectedRow(str(path), f"study {i + 1}", str(error)))

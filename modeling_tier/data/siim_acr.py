@@ -68,12 +68,12 @@ def siim_acr(split: str = "test", data_dir: str | os.PathLike | None = None, wit
 
 def _pictures(folder: Path) -> dict[str, str]:
     """Paths by name without the end; below the folders of DICOM files each is in two folders of its own."""
-    found: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for name in _FOLDERS:
         for file in sorted((folder / name).glob("**/*" if name else "*")):
             if file.suffix.lower() in _ENDS:
-                found.setdefault(file.stem, str(file))
-    return found
+                paths.setdefault(file.stem, str(file))
+    return paths
 
 
 def _regions(masks: pd.DataFrame, paths: dict[str, str], source: Path) -> dict[str, list[dict]]:

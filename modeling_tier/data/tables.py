@@ -366,6 +366,17 @@ def with_pictures(
     return skip_rows(table, table["path"].isna(), name, "the file is missing", column)
 
 
+def found_pictures(images: Iterable[str], name: str, source: Path, folders: list[Path]) -> dict[str, str]:
+    """
+    Paths of a data set's pictures by their file names, which are distinct; missing ones are skipped, with warning and
+    error of [`with_pictures`].
+    """
+    table = pd.DataFrame({"image": list(images)}, dtype="str")
+    paths = [find_picture(folders, image) for image in table["image"]]
+    table = with_pictures(table, paths, name, source, folders, "image")
+    return dict(zip(table["image"], table["path"]))
+
+
 def need_folder(name: str, data_dir, what: str) -> Path:
     """
     The folder of a data set.

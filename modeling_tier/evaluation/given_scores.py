@@ -70,7 +70,7 @@ def read_scores(path: str | Path) -> GivenScores:
         name = cells[id_column].strip()
         if not name or name in by_id:
             raise ValueError(
-                f"{path}, line {line}: {id_column} {'is blank' if not name else f'{name} is there twice'}."
+                f"{path}, line {line}: {id_column} {'is blank' if not name else f'{name} is a duplicate'}."
             )
         by_id[name] = [_number(cells[finding], f"{path}, line {line}: {finding}") for finding in findings]
     if not by_id:

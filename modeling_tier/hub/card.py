@@ -13,7 +13,7 @@ from .card_results import all_results, eval_results, failure_modes, table_cell
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 
-# For each data set its title, where it is, and who may have it.
+# For each data set its title, address and terms of access.
 ACCESS = {name: (record.title, record.address, record.access) for name, record in DATASETS.items()}
 
 
@@ -23,11 +23,11 @@ class Facts(NamedTuple):
     repo_id: str
     config: TierConfig
     datasets: list[str]
-    """Those that it was trained on, the pretrained model's included; empty if nothing is recorded."""
+    """Names of the data sets that it was trained on, those of its pretrained model included; empty if not recorded."""
     restricted: bool
     """Whether any of them may not be shown to everybody, or nothing is recorded."""
     training: dict
-    """`training_config.yaml` without places; empty if there is none."""
+    """`training_config.yaml` without paths; empty if there is none."""
     metrics: dict
     """The run's own `metrics.json`; empty if there is none."""
     evaluation: dict
@@ -37,7 +37,7 @@ class Facts(NamedTuple):
     has_pipeline: bool = False
     has_environment: bool = False
     pictures: str | None = None
-    """The data set of which example pictures go along."""
+    """The data set whose pictures are in the published figure; None without that figure."""
     gated: bool = False
     """Whether the Hub asks for an agreement before it gives the files."""
     new_version: str | None = None
@@ -97,7 +97,7 @@ def fill_card(facts: Facts) -> str:
 
 
 def _agreement(facts: Facts) -> dict:
-    """What the Hub asks of whoever wants the files of a gated repository."""
+    """The form that the Hub shows to users who request access to a gated repository."""
     fields = {"Name": "text", "Affiliation": "text", "Intended use": "text"}
     for name in facts.datasets:
         if name not in DATASETS or not DATASETS[name].shareable:

@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0.
-"""What the model card says of the numbers: tables, the metadata's results, and ways to fail."""
+"""The numbers in the model card: tables, the results of the metadata, and failure modes."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ from .origin import option
 
 
 MAX_NUMBER = 1e12
-"""No measure and no count is larger; JSON takes integers that no float holds."""
+"""No measure and no count is larger; JSON may hold integers too large for a float."""
 
 
 class Row(NamedTuple):
@@ -85,7 +85,7 @@ class Results:
 
 
 def at(content: object, *names: str) -> Any:
-    """What stands under these names, one inside the other; None where a part is missing or no mapping."""
+    """The value at this path of nested keys; None where a part is missing or no mapping."""
     for name in names:
         content = content.get(name) if isinstance(content, dict) else None
     return content
@@ -252,8 +252,8 @@ def eval_results(results: Iterable[Results]) -> list[EvalResult]:
 
 def failure_modes(results: Iterable[Results]) -> list[str]:
     """
-    What the measured numbers say about the ways to fail, each by the first results that tell; nothing about what was
-    not measured.
+    What the measured numbers say about the failure modes, each from the first results that measure it; failure modes
+    that were not measured are omitted.
     """
     said: dict = {}
     for result in results:

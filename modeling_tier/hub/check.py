@@ -14,7 +14,7 @@ from .repository import check_names, explained_errors
 
 
 MAX_SECONDS = 1800
-"""Of all examples together."""
+"""Seconds for all examples together."""
 # Variables by which a process would find this package, or files that were pulled before, or would stay offline.
 _REMOVED = (
     *("PYTHONPATH", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"),
@@ -57,7 +57,7 @@ def check(repo_id: str, revision: str | None = None) -> int:
 
 
 def environment_of_examples(home: Path) -> dict[str, str]:
-    """That of this process, but online and with no cache, token file or Python path than its own."""
+    """The environment of this process, but online, and with a cache, token file and Python path of its own."""
     environment = {name: value for name, value in os.environ.items() if name not in _REMOVED}
     environment |= {"HF_HOME": str(home), "HF_ENDPOINT": constants.ENDPOINT, "HF_HUB_DISABLE_TELEMETRY": "1"}
     return environment | ({"HF_TOKEN": token} if (token := get_token()) else {})

@@ -1,6 +1,6 @@
 # Licensed under the Apache License, Version 2.0.
 """
-What leaves is built from known fields.
+What is sent is built from known fields.
 
 Of a file's content only the fields that this package and transformers know are sent. An unknown field is dropped, and
 the user is told its name. A value may be a number, or a word that the code itself knows, such as the name of an
@@ -58,7 +58,7 @@ def consent_code(texts: Iterable[FreeText]) -> str:
 
 
 GONE = object()
-"""Stands for a value that is not sent."""
+"""Marks a value that is not sent."""
 
 
 @dataclass
@@ -118,7 +118,7 @@ def _without_gone(content: dict) -> dict:
 
 @functools.cache
 def texts_of_module(name: str) -> frozenset[str]:
-    """Every text that stands in the code of a module, its docstrings included."""
+    """All string literals in the code of a module, docstrings included."""
     try:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):
@@ -130,7 +130,7 @@ def texts_of_module(name: str) -> frozenset[str]:
 
 
 def words_of_module(name: str) -> frozenset[str]:
-    """The short ones among them: names of layers, kinds of attention, options."""
+    """The short string literals: names of layers, kinds of attention, options."""
     return frozenset(text for text in texts_of_module(name) if re.fullmatch(r"[\w.+@-]{1,40}", text))
 
 
@@ -203,7 +203,7 @@ def _defaults(cls: type[PreTrainedConfig]) -> frozenset[str]:
 
 
 class _ClassNames:
-    """What may stand in `auto_map`, `architectures` and `custom_pipelines`, for `in`."""
+    """The values allowed in `auto_map`, `architectures` and `custom_pipelines`, for the operator `in`."""
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and (
@@ -219,7 +219,7 @@ _IMAGE_SIZES = {"height", "width", "shortest_edge", "longest_edge", "max_height"
 
 
 def processor_fields(content: dict, processor: TierProcessor, selection: Selection) -> dict:
-    """Of `processor_config.json`, or of an image processor alone, `preprocessor_config.json`."""
+    """The known fields of `processor_config.json`, or of `preprocessor_config.json`."""
     own = set(inspect.signature(TierProcessor.__init__).parameters) | {"auto_map", "processor_class"}
     image_processor = processor.image_processor
     known = set(image_processor.to_dict()) & set(_image_options(type(image_processor)))
@@ -269,7 +269,7 @@ _TOKENIZER_WORDS = set(
 
 
 def tokenizer_fields(content: dict, processor: TierProcessor, selection: Selection) -> dict:
-    """Of `tokenizer_config.json` and `special_tokens_map.json`; a token in them must be one of the vocabulary."""
+    """The known fields of `tokenizer_config.json` and `special_tokens_map.json`, with tokens of the vocabulary."""
     tokens = _TokenizerWords(set(processor.tokenizer.get_vocab()))
     kept: dict = {}
     for name, value in content.items():
@@ -319,7 +319,7 @@ def texts_of_tokenizer(content, vocabulary: Collection[str]) -> list[str]:
     return texts
 
 
-# What a run says of itself
+# The records of a run
 
 SYSTEMS = ("Linux", "Darwin", "Windows")
 MACHINES = ("x86_64", "AMD64", "amd64", "aarch64", "arm64", "ppc64le", "riscv64")
@@ -333,7 +333,7 @@ PACKAGES = set(
 
 
 def environment_fields(content: dict, selection: Selection) -> dict:
-    """Of `environment.json`: releases of the software, and what kind of machine it was."""
+    """The known fields of `environment.json`: software versions, and the kind of machine."""
     kinds = {"system": SYSTEMS, "machine": MACHINES, "device": DEVICES}
     kept: dict = {}
     for name, value in content.items():
@@ -346,7 +346,7 @@ def environment_fields(content: dict, selection: Selection) -> dict:
     return _without_gone(kept)
 
 
-# Options that are known, and say where something lies or how this machine goes on.
+# Known options that are not sent: paths of this machine, and how a run is resumed on it.
 _LOCAL_OPTIONS = ("output_dir", "training.resume_from_checkpoint", "training.progress", "training.overwrite")
 _CHOICES = {
     *DATASETS,
@@ -366,7 +366,7 @@ def training_fields(
     content: dict, selection: Selection, shown: dict[str, bool], model: TierModel, bases: Iterable[Path] = ()
 ) -> dict:
     """
-    Of `training_config.yaml`: the options that `train.py` knows, without places on this machine.
+    The known fields of `training_config.yaml`: the options of `train.py`, without paths of this machine.
 
     Args:
         content: what the file holds.
@@ -388,7 +388,7 @@ def training_fields(
 
 
 class _Section(NamedTuple):
-    """One section of the options."""
+    """The known fields of one section of the options."""
 
     name: str
     options: type
@@ -467,7 +467,7 @@ def is_packaged(prompts: str | None) -> bool:
 
 
 def local_source(name: str | None, bases: Iterable[Path] = ()) -> Path | None:
-    """The place on this machine that a model's name means, there or not; None for the name of a model on the Hub."""
+    """The path that a model's name refers to, whether it exists or not; None for the name of a model on the Hub."""
     if not name or not isinstance(name, str):
         return None
     for base in (Path(), *bases):

@@ -28,15 +28,15 @@ from .known_fields import (
 )
 
 
-# Findings whose names are everybody's. The columns of somebody's own pairs may be called by other things.
+# Names of findings that are public. Columns of somebody's own pairs may have private names.
 KNOWN_FINDINGS = frozenset(finding for record in DATASETS.values() for finding in record.findings)
 VIEWS = frozenset("PA AP LATERAL LL AP_horizontal COSTAL unknown".split())
 
-# What never goes, whoever agrees: paths, other models, single images, people, words of the data set's sentences.
+# What is never sent, even with consent: paths, other models, single images, people, words of the data set.
 _NEVER = frozenset(
     "unreadable notes model compared members by_reader localisation_tokens skipped image_ids images_of".split()
 )
-# Names under which results stand that are no measure's.
+# Keys of results that are not names of measures.
 _STRUCTURE = frozenset(
     """
     step epoch validation num_images dataset split name score labels uncertain blank protocol prompts source findings
@@ -59,9 +59,9 @@ class Results:
     any_finding: bool = False
     """Whether findings may have any name; else those of `KNOWN_FINDINGS`, or with the user's consent."""
     own_findings: frozenset[str] = frozenset()
-    """Names that the results themselves use for findings."""
+    """Names of findings in these results."""
     unknown_numbers: list[str] = field(default_factory=list)
-    """Numbers that are sent although nothing here knows their names."""
+    """Names of numbers that are sent although they are not known here."""
 
     def fields(self, content: dict, key: str = "") -> dict:
         self.selection.count()
@@ -121,7 +121,7 @@ def _is_word(text: str, key: str) -> bool:
 
 @functools.cache
 def _known_words() -> frozenset[str]:
-    """Words of the code that evaluates, and what may be chosen."""
+    """Words of the code of the evaluation, and the values of its options."""
     fixed = (*DATASETS, *SPLITS, *LABEL_POLICIES, *PROTOCOLS, *DTYPES, *DEVICES, *SYSTEMS, *MACHINES)
     return frozenset(fixed).union(*map(words_of_module, _modules()))
 
@@ -141,7 +141,7 @@ def _words_of_reasons() -> frozenset[str]:
 
 
 def own_findings(results: dict) -> frozenset[str]:
-    """The names that results use for findings, wherever they list them."""
+    """The names of findings in results, in all the parts that list them."""
     prompts, counts = results.get("prompts"), results.get("counts")
     listed = [(prompts or {}).get("findings") if isinstance(prompts, dict) else None]
     listed.append((counts or {}).get("labels") if isinstance(counts, dict) else None)
@@ -156,7 +156,7 @@ _OPTIONAL_PARTS = {"prompts": dict, "validation": dict, "compared": dict}
 
 
 def evaluation_problem(results: dict) -> str | None:
-    """Why a file is none of `evaluate_zeroshot.py`, as far as its form matters here; else None."""
+    """Why a file was not written by `evaluate_zeroshot.py`, judged by the parts that are used here; else None."""
     wrong = [name for name, kind in _PARTS.items() if not isinstance(results.get(name), kind)]
     wrong += [name for name, kind in _OPTIONAL_PARTS.items() if not isinstance(results.get(name, {}), kind)]
     if wrong:
@@ -181,7 +181,7 @@ def evaluation_fields(
     results: dict, fingerprint: str, selection: Selection, shown: dict[str, bool]
 ) -> tuple[dict, Results]:
     """
-    The part of an evaluation that is of one model, without what belongs to the data set.
+    The part of an evaluation about one model, without what belongs to the data set.
 
     Args:
         results: what `metrics.json` of an evaluation holds.
@@ -206,7 +206,7 @@ def evaluation_fields(
 
 
 def _metrics_of(results: dict, fingerprint: str) -> dict:
-    """Those of the model, or of the member of an ensemble, that has this fingerprint."""
+    """The metrics of the model, or of the member of an ensemble, with this fingerprint."""
     models = {results["name"]: results["metrics"]}
     models |= {name: model["metrics"] for name, model in results.get("compared", {}).items()}
     name = next(name for name, one in results["fingerprints"]["models"].items() if one == fingerprint)
@@ -254,7 +254,7 @@ def _prompt_fields(results: dict, selection: Selection, shown: bool) -> dict:
 
 
 def _texts_within(key: str, value) -> Iterator[tuple[str, str]]:
-    """Every text in a value, the names of its parts included, with where it is."""
+    """All texts in a value, keys included, each with its path."""
     if isinstance(value, str):
         yield key, value
     elif isinstance(value, dict):

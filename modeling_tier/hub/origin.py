@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0.
-"""Where a model comes from: the data sets behind it, what it started from, and whose words its tokenizer knows."""
+"""Where a model comes from: its training data, its pretrained model, and the source of its tokenizer's vocabulary."""
 
 import json
 import math
@@ -19,13 +19,13 @@ from .known_fields import local_source
 TRAINING_CONFIG = "training_config.yaml"
 CONVERSION_RECORD = "conversion.json"
 MAX_BYTES = 64 * 2**20
-"""Of a JSON or YAML file that is read."""
+"""Size in bytes of a JSON or YAML file that is read."""
 MAX_DEPTH = 64
-"""Of the lists and mappings of such a file, one inside the other."""
+"""Depth of nested lists and mappings in such a file."""
 MAX_YAML_VALUES = 200_000
-"""Of a YAML file. With aliases, a file of a few lines stands for billions of values."""
+"""Number of values in a YAML file: by aliases, a file of a few lines can expand to billions."""
 
-# What `train_tokenizer` begins a vocabulary with; no published one does.
+# The tokens at the start of a vocabulary made by `train_tokenizer`; no published one starts so.
 _MADE_HERE = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
 
@@ -46,9 +46,9 @@ class Origin:
     """Where a model comes from, as far as the folders on this machine say it."""
 
     datasets: tuple[str, ...] = ()
-    """Those that it was trained on; its pretrained model's included."""
+    """Names of the data sets that it was trained on, those of its pretrained model included."""
     known: bool = False
-    """Whether the whole line of ancestors is recorded."""
+    """Whether all its ancestors are recorded."""
     words: Words = Words()
     base_model: str | None = None
     """Name on the Hub of what it started from."""
@@ -67,7 +67,7 @@ def find_origin(folder: Path, seen: tuple[Path, ...] = ()) -> Origin:
 
 
 def origin_of(config: dict, bases: Iterable[Path], seen: tuple[Path, ...] = ()) -> Origin:
-    """The same for the options of a run; `bases`: folders from which a relative path may have been meant."""
+    """[`find_origin`] for the options of a run; relative paths are tried from each of the folders `bases`."""
     bases = list(bases)
     dataset = option(config, "data", "name")
     pretrained, tokenizer = option(config, "model", "pretrained"), option(config, "tokenizer", "pretrained")
@@ -93,7 +93,7 @@ def origin_of(config: dict, bases: Iterable[Path], seen: tuple[Path, ...] = ()) 
 
 
 def option(config: dict, section: str, name: str) -> str | None:
-    """A text among the options of a run; None for whatever else stands there."""
+    """An option of a run that is a text; None for a value of another type."""
     part = config.get(section)
     value = part.get(name) if isinstance(part, dict) else None
     return value if isinstance(value, str) and value else None
@@ -115,7 +115,7 @@ def _origin_of_conversion(record: dict) -> Origin:
 
 
 def may_be_shown(dataset: str, shareable: bool) -> bool:
-    """Whether everybody may see the pictures and texts of a data set."""
+    """Whether the pictures and texts of a data set may be public."""
     allowed = _shareable(dataset)
     return shareable if allowed is None else allowed
 
@@ -125,11 +125,11 @@ def _shareable(dataset: str) -> bool | None:
 
 
 def check_shareable(datasets: Iterable[str], shareable: bool) -> None:
-    """Raise ValueError if `shareable` is said although a data set is among these that never is."""
+    """Raise ValueError if `shareable` is set for a data set whose terms forbid it."""
     never = sorted({name for name in datasets if _shareable(name) is False})
     if shareable and never:
         raise ValueError(
-            f"--shareable: {', '.join(never)} may never be shown, whoever says so: its terms of access hold for its "
+            f"--shareable: {', '.join(never)} may never be shown: its terms of access also hold for its "
             "pictures and sentences. Leave --shareable out; the numbers of an evaluation go without it."
         )
 
@@ -173,7 +173,7 @@ def vocabulary_problem(
     words: Words, shown: dict[str, bool], restricted: bool, vocabulary: dict[str, int] | None
 ) -> str | None:
     """
-    Why a vocabulary does not go along without the user's consent.
+    Why a vocabulary is not sent without the user's consent.
 
     Args:
         words: where it comes from.
@@ -228,7 +228,7 @@ def read_json(path: Path) -> dict:
 
 
 def read_yaml(path: Path) -> dict:
-    """The same for a YAML file with options by section, which must also have less than `MAX_YAML_VALUES` values."""
+    """[`read_json`] for a YAML file with options by section, of at most `MAX_YAML_VALUES` values."""
     content = _read(path, yaml.safe_load, "options by section")
     _check_size(path, content, MAX_YAML_VALUES)
     return content

@@ -6,22 +6,20 @@ Publish a trained model on the Hub, in one commit:
     python -m modeling_tier.publish runs/tier user/name              # into a private repository
     python -m modeling_tier.publish --check user/name                # pull it into an empty folder, run its examples
 
-The model, its code, its processor, a model card, the numbers that were measured, and figures without pictures of a
-data set. What the terms of a data set keep at home stays: pictures, sentences, identifiers, places on this machine.
-Every file is built from known fields and looked through before anything leaves. A sign of a patient or a secret ends
-it; texts of your own, such as sentences for zero-shot, are shown and go only if you agree. Go on after a failure with
-the same command: what has arrived is not sent again.
+Sent are the model, its code, its processor, a model card, the numbers that were measured, and figures without
+pictures of a data set. Pictures, sentences and identifiers of a data set and paths of this machine are never sent.
+Every file is built from known fields and checked before anything is sent; a sign of a patient or a secret stops the
+command. Texts of your own, such as sentences for zero-shot, are shown and sent only with your consent. After a failure
+run the same command again: what has arrived is not sent twice.
 """
 
 import argparse
-import dataclasses
 import os
 import shlex
 import sys
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Literal
 
 from huggingface_hub import HfApi
 
@@ -33,20 +31,7 @@ from .repository import add_to_collection, check_names, check_repository, explai
 
 
 def publish(
-    folder: str | os.PathLike,
-    repo_id: str,
-    private: bool = True,
-    dry_run: bool = False,
-    evaluation: str | os.PathLike | None = None,
-    shareable: bool = False,
-    accept_vocabulary: bool = False,
-    revision: str | None = None,
-    message: str | None = None,
-    accept_texts: str | None = None,
-    tag: str | None = None,
-    gated: Literal["auto", "manual"] | None = None,
-    new_version: str | None = None,
-    collection: str | None = None,
+    folder: str | os.PathLike, repo_id: str, private: bool = True, dry_run: bool = False, **options
 ) -> str | None:
     """
     Look through a model's folder, print what goes and what stays, and send it in one commit. The folder is not
@@ -57,50 +42,24 @@ def publish(
         repo_id: "user/name".
         private: whether the repository is a private one. One that is there already is not changed in that.
         dry_run: whether to print the list and the card, and end; needs no token and no network.
-        evaluation: folder that `evaluate_zeroshot.py` has written for this model; default: the folder "evaluation" in
-            the model's.
-        shareable: whether the owner of "pairs" lets everybody see them.
-        accept_vocabulary: whether a vocabulary made from texts that may not be shown may go along.
-        revision: branch of the commit, made if it is not there; default: main.
-        message: of the commit.
-        accept_texts: the code under which the list shows the texts of your own that may go.
-        tag: name of the release, by which it can be pulled; default: release-1, release-2, ...
-        gated: "auto" or "manual": who wants the files must first agree to the terms, and is let in by the Hub or by
-            you.
-        new_version: "user/name" of a better model, which the Hub's page of this one then points at.
-        collection: title of a Collection of this user or organisation that the model is added to, made if it is not
-            there: one title for the models of a run (CLIP, TIER, the members of an ensemble) shows them together.
+        **options: the other fields of [`ReleaseOptions`], such as `evaluation`, `tag` or `gated`.
 
     Returns:
         address of the commit; None after a dry run.
 
     Raises:
-        ValueError: for a folder that is no complete model, a wrong name, or signs of what must not leave.
+        ValueError: for a folder that is no complete model, a wrong name, or signs of what must not be sent.
         OSError: if the Hub cannot be reached or says no; the message says why, and how to go on.
     """
     check_names(folder, repo_id)
-    chosen = ReleaseOptions(
-        repo_id=repo_id,
-        evaluation=Path(evaluation) if evaluation else None,
-        shareable=shareable,
-        accept_vocabulary=accept_vocabulary,
-        accept_texts=accept_texts,
-        revision=revision,
-        message=message,
-        tag=tag,
-        gated=gated,
-        new_version=new_version,
-        collection=collection,
-    )
-    if new_version:
-        check_names("", new_version)
-    if gated not in (None, "auto", "manual"):
-        raise ValueError(f"gated must be 'auto' or 'manual'; got {gated!r}.")
+    chosen = ReleaseOptions(repo_id, **options)
+    if chosen.new_version:
+        check_names("", chosen.new_version)
     folder = Path(folder)
     check_folder(folder)
     command = command_line(folder, chosen, private)
     with tempfile.TemporaryDirectory() as staging:
-        release = prepare_release(folder, Path(staging), **_fields(chosen))
+        release = prepare_release(folder, Path(staging), chosen)
         print(release.listing())
         if release.problems:
             raise ValueError(
@@ -131,15 +90,11 @@ def _publish(release: Release, chosen: ReleaseOptions, private: bool) -> tuple[s
     return commit.commit_url, name
 
 
-def _fields(chosen: ReleaseOptions) -> dict:
-    return {field.name: getattr(chosen, field.name) for field in dataclasses.fields(chosen)}
-
-
 def check_before_training(
     config: TrainConfig, repo_id: str, private: bool, shareable: bool, accept_vocabulary: bool
 ) -> None:
     """
-    All that can be known of a publication before the model is there; makes the (empty) repository.
+    All checks of a publication that are possible before training; makes the (empty) repository.
 
     Raises:
         ValueError or OSError, as [`publish`].
@@ -158,7 +113,7 @@ def check_before_training(
 
 
 def command_line(folder: Path, chosen: ReleaseOptions, private: bool) -> str:
-    """The command that publishes the same."""
+    """The command line of this publication, for the message after a failure."""
     words = ["python", "-m", "modeling_tier.publish", str(folder), chosen.repo_id]
     flags = {"public": not private, "shareable": chosen.shareable, "accept_vocabulary": chosen.accept_vocabulary}
     words += [f"--{name}" for name, given in flags.items() if given]

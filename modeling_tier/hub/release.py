@@ -1,7 +1,8 @@
 # Licensed under the Apache License, Version 2.0.
-"""What of a model's folder may go to the Hub: a list of what goes and what stays, each with the reason."""
+"""Which files of a model's folder are sent to the Hub: the list of those that go and stay, each with the reason."""
 
 import json
+import os
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -75,7 +76,7 @@ _WHY_NOT = {
     "log.jsonl": "may name images",
     "image_ids.txt": "names single images",
     "report.html": "may hold pictures and sentences of the data set",
-    "report.md": "names places on this machine; the card says the same",
+    "report.md": "names paths of this machine; the card says the same",
     "README.md": "the card is written anew",
     "conversion.json": "names files on this machine",
 }
@@ -98,16 +99,16 @@ class Entry(NamedTuple):
 
 @dataclass
 class Release:
-    """What would go to the Hub, and what was found in it."""
+    """What would be sent to the Hub, and the problems that were found in it."""
 
     files: dict[str, bytes | Path] = field(default_factory=dict)
     """Contents, or the files that hold them, by the path in the repository."""
     entries: list[Entry] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    """Why it must not go."""
+    """Why it must not be sent."""
     notes: list[str] = field(default_factory=list)
     texts: list[FreeText] = field(default_factory=list)
-    """Free texts that go only with the user's consent."""
+    """Free texts that are sent only with the user's consent."""
     accepted: bool = False
     """Whether the user has agreed to send them."""
     summary: str = ""
@@ -125,7 +126,7 @@ class Release:
         return Selection(path, self.accepted)
 
     def add(self, selection: Selection) -> None:
-        """Take over what was not sent of a file."""
+        """Record what was not sent of a file."""
         self.texts += selection.texts
         if selection.dropped:
             names = ", ".join(name[:60] for name in dict.fromkeys(selection.dropped))
@@ -165,48 +166,54 @@ class Release:
 
 @dataclass(frozen=True)
 class ReleaseOptions:
-    """What the user has said about a release."""
+    """The user's choices for a release."""
 
     repo_id: str
     """Name on the Hub, for the card."""
-    evaluation: Path | None = None
-    """Folder of an evaluation of this model; None: the folder "evaluation" in the model's, if it is one."""
+    evaluation: str | os.PathLike | None = None
+    """Folder that `evaluate_zeroshot.py` has written for this model; None: the folder "evaluation" in the model's, if
+    it is one."""
     shareable: bool = False
-    """Whether the owner of "pairs" lets everybody see them."""
+    """Whether the owner of "pairs" allows them to be public."""
     accept_vocabulary: bool = False
-    """Whether a vocabulary made from texts that may not be shown goes along."""
+    """Whether a vocabulary made from texts that may not be shown is sent too."""
     accept_texts: str | None = None
-    """The code of the free texts that may go, as the listing names it."""
+    """The code under which the listing shows the free texts that may be sent."""
     revision: str | None = None
-    """Branch, for the card."""
+    """Branch of the commit, made if it is not there; None: main."""
     message: str | None = None
-    """Of the commit; looked through."""
+    """Message of the commit."""
     tag: str | None = None
-    """Of the release; looked through."""
+    """Name of the release, by which it can be pulled; None: release-1, release-2, ..."""
     gated: Literal["auto", "manual"] | None = None
-    """"auto" or "manual": who wants the model must ask; the card says for what."""
+    """"auto" or "manual": who wants the files must first agree to the terms, and is let in by the Hub or by the
+    owner."""
     new_version: str | None = None
-    """Name on the Hub of a better model, for the card."""
+    """Name on the Hub of a better model, which the Hub's page of this one then points at."""
     collection: str | None = None
-    """Title of a Collection that the model is added to; looked through."""
+    """Title of a Collection of this user or organisation that the model is added to, made if it is not
+    there. One title for the models of a run (CLIP, TIER, the members of an ensemble) shows them together."""
+
+    def __post_init__(self):
+        if self.gated not in (None, "auto", "manual"):
+            raise ValueError(f"gated must be 'auto' or 'manual'; got {self.gated!r}.")
 
 
-def prepare_release(folder: Path, staging: Path, **options) -> Release:
+def prepare_release(folder: Path, staging: Path, chosen: ReleaseOptions) -> Release:
     """
-    Look through a model's folder and put together what would go to the Hub. Nothing in the folder is changed. The
-    model's files are written anew from the loaded model into `staging`, so that nothing rides along in them.
+    Put together what would be sent to the Hub. Nothing in the model's folder is changed: its files are written anew
+    from the loaded model into `staging`, so that they hold nothing else.
 
     Args:
         folder: a complete model folder, such as a training run's.
         staging: an empty folder.
-        **options: fields of [`ReleaseOptions`]; `repo_id` is needed.
+        chosen: the user's choices.
 
     Raises:
-        ValueError: if the message, the branch or the tag hold what must not leave, the folder is no complete model,
-            the evaluation is of another one, `shareable` is said of a
-            data set that never is, or `accept_texts` is the code of other texts.
+        ValueError: if the message, the branch or the tag hold what must not be sent, the folder is no complete model,
+            the evaluation is of another one, `shareable` is said of a data set that never is, or `accept_texts` is
+            the code of other texts.
     """
-    chosen = ReleaseOptions(**options)
     _check_named(chosen)
     run = _Run.read(folder, chosen)
     release = _build(run, chosen, staging, Release())
@@ -226,7 +233,7 @@ def prepare_release(folder: Path, staging: Path, **options) -> Release:
 
 @dataclass
 class _Run:
-    """What lies in a model's folder."""
+    """The contents of a model's folder."""
 
     folder: Path
     config: dict
@@ -240,7 +247,7 @@ class _Run:
     why_no_results: str | None
     fingerprint: str
     shown: dict[str, bool]
-    """For each data set, whether everybody may see it."""
+    """For each data set, whether it may be public."""
 
     @classmethod
     def read(cls, folder: Path, chosen: ReleaseOptions) -> "_Run":
@@ -261,7 +268,7 @@ class _Run:
 
     @property
     def restricted(self) -> bool:
-        """Whether a data set behind the model may not be shown to everybody, or nothing is recorded."""
+        """Whether a data set that the model was trained on may not be public, or nothing is recorded."""
         return not self.origin.known or not all(self.shown[name] for name in self.origin.datasets)
 
 
@@ -293,7 +300,7 @@ def _build(run: _Run, chosen: ReleaseOptions, staging: Path, release: Release) -
         release.send(NOTEBOOK, fill_notebook(chosen.repo_id, chosen.revision), "pull, findings, maps, fine-tuning")
     release.send(RADIOGRAPH, example_radiograph(), "a drawing made by code, for the examples")
     release.send("README.md", fill_card(facts).encode(), "the model card")
-    _scan(release, chosen, words, [run.folder.resolve(), Path.cwd(), Path.home()])
+    _scan(release, words, [run.folder.resolve(), Path.cwd(), Path.home()])
     return release
 
 
@@ -388,7 +395,7 @@ def _add_run(release: Release, run: _Run) -> tuple[dict, dict]:
         selection = release.selection(TRAINING_CONFIG)
         config = training_fields(run.config, selection, run.shown, run.model, bases)
         content = yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode()
-        release.send(TRAINING_CONFIG, content, "without places on this machine")
+        release.send(TRAINING_CONFIG, content, "without paths of this machine")
         release.add(selection)
     if (run.folder / METRICS_FILE).is_file():
         dataset = option(run.config, "evaluation", "dataset") or option(run.config, "data", "name")
@@ -451,7 +458,7 @@ def check_folder(folder: Path) -> None:
 
 
 def _load(folder: Path) -> tuple[TierModel, TierProcessor]:
-    """By the code of this package, whatever code lies in the folder; from safetensors alone."""
+    """Load a model by the code of this package, not by the folder's, from safetensors alone."""
     try:
         if read_json(folder / "config.json").get("model_type") != "tier":
             raise ValueError("its config.json is not of a TIER model (convert it: python -m modeling_tier.conversion)")
@@ -471,10 +478,10 @@ def _load(folder: Path) -> tuple[TierModel, TierProcessor]:
 
 
 def _find_evaluation(
-    folder: Path, evaluation: Path | None, fingerprint: str
+    folder: Path, evaluation: str | os.PathLike | None, fingerprint: str
 ) -> tuple[dict | None, Path | None, str | None]:
     """Results of this very model, with their folder; else why those that were found are not sent."""
-    where = evaluation or folder / "evaluation"
+    where = Path(evaluation or folder / "evaluation")
     file = where / METRICS_FILE
     if not file.is_file():
         if evaluation and where.is_file():
@@ -518,7 +525,7 @@ def _choose_figures(release: Release, run: _Run) -> None:
         elif figure is None:
             why = "is not as the evaluation draws it"
         elif not plain:
-            why = "names the models by places on this machine"
+            why = "names the models by paths of this machine"
         elif path.stem.startswith((*_BY_FINDING, _MAPS)) and not known:
             why = "names findings that are not generally known"
         if why or figure is None:
@@ -537,7 +544,7 @@ def _figure(path: Path, pictures: bool) -> bytes | None:
 
 
 def _list_the_rest(release: Release, run: _Run) -> None:
-    """What else lies in the folder, and in the evaluation's."""
+    """List the other files of the folder, and of the evaluation's."""
     handled = {name for name in release.files} | {"model.safetensors"}
     for path in sorted(run.folder.iterdir()):
         if path.name in handled:
@@ -556,7 +563,7 @@ def _reason(path: Path) -> str:
     return _WHY_NOT.get(path.name, "not on the list of what may go")
 
 
-def _scan(release: Release, chosen: ReleaseOptions, words: Kind, places: list[Path]) -> None:
+def _scan(release: Release, words: Kind, local_paths: list[Path]) -> None:
     for name, content in release.files.items():
         if name.endswith((".safetensors", ".png")) or name in _CODE:  # written anew from numbers, pixels, this package
             continue
@@ -565,14 +572,14 @@ def _scan(release: Release, chosen: ReleaseOptions, words: Kind, places: list[Pa
             release.problems += [f"{name}: is a file of the kind {binary_kind(data)}"] if binary_kind(data) else []
             continue
         kind: Kind = words if any(fnmatch(name, pattern) for pattern in _WORDS) else "fields"
-        release.problems += scan(name, data, kind, places)
+        release.problems += scan(name, data, kind, local_paths)
     if release.accepted:
         for text in dict.fromkeys(release.texts):
-            release.problems += scan_text(f"{text.file}, {text.key}", text.text, places)
+            release.problems += scan_text(f"{text.file}, {text.key}", text.text, local_paths)
 
 
 def _check_named(chosen: ReleaseOptions) -> None:
-    """Raise ValueError for a message, a branch, a tag or a name of the repository that must not leave."""
+    """Raise ValueError for a message, a branch, a tag or a name of the repository that must not be sent."""
     named = {"--message": chosen.message, "--revision": chosen.revision, "--tag": chosen.tag}
     named |= {"--collection": chosen.collection, "--new_version": (chosen.new_version or "").partition("/")[2]}
     named["the name on the Hub"] = chosen.repo_id.partition("/")[2]

@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0.
-"""The repository on the Hub: may it be written to, one commit, and what went wrong, in words."""
+"""The repository on the Hub: rights, one commit, and errors in words."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from .release import Release, is_managed
 
 
 def check_names(folder: str | PathLike, repo_id: str) -> None:
-    """Raise ValueError if `repo_id` is no "user/name", or folder and name have changed places."""
+    """Raise ValueError if `repo_id` is no "user/name", or folder and name are swapped."""
     swapped = not Path(folder).is_dir() and Path(repo_id).is_dir()
     if swapped:
         raise ValueError(
@@ -63,7 +63,7 @@ def check_repository(api: HfApi, repo_id: str, private: bool) -> None:
 
 
 def send(api: HfApi, release: Release, repo_id: str, revision: str | None, message: str) -> CommitInfo:
-    """One commit: what goes, and the deletion of what an earlier release has left."""
+    """One commit that adds the release's files and deletes those left by an earlier release."""
     if revision:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
@@ -113,7 +113,7 @@ def _tags(api: HfApi, repo_id: str) -> dict[str, str]:
 
 @contextmanager
 def explained_errors(repo_id: str, how_to_go_on: str) -> Iterator[None]:
-    """What went wrong with the Hub, in words, with what to do next."""
+    """Turn errors of the Hub into messages that say what to do next."""
     try:
         yield
     except ValueError as error:

@@ -1,6 +1,6 @@
 # Licensed under the Apache License, Version 2.0.
 """
-The last look at everything that would leave: patients, secrets, addresses, pictures, places on this machine.
+The last check of everything that would be sent: patients, secrets, addresses, pictures, paths of this machine.
 
 What is sent is built from known fields (`known_fields.py`), so nothing should be found here. Secrets are found by
 `detect-secrets` and by the patterns below, which know what it does not: tokens of the Hub, identifiers of the data
@@ -26,7 +26,7 @@ from ..data.record import ID_END, ID_START
 Kind = Literal["text", "fields", "own words", "published words", "unrecorded words"]
 """
 What a file holds: free text; fields whose names and values are known; or the vocabulary of a tokenizer, which was made
-by `train.py` from whole words, is that of a published tokenizer, or is of unknown origin.
+by `train.py` from complete words, is that of a published tokenizer, or is of unknown origin.
 """
 
 _PATIENTS = {what: pattern for record in DATASETS.values() for what, pattern in record.id_patterns.items()} | {
@@ -60,7 +60,7 @@ _ADDRESSES = {
     r"|(?<![\w:.])([0-9a-f]{1,4}:){7}[0-9a-f]{1,4}(?![\w:])|(?<![\w:.])fe80::[0-9a-f:]+"
     r"|(?<![\w:.])(?=[a-f:]*\d)([0-9a-f]{1,4}:){2,6}(:[0-9a-f]{1,4}){1,5}(?![\w:])",
     "a hardware address": r"(?i)(?<![\w:])([0-9a-f]{2}:){5}[0-9a-f]{2}(?![\w:])",
-    "a place on this machine": r"""(?<![\w/.:<>)\]}~*@-])(~|\.{1,2})?/([\w.@+ -]+/)*[\w@+-][\w.@+-]*/[\w.@+-]+"""
+    "a path of this machine": r"""(?<![\w/.:<>)\]}~*@-])(~|\.{1,2})?/([\w.@+ -]+/)*[\w@+-][\w.@+-]*/[\w.@+-]+"""
     r"|(?<![0-9A-Za-z])[A-Za-z]:\\+\w|(?<!\w)\\{2,4}\w+\\+\w|file://|(?<![\w/])~/\w",
     "a picture": r"data:image/|iVBORw0KGgo|/9j/4AAQ|R0lGODlh",
 }
@@ -107,15 +107,15 @@ _BINARY_KINDS = {
 }
 
 
-def scan(path: str, content: bytes, kind: Kind = "fields", places: Iterable[Path] = ()) -> list[str]:
+def scan(path: str, content: bytes, kind: Kind = "fields", local_paths: Iterable[Path] = ()) -> list[str]:
     """
-    Signs of what must not leave.
+    Signs of what must not be sent.
 
     Args:
-        path: the file's name in the repository, for the messages; looked at as well.
-        content: a whole file.
+        path: the file's name in the repository, for the messages; it is checked as well.
+        content: of the complete file.
         kind: what it holds.
-        places: folders of this machine that must not be named.
+        local_paths: folders of this machine that must not be named.
 
     Returns:
         one line for each sign, with file and line.
@@ -126,15 +126,15 @@ def scan(path: str, content: bytes, kind: Kind = "fields", places: Iterable[Path
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
-        return [*messages, f"{path}: is not a text, so it cannot be looked through"]
+        return [*messages, f"{path}: is not a text, so it cannot be checked"]
     signs = {name: _SIGNS[name] for name in _PUBLISHED_WORDS} if kind == "published words" else dict(_SIGNS)
     if kind == "own words":
         signs["a number among the words"] = _LONG_NUMBER
     if kind == "unrecorded words":  # pieces of words, among them slashes
-        signs.pop("a place on this machine")
+        signs.pop("a path of this machine")
     if path.endswith(".safetensors.index.json"):  # sizes in bytes
         signs.pop("a number like a subject or study of MIMIC")
-    folders = [(place, _literal(place)) for place in map(str, places) if len(Path(place).parts) > 1]
+    folders = [(path, _literal(path)) for path in map(str, local_paths) if len(Path(path).parts) > 1]
     for address in _DATA_SET_ADDRESSES:  # one of them holds a number like an image's
         text = text.replace(address, " ")
     lines = (_TOKEN_ID.sub("", text) if kind == "own words" else text).splitlines()
@@ -144,15 +144,15 @@ def scan(path: str, content: bytes, kind: Kind = "fields", places: Iterable[Path
         seen = {what: match for spelling in spellings for what, match in _signs(spelling, signs)}
         messages += [f"{where}: looks like {what}: {match[:60]!r}" for what, match in seen.items()]
         messages += [
-            f"{where}: names the place {place!r} on this machine" for place, sign in folders if sign.search(line)
+            f"{where}: names the folder {folder!r} of this machine" for folder, sign in folders if sign.search(line)
         ]
     messages += [f"{path}, line {number}: looks like a secret ({what})" for number, what in _secrets(lines, kind)]
     return messages
 
 
-def scan_text(name: str, text: str, places: Iterable[Path] = ()) -> list[str]:
-    """The same for a text that is no file, such as the message of a commit."""
-    return [f"{name}: {message.partition(': ')[2]}" for message in scan("", text.encode(), "text", places)]
+def scan_text(name: str, text: str, local_paths: Iterable[Path] = ()) -> list[str]:
+    """[`scan`] for a text that is not a file, such as the message of a commit."""
+    return [f"{name}: {message.partition(': ')[2]}" for message in scan("", text.encode(), "text", local_paths)]
 
 
 def _signs(line: str, signs: dict[str, re.Pattern]) -> Iterator[tuple[str, str]]:
@@ -163,16 +163,16 @@ def _signs(line: str, signs: dict[str, re.Pattern]) -> Iterator[tuple[str, str]]
 
 def _with_separate_words(line: str) -> list[str]:
     """
-    The line, and spellings of it in which words and numbers that hyphens and underscores join stand apart: in the name
-    of a branch, a telephone number may follow a word and a hyphen.
+    The line, and spellings of it in which words and numbers joined by hyphens and underscores are separate: in the
+    name of a branch, a telephone number may follow a word and a hyphen.
     """
     apart = re.sub(r"(?<=[^\W\d])[-_]|[-_](?=[^\W\d])", " ", line)
     joints = [match.start() for match in re.finditer(r"[-_]", apart)]
     return [line, apart, *(f"{apart[:i]} {apart[i + 1 :]}" for i in joints)]
 
 
-def _literal(place: str) -> re.Pattern:
-    return re.compile(rf"(?<![\w.-]){re.escape(place)}(?![\w.-])")
+def _literal(path: str) -> re.Pattern:
+    return re.compile(rf"(?<![\w.-]){re.escape(path)}(?![\w.-])")
 
 
 def _secrets(lines: list[str], kind: Kind) -> Iterator[tuple[int, str]]:

@@ -217,8 +217,8 @@ EVALUATIONS: dict[str, Callable[[dict], object]] = {
     "denials": lambda r: r["prompts"]["findings"]["Edema"].update(negative=[SENTENCE]),
     "a finding": lambda r: r["metrics"]["auroc"].update({SENTENCE: 0.5}),
     "a finding in every table": lambda r: [
-        each["metrics"]["classification"]["image"].update({SENTENCE: {"auroc": {"value": 0.5}}})
-        for each in r["compared"].values()
+        model["metrics"]["classification"]["image"].update({SENTENCE: {"auroc": {"value": 0.5}}})
+        for model in r["compared"].values()
     ],
     "the name of a view": lambda r: r["counts"]["views"].update({SENTENCE: 3}),
     "a key": lambda r: r.update(note=SENTENCE),
@@ -226,15 +226,17 @@ EVALUATIONS: dict[str, Callable[[dict], object]] = {
     "versions": lambda r: r["versions"].update(python=SENTENCE, host=SENTENCE),
     "labels": lambda r: r["labels"].update(uncertain=SENTENCE),
     "split": lambda r: r.update(split=SENTENCE),
-    "reason": lambda r: [each["metrics"].update(undefined={"Edema": SENTENCE}) for each in r["compared"].values()],
+    "reason": lambda r: [model["metrics"].update(undefined={"Edema": SENTENCE}) for model in r["compared"].values()],
     "protocol": lambda r: r["protocol"].update(score=SENTENCE),
     "fingerprint": lambda r: r["fingerprints"].update(data=SENTENCE),
     "validation": lambda r: r["validation"].update(dataset=SENTENCE, notes=[SENTENCE]),
     "maps": lambda r: [
-        each["metrics"]["localisation_maps"].append({"text": SENTENCE, "cnr": {"value": 1}})
-        for each in r["compared"].values()
+        model["metrics"]["localisation_maps"].append({"text": SENTENCE, "cnr": {"value": 1}})
+        for model in r["compared"].values()
     ],
-    "readers": lambda r: [each["metrics"].update(by_reader={SENTENCE: {"mcc": 1}}) for each in r["compared"].values()],
+    "readers": lambda r: [
+        model["metrics"].update(by_reader={SENTENCE: {"mcc": 1}}) for model in r["compared"].values()
+    ],
 }
 
 

@@ -170,7 +170,7 @@ def test_chestxdet10(load, tmp_path):
         ({"syms": ["Mass", "Edema"]}, "unknown finding 'Edema'"),
         ({"boxes": [[1, 2, 3, 4], [5, 5, 5, 9]]}, r"\[5, 5, 5, 9\] is empty"),
         ({"boxes": [[1, 2, 3, 4], [2000, 5, 3000, 9]]}, "lies outside of the 1024 x 1024"),
-        ({"file_name": content[1]["file_name"]}, "is there twice|1 of 20 rows"),
+        ({"file_name": content[1]["file_name"]}, "is a duplicate|1 of 20 rows"),
     ):
         path.write_text(json.dumps([content[0] | damage, *content[1:]]))
         with pytest.warns(UserWarning, match=rf"1 of 20 rows skipped, such as image \d+: .*({message})"):

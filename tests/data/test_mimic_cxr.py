@@ -419,11 +419,11 @@ def test_the_papers_split_is_scikit_learns(tmp_path, views):
     }
     assert len(subjects[1]) == -(-len(subjects[0] | subjects[1]) // 10)
     got = [set(part["subject_id"]) for part in pairs.values()]
-    there = {row.subject_id for row in wanted}
-    assert not got[0] & got[1] and subjects[0] & there <= got[0] and subjects[1] & there == got[1]
+    in_table = {row.subject_id for row in wanted}
+    assert not got[0] & got[1] and subjects[0] & in_table <= got[0] and subjects[1] & in_table == got[1]
     assert len(rows) > len(labelled) and set(got[0]) - subjects[0], "some subjects have no label at all"
     if views == "frontal":
-        assert there < {row.subject_id for row in rows}, "and some no frontal view"
+        assert in_table < {row.subject_id for row in rows}, "and some no frontal view"
     with pytest.raises(ValueError, match="no image of .* 'test' by split_by 'paper'"):
         load(root, "test", split_by="paper")
 

@@ -188,10 +188,10 @@ def test_files_are_of_the_split_they_are_named_after(tmp_path):
         path.parent.mkdir(exist_ok=True)
         write_pictures(path.parent, ROWS[4 * i : 4 * i + 4])
         path.write_text((csv_text if name.endswith("csv") else jsonl_text)(ROWS[4 * i : 4 * i + 4]))
-    found = {split: texts(split, tmp_path, **OPTIONS) for split in ("train", "validation", "test")}
+    by_split = {split: texts(split, tmp_path, **OPTIONS) for split in ("train", "validation", "test")}
     expected = [row["findings"] for row in ROWS]
-    assert sorted(found["train"]) == sorted(expected[:8]), "nothing is taken for validation where there is one"
-    assert found["validation"] == expected[8:12] and sorted(found["test"]) == sorted(expected[12:])
+    assert sorted(by_split["train"]) == sorted(expected[:8]), "nothing is taken for validation where there is one"
+    assert by_split["validation"] == expected[8:12] and sorted(by_split["test"]) == sorted(expected[12:])
 
 
 def test_a_file_of_no_split_beside_files_of_splits_is_named(tmp_path):
@@ -235,13 +235,13 @@ def test_usual_names_need_not_be_given(tmp_path):
 @pytest.mark.parametrize("form", ["csv", "jsonl", "saved", "parquet", "webdataset"])
 def test_a_missing_column_is_named_with_the_existing_ones(tmp_path, form, streaming):
     data_dir, options = store(tmp_path, form)
-    there = "'png', 'txt'" if form == "webdataset" else "'file', 'findings', 'patient'"
+    columns = "'png', 'txt'" if form == "webdataset" else "'file', 'findings', 'patient'"
     wrong = {"image_column": "x", "text_column": "x", "subject_column": "x", "study_column": "x", "id_column": "x"}
     for name, value in (wrong | {"label_columns": ["x"]}).items():
-        with pytest.raises(ValueError, match=rf"has no column 'x'.*{there}.*{name}|{name}.*{there}"):
+        with pytest.raises(ValueError, match=rf"has no column 'x'.*{columns}.*{name}|{name}.*{columns}"):
             load_pairs("pairs", "train", data_dir=data_dir, streaming=streaming, **options | {name: value})
     if form != "webdataset":
-        with pytest.raises(ValueError, match=rf"has no column 'image' or 'jpg' or .*{there}.* image_column"):
+        with pytest.raises(ValueError, match=rf"has no column 'image' or 'jpg' or .*{columns}.* image_column"):
             load_pairs("pairs", "train", data_dir=data_dir, streaming=streaming)
 
 
@@ -289,8 +289,8 @@ def test_a_path_does_not_leave_the_folder(tmp_path, path, form):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("how", ["paths", "bytes", "both"])
-def test_pictures_of_parquet_files_may_be_paths_or_bytes(tmp_path, monkeypatch, how, streaming):
+@pytest.mark.parametrize("form", ["paths", "bytes", "both"])
+def test_pictures_of_parquet_files_may_be_paths_or_bytes(tmp_path, monkeypatch, form, streaming):
     write_pictures(tmp_path, ROWS[:3])
     monkeypatch.chdir("/")
     cells = {
@@ -298,9 +298,9 @@ def test_pictures_of_parquet_files_may_be_paths_or_bytes(tmp_path, monkeypatch, 
         "bytes": [png(i) for i in range(3)],
         "both": [{"bytes": png(i), "path": "elsewhere.png"} for i in range(3)],
     }
-    Dataset.from_dict({"image": cells[how], "text": list("abc")}).to_parquet(tmp_path / "a.parquet")
-    found = load_pairs("pairs", "train", data_dir=tmp_path, streaming=streaming, validation_share=1e-9)
-    pictures = [row["image"] for row in found]
+    Dataset.from_dict({"image": cells[form], "text": list("abc")}).to_parquet(tmp_path / "a.parquet")
+    pairs = load_pairs("pairs", "train", data_dir=tmp_path, streaming=streaming, validation_share=1e-9)
+    pictures = [row["image"] for row in pairs]
     assert len(pictures) == 3 and all(np.array_equal(picture, pixels(i)) for i, picture in enumerate(pictures))
 
 
@@ -344,8 +344,8 @@ def test_line_ends_and_byte_order_mark_of_windows(tmp_path):
     write_pictures(tmp_path)
     for name, content in (("csv", csv_text(ROWS)), ("jsonl", jsonl_text(ROWS))):
         (tmp_path / f"w.{name}").write_bytes(content.replace("\n", "\r\n").encode("utf-8-sig"))
-        found = texts("train", tmp_path / f"w.{name}", **OPTIONS, validation_share=1e-9)
-        assert [text.replace("\r\n", "\n") for text in found] == [row["findings"] for row in ROWS]
+        pairs = texts("train", tmp_path / f"w.{name}", **OPTIONS, validation_share=1e-9)
+        assert [text.replace("\r\n", "\n") for text in pairs] == [row["findings"] for row in ROWS]
 
 
 # Tables as programs write them
@@ -505,11 +505,11 @@ def test_rows_without_text_are_skipped_and_reported(tmp_path, form):
     data_dir, options = store(tmp_path, form, rows)
     options = options | {"id_column": None, "subject_column": None, "validation_share": 1e-9}
     with pytest.warns(UserWarning, match="2 of 6 rows skipped: no text, such as row 2"):
-        found = load_pairs("pairs", "train", data_dir=data_dir, **options)
-    assert found["text"][:] == [ROWS[i]["findings"] for i in (0, 2, 4, 5)]
-    assert found["image_id"][:] == ["train row 1", "train row 3", "train row 5", "train row 6"]
-    assert all(np.array_equal(picture, pixels(i)) for picture, i in zip(found["image"], (0, 2, 4, 5)))
-    assert [row["Edema"] for row in found["labels"]] == [LABELS[i % 4] for i in (0, 2, 4, 5)]
+        pairs = load_pairs("pairs", "train", data_dir=data_dir, **options)
+    assert pairs["text"][:] == [ROWS[i]["findings"] for i in (0, 2, 4, 5)]
+    assert pairs["image_id"][:] == ["train row 1", "train row 3", "train row 5", "train row 6"]
+    assert all(np.array_equal(picture, pixels(i)) for picture, i in zip(pairs["image"], (0, 2, 4, 5)))
+    assert [row["Edema"] for row in pairs["labels"]] == [LABELS[i % 4] for i in (0, 2, 4, 5)]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -572,13 +572,13 @@ def test_integers_are_the_same_subject_in_any_type(tmp_path):
     write_pictures(tmp_path)
     rows = [row | {"patient": None if i == 1 else 2**53 + i} for i, row in enumerate(ROWS[:3])]
     (tmp_path / "a.jsonl").write_text(jsonl_text(rows))
-    found = load_pairs("pairs", "train", data_dir=tmp_path / "a.jsonl", **OPTIONS, validation_share=1e-9)
-    assert found["subject_id"][:] == [str(2**53), None, str(2**53 + 2)]
+    pairs = load_pairs("pairs", "train", data_dir=tmp_path / "a.jsonl", **OPTIONS, validation_share=1e-9)
+    assert pairs["subject_id"][:] == [str(2**53), None, str(2**53 + 2)]
     Dataset.from_dict({"image": [png(0), png(1)], "text": ["a", "b"], "s": [17.0, None]}).to_parquet(
         tmp_path / "a.parquet"
     )
-    found = load_pairs("pairs", "train", data_dir=tmp_path, subject_column="s", validation_share=1e-9)
-    assert found["subject_id"][:] == ["17", None]
+    pairs = load_pairs("pairs", "train", data_dir=tmp_path, subject_column="s", validation_share=1e-9)
+    assert pairs["subject_id"][:] == ["17", None]
 
 
 @pytest.mark.parametrize("key", ["subject", "id", "text"])
@@ -591,9 +591,9 @@ def test_the_made_validation_set(tmp_path, key, streaming):
     columns |= {"s": [f"s{s}" for s in subjects], "i": [f"i{i}" for i in range(number)]}
     options = {"subject": {"subject_column": "s", "id_column": "i"}, "id": {"id_column": "i"}, "text": {}}[key]
     options |= {"validation_share": 0.2, "streaming": streaming}
-    found = []
+    results = []
     for order in (np.arange(number), rng.permutation(number)):
-        folder = tmp_path / str(len(found))
+        folder = tmp_path / str(len(results))
         folder.mkdir()
         Dataset.from_dict({name: [values[i] for i in order] for name, values in columns.items()}).to_parquet(
             folder / "a.parquet"
@@ -606,9 +606,9 @@ def test_the_made_validation_set(tmp_path, key, streaming):
             parts[split] = sorted(
                 (r["text"], r["subject_id"] or "", r["image_id"] if key != "text" else "") for r in rows
             )
-        found.append(parts)
-    assert found[0] == found[1]
-    train, validation = found[0]["train"], found[0]["validation"]
+        results.append(parts)
+    assert results[0] == results[1]
+    train, validation = results[0]["train"], results[0]["validation"]
     everything = sorted(
         (columns["text"][i], columns["s"][i] if key == "subject" else "", f"i{i}" if key != "text" else "")
         for i in range(number)
@@ -642,8 +642,8 @@ def test_a_stream_has_shards_for_workers(tmp_path):
 def test_rows_of_a_stream_have_ids_of_their_pictures(tmp_path):
     columns = {"image": [png(i % 3) for i in range(6)], "text": ["Clear."] * 6}
     Dataset.from_dict(columns).to_parquet(tmp_path / "a.parquet")
-    found = load_pairs("pairs", "train", data_dir=tmp_path, streaming=True, validation_share=1e-9)
-    ids = [row["image_id"] for row in found]
+    pairs = load_pairs("pairs", "train", data_dir=tmp_path, streaming=True, validation_share=1e-9)
+    ids = [row["image_id"] for row in pairs]
     assert ids[:3] == ids[3:] and len(set(ids)) == 3
 
 
@@ -655,8 +655,8 @@ def test_a_broken_picture_stops_nothing_before_it_is_read(tmp_path, streaming):
         ("c", {"jpg": b"", "txt": b"z"}),
     ]
     write_tar(tmp_path / "a.tar", samples)
-    found = load_pairs("pairs", "train", data_dir=tmp_path, streaming=streaming, validation_share=1e-9)
-    rows = list(undecoded(found))
+    pairs = load_pairs("pairs", "train", data_dir=tmp_path, streaming=streaming, validation_share=1e-9)
+    rows = list(undecoded(pairs))
     assert [row["text"] for row in rows] == ["x", "y", "z"]
     assert np.array_equal(read_picture(rows[0]["image"], "a"), pixels(0))
     for row in rows[1:]:
@@ -772,13 +772,13 @@ def test_a_folder_column_views_and_a_mapping_of_labels(tmp_path, form):
     else:
         Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
     options = COLUMNS | {"views": ["pa"], "label_columns": ["Edema"], "label_values": LABEL_VALUES}
-    found = list(
+    pairs = list(
         load_pairs("pairs", "train", data_dir=tmp_path, validation_share=1e-9, streaming=form == "stream", **options)
     )
-    assert [row["text"] for row in found] == [f"Text {i}." for i in range(0, 20, 2)]
-    assert {row["view"] for row in found} == {"PA"}
-    assert all(np.array_equal(row["image"], pixels(2 * i)) for i, row in enumerate(found))
-    assert [row["labels"]["Edema"] for row in found] == [[1.0, 0.0, -1.0, None][i % 4] for i in range(10)]
+    assert [row["text"] for row in pairs] == [f"Text {i}." for i in range(0, 20, 2)]
+    assert {row["view"] for row in pairs} == {"PA"}
+    assert all(np.array_equal(row["image"], pixels(2 * i)) for i, row in enumerate(pairs))
+    assert [row["labels"]["Edema"] for row in pairs] == [[1.0, 0.0, -1.0, None][i % 4] for i in range(10)]
 
 
 def test_bad_pictures_of_other_views_are_not_counted(tmp_path):

@@ -750,14 +750,14 @@ def until(condition, seconds=60):
 
 
 def processes_of(session: int) -> list[psutil.Process]:
-    found = []
+    processes = []
     for process in psutil.process_iter():
         try:
             if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
+                processes.append(process)
         except (ProcessLookupError, PermissionError, psutil.Error):
             pass
-    return found
+    return processes
 
 
 def command_of(process: psutil.Process) -> str:

@@ -30,7 +30,7 @@ IDS = {
 
 def test_every_record_is_registered():
     modules = [
-        importlib.import_module(f"{data.__name__}.{found.name}") for found in pkgutil.iter_modules(data.__path__)
+        importlib.import_module(f"{data.__name__}.{module.name}") for module in pkgutil.iter_modules(data.__path__)
     ]
     records = [module.RECORD for module in modules if hasattr(module, "RECORD")]
     assert {record.name: record for record in records} == DATASETS and len(records) == len(DATASETS)

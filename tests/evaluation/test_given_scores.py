@@ -94,7 +94,7 @@ def test_bad_files_of_scores_are_named(run, small, tmp_path):
         (text.replace("study_id", "case"), r"a\.csv must have one of the columns \['image_id'"),
         (text.replace("Edema", "Oedema").replace("Cardiomegaly", "Heart"), None),
         ("\n".join(lines[:-1]), r"a\.csv has no scores of 1 of 40 images, such as study_id patient64780/study1"),
-        ("\n".join([*lines, lines[1]]), r"a\.csv, line 42: study_id patient64741/study1 is there twice"),
+        ("\n".join([*lines, lines[1]]), r"a\.csv, line 42: study_id patient64741/study1 is a duplicate"),
         (text.replace(lines[2].split(",")[1], "high"), r"a\.csv, line 3: Atelectasis must be a number; got 'high'"),
         (text.replace(lines[2].split(",")[1], "nan"), r"a\.csv, line 3: Atelectasis must be a number; got 'nan'"),
         (

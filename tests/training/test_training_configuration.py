@@ -131,8 +131,8 @@ def test_shipped_configurations_are_valid(path):
 def test_every_option_is_described():
     text = describe_options()
     for line in text.splitlines():
-        name, help = line.split("): ", 1)
-        assert name.startswith("  --") and len(help) > 10
+        name, text = line.split("): ", 1)
+        assert name.startswith("  --") and len(text) > 10
 
 
 def test_the_command_line_names_the_mistake():
