@@ -13,7 +13,7 @@ import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import yaml
 
@@ -22,43 +22,58 @@ COMMIT = "1" * 40
 
 
 class Server(http.server.BaseHTTPRequestHandler):
+    """Repositories to read from, by kind ("models" or "datasets") and name."""
+
     protocol_version = "HTTP/1.1"
 
-    def __init__(self, kind: str, repository: str, revision: str, files: dict[str, bytes], asked: list[str], *request):
-        self.about, self.revision, self.files, self.asked = (kind, repository), revision, files, asked
+    def __init__(
+        self, repositories: dict[tuple[str, str], dict[str, bytes]], revision: str, asked: list[str], *request
+    ):
+        self.repositories, self.revisions, self.asked = repositories, (COMMIT, revision), asked
         super().__init__(*request)
 
     def do_GET(self):
-        path = urllib.parse.unquote(urllib.parse.urlparse(self.path).path)
-        kind, repository = self.about
-        api = f"/api/{kind}/{repository}"
-        resolve = f"/{repository}/resolve/" if kind == "models" else f"/{kind}/{repository}/resolve/"
-        revision, _, file = path.removeprefix(resolve).partition("/")
-        if path in (api, f"{api}/revision/{COMMIT}", f"{api}/revision/{self.revision}"):
-            siblings = [{"rfilename": name} for name in self.files]
-            about = {"id": repository, "sha": COMMIT, "siblings": siblings, "tags": []}
-            self.reply(200, json.dumps(about).encode())
-        elif path.startswith(f"{api}/tree/{COMMIT}"):
-            folder = path.removeprefix(f"{api}/tree/{COMMIT}").strip("/")
-            entries = [
-                {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-                for name, content in self.files.items()
-                if name.rpartition("/")[0] == folder
-            ]
-            self.reply(200, json.dumps(entries).encode()) if entries else self.not_found()
-        elif path.startswith(resolve) and revision in (COMMIT, self.revision) and file in self.files:
-            self.asked.append(file)
-            content = self.files[file]
-            headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
-            if "Range" in self.headers:
-                first, last = self.headers["Range"].removeprefix("bytes=").split("-")
-                part = content[int(first) : int(last or len(content)) + 1]
-                place = f"bytes {first}-{int(first) + len(part) - 1}/{len(content)}"
-                self.reply(206, part, **headers, **{"Content-Range": place})
-            else:
-                self.reply(200, content, **headers)
+        address = urllib.parse.urlparse(self.path)
+        path = urllib.parse.unquote(address.path)
+        for (kind, repository), files in self.repositories.items():
+            api = f"/api/{kind}/{repository}"
+            resolve = f"/{repository}/resolve/" if kind == "models" else f"/{kind}/{repository}/resolve/"
+            if path in (api, *(f"{api}/revision/{name}" for name in self.revisions)):
+                siblings = [{"rfilename": name} for name in files]
+                about = {"id": repository, "sha": COMMIT, "siblings": siblings, "tags": []}
+                return self.reply(200, json.dumps(about).encode())
+            for revision in self.revisions:
+                tree = f"{api}/tree/{revision}"
+                if path == tree or path.startswith(f"{tree}/"):
+                    recursive = "recursive=true" in address.query.lower()
+                    return self.tree(files, path.removeprefix(tree).strip("/"), recursive)
+                file = path.removeprefix(f"{resolve}{revision}/")
+                if path.startswith(f"{resolve}{revision}/") and file in files:
+                    self.asked.append(file)
+                    return self.file(files[file])
+        return self.not_found()
+
+    def tree(self, files: dict[str, bytes], folder: str, recursive: bool):
+        inside = [name for name in files if not folder or name.startswith(f"{folder}/")]
+        entries = [
+            {"type": "file", "path": name, "size": len(files[name]), "oid": hashlib.sha1(files[name]).hexdigest()}
+            for name in inside
+            if recursive or name.rpartition("/")[0] == folder
+        ]
+        parents = {str(parent) for name in inside for parent in PurePosixPath(name).parents} - {".", folder}
+        folders = [name for name in parents if recursive or name.rpartition("/")[0] == folder]
+        entries += [{"type": "directory", "path": name, "oid": COMMIT, "size": 0} for name in folders]
+        self.reply(200, json.dumps(entries).encode()) if entries else self.not_found()
+
+    def file(self, content: bytes):
+        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
+        if "Range" in self.headers:
+            first, last = self.headers["Range"].removeprefix("bytes=").split("-")
+            part = content[int(first) : int(last or len(content)) + 1]
+            where = f"bytes {first}-{int(first) + len(part) - 1}/{len(content)}"
+            self.reply(206, part, **headers, **{"Content-Range": where})
         else:
-            self.not_found()
+            self.reply(200, content, **headers)
 
     do_HEAD = do_GET
 
@@ -81,11 +96,20 @@ class Server(http.server.BaseHTTPRequestHandler):
 def serve(
     kind: str, repository: str, files: dict[str, bytes], home: Path, revision: str = "main"
 ) -> Iterator[tuple[dict[str, str], list[str]]]:
+    """One repository, as [`serve_all`] does."""
+    with serve_all({(kind, repository): files}, home, revision) as served:
+        yield served
+
+
+@contextmanager
+def serve_all(
+    repositories: dict[tuple[str, str], dict[str, bytes]], home: Path, revision: str = "main"
+) -> Iterator[tuple[dict[str, str], list[str]]]:
     """
-    Serve one repository.
+    Serve repositories.
 
     Args:
-        kind: "models" or "datasets".
+        repositories: the files of each, by its kind ("models" or "datasets") and name.
         home: cache of the process that reads.
         revision: the only one that there is.
 
@@ -93,9 +117,7 @@ def serve(
         the environment of a process that reads from here, and the names of the files that it asked for.
     """
     asked = []
-    server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), partial(Server, kind, repository, revision, files, asked)
-    )
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Server, repositories, revision, asked))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
     environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(home)}

@@ -1,33 +1,37 @@
 # Licensed under the Apache License, Version 2.0.
-"""`python -m modeling_tier.data`: draw synthetic radiographs to a disk, or prepare a data set for training."""
+"""`python -m modeling_tier.data`: draw synthetic radiographs to a disk, download a data set, or prepare one."""
 
 import argparse
 import inspect
 import sys
 import types
 import typing
+from pathlib import Path
 
 import yaml
 
 from . import DATASETS, check_options
 from .columns import SPLITS, VIEWS
 from .mimic_cxr import LABELERS, SPLIT_RULES
+from .openi_download import ADDRESS, download_openi
 from .prepare import prepare
 from .prepare_set import prepare_dataset
 from .record import DatasetRecord
 from .sections import SECTIONS
 from .shards import summary_text
-from .synthetic import write_contact_sheet, write_mimic_tree, write_pairs_folder
+from .synthetic import write_contact_sheet, write_mimic_tree, write_openi_tree, write_pairs_folder
 
 
 # Without files, so that there is nothing to prepare; and with an option of its own for each choice.
 _DRAWN, _WITH_REPORTS = "synthetic", "mimic_cxr"
+_LAYOUTS = {"pairs": write_pairs_folder, "openi": write_openi_tree}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m modeling_tier.data", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     _add_synthetic(commands.add_parser("synthetic", help="radiographs drawn by code, of no clinical meaning"))
+    _add_download(commands.add_parser("download", help="a data set that needs no account"))
     prepared = commands.add_parser("prepare", help="small pictures, texts and regions, in shards that are read fast")
     data_sets = prepared.add_subparsers(dest="dataset", required=True, metavar="dataset")
     for name, record in DATASETS.items():
@@ -36,7 +40,7 @@ def main() -> None:
             (_add_mimic_cxr if name == _WITH_REPORTS else _add_data_set)(command, record)
     arguments = vars(parser.parse_args())
     try:
-        {"synthetic": _synthetic, "prepare": _prepare}[arguments.pop("command")](**arguments)
+        {"synthetic": _synthetic, "download": _download, "prepare": _prepare}[arguments.pop("command")](**arguments)
     except ValueError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -45,12 +49,20 @@ def main() -> None:
 
 def _add_synthetic(command: argparse.ArgumentParser) -> None:
     command.add_argument("output", help="folder of the tree or the pairs, or PNG file of the contact sheet")
-    command.add_argument("--layout", choices=("mimic_cxr", "pairs", "contact_sheet"), required=True)
+    command.add_argument("--layout", choices=("contact_sheet", *_LAYOUTS, "mimic_cxr"), required=True)
     command.add_argument(
         "--num_images", type=int, default=18, help="of the sheet, the pairs, or the tree (80/10/10 by split)"
     )
     command.add_argument("--image_size", type=int, default=128, help="pixels a side")
     command.add_argument("--seed", type=int, default=0)
+
+
+def _add_download(command: argparse.ArgumentParser) -> None:
+    command.formatter_class = argparse.ArgumentDefaultsHelpFormatter
+    command.add_argument("dataset", choices=("openi",), help="Open-I: 1.3 GB, under CC BY-NC-ND 4.0")
+    command.add_argument("output_dir", help="folder to write; it becomes the data_dir of the data set")
+    command.add_argument("--max_images", type=int, help="the first so many; no more is downloaded than they need")
+    command.add_argument("--address", default=ADDRESS, help="of the folder with the archives, for a mirror")
 
 
 def _add_mimic_cxr(command: argparse.ArgumentParser, record: DatasetRecord) -> None:
@@ -106,12 +118,17 @@ def _synthetic(output: str, layout: str, num_images: int, image_size: int, seed:
     if layout == "contact_sheet":
         write_contact_sheet(output, num_images, image_size, seed)
         return
-    if layout == "pairs":
-        write_pairs_folder(output, num_images, image_size, seed)
+    if layout in _LAYOUTS:
+        _LAYOUTS[layout](output, num_images, image_size, seed)
         return
     tenth = max(1, num_images // 10)
     splits = {"train": num_images - 2 * tenth, "validation": tenth, "test": tenth}
     write_mimic_tree(output, splits, image_size, seed)
+
+
+def _download(dataset: str, **options) -> None:
+    counts = download_openi(**options)
+    print(", ".join(f"{number} files in {Path(options['output_dir'], name)}" for name, number in counts.items()))
 
 
 def _prepare(dataset: str, **options) -> None:

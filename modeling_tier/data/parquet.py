@@ -3,10 +3,11 @@
 
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from datasets import Dataset, Features, Image, load_dataset
+from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 
 from .pictures import undecoded_columns
@@ -17,12 +18,19 @@ _FOLDERS = ("", "data", "default")
 
 def parquet_files(folder: Path, split: str) -> list[str]:
     """The Parquet files of a split, in a folder or in its `data`, as the Hub names them."""
-    files = sorted(file for name in _FOLDERS for file in (folder / name).glob("*.parquet"))
-    return [str(file) for file in files if re.match(rf"{split}(?![a-z])", file.name)]
+    return [str(file) for file in sorted(_all_files(folder)) if _is_of_split(file.name, split)]
+
+
+def _all_files(folder: Path) -> Iterator[Path]:
+    return (file for name in _FOLDERS for file in (folder / name).glob("*.parquet"))
+
+
+def _is_of_split(name: str, split: str) -> bool:
+    return bool(re.match(rf"{split}(?![a-z])", name)) and name.endswith(".parquet")
 
 
 def has_parquet(folder: Path) -> bool:
-    return any(next((folder / name).glob("*.parquet"), None) for name in _FOLDERS)
+    return next(_all_files(folder), None) is not None
 
 
 def is_hub_name(name: str) -> bool:
@@ -42,13 +50,14 @@ def load_parquet(source: str, split: str, max_rows: int | None) -> Dataset:
         ValueError: if there are none, or they cannot be read.
     """
     folder = Path(source)
-    arguments: dict = {"path": source, "split": split}
-    if folder.is_dir():
-        files = parquet_files(folder, split)
-        if not files:
-            raise ValueError(f"The folder {source} has no Parquet file whose name begins with {split!r}.")
-        arguments = {"path": "parquet", "data_files": {split: files}, "split": split}
+    files = parquet_files(folder, split) if folder.is_dir() else []
+    if folder.is_dir() and not files:
+        raise ValueError(f"The folder {source} has no Parquet file whose name begins with {split!r}.")
     try:
+        arguments: dict = {"path": "parquet" if folder.is_dir() else source, "split": split}
+        if files := files or _files_on_hub(source, split):
+            # The sizes that a data set card states are of all splits: they cannot be checked on one.
+            arguments |= {"data_files": {split: files}, "verification_mode": "no_checks"}
         if max_rows is None:
             return undecoded_columns(load_dataset(**arguments))
         stream = load_dataset(**arguments, streaming=True)
@@ -60,6 +69,12 @@ def load_parquet(source: str, split: str, max_rows: int | None) -> Dataset:
             f"{source}, split {split!r}, cannot be read as a folder of Parquet files or a data set on the Hub: "
             f"{_reason(error)}"
         ) from error
+
+
+def _files_on_hub(name: str, split: str) -> list[str]:
+    """The files of a split alone: by its name, `datasets` downloads those of all splits."""
+    files = HfApi().list_repo_files(name, repo_type="dataset")
+    return sorted(file for file in files if _is_of_split(file.rpartition("/")[2], split))
 
 
 def _stored(features: Features) -> Features:

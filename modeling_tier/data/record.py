@@ -25,6 +25,7 @@ class DatasetRecord:
         title: as people call it.
         address: web page, if it has one.
         licence: under which its owners publish it.
+        licence_address: of the licence's text, where it is a public one.
         access: who may have it, as the end of a sentence of the model card.
         shareable: whether everybody may see its pictures and sentences. False: its terms forbid it, and nobody can
             allow it here. None: its owner decides, by `--shareable`.
@@ -42,6 +43,7 @@ class DatasetRecord:
     address: str | None
     licence: str | None
     access: str
+    licence_address: str | None = None
     shareable: bool | None = False
     data_use_agreement: bool = False
     id_patterns: Mapping[str, str] = field(default_factory=dict)

@@ -108,13 +108,25 @@ def _agreement(facts: Facts) -> dict:
 
 
 def _terms(datasets: list[str]) -> str | None:
-    links = [DATASETS[name].address for name in datasets if name in DATASETS and not DATASETS[name].shareable]
+    records = [DATASETS[name] for name in datasets if name in DATASETS and not DATASETS[name].shareable]
+    links = (record.licence_address or record.address for record in records)
     return next((link for link in links if link), None)
 
 
 def _access(name: str) -> str:
     title, link, rule = ACCESS.get(name, (name, None, "its access rules are not recorded"))
-    return f"{f'[{title}]({link})' if link else title} (`{name}`): {rule}."
+    return f"{_linked(title, link)} (`{name}`): {rule}.{_licence(name)}"
+
+
+def _licence(name: str) -> str:
+    record = DATASETS.get(name)
+    if record is None or record.licence is None:
+        return ""
+    return f" Licence: {_linked(record.licence, record.licence_address)}."
+
+
+def _linked(words: str, address: str | None) -> str:
+    return f"[{words}]({address})" if address else words
 
 
 def _regulariser(facts: Facts) -> dict:

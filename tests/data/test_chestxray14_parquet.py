@@ -166,11 +166,12 @@ except ValueError as error:
 @pytest.mark.slow
 def test_from_the_hub_by_name(tmp_path):
     write(tmp_path, TEST, "test"), write(tmp_path, TRAIN, "train")
-    files = {path.name: path.read_bytes() for path in (tmp_path / "data").glob("*.parquet")}
-    with serve("datasets", "timm/nih-chest-xray-14", files, tmp_path / "home") as (environment, _):
+    files = {f"data/{path.name}": path.read_bytes() for path in (tmp_path / "data").glob("*.parquet")}
+    with serve("datasets", "timm/nih-chest-xray-14", files, tmp_path / "home") as (environment, asked):
         command = [sys.executable, "-c", READ]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert set(asked) == {"data/test-00000-of-00001.parquet"}, "the other split is not downloaded"
     first, everything, error = [json.loads(line) for line in done.stdout.splitlines()]
     assert [name for name, *_ in everything] == [f"{row['image_id']}.png" for row in TEST]
     assert first == everything[:2] and everything[0][1] == [256, 256]

@@ -661,7 +661,7 @@ def test_openi_says_what_is_wrong(openi):
         load_pairs("openi", "test", data_dir=openi)
     for path in (openi / "images").rglob("*.png"):
         path.unlink()
-    with pytest.raises(ValueError, match=r"none of 126 images was found; looked in .*images_normalized"):
+    with pytest.raises(ValueError, match=r"none of 126 images of .* was found; looked in .*images_normalized"):
         load_pairs("openi", "test", data_dir=openi)
     (openi / "indiana_projections.csv").unlink()
     with pytest.raises(ValueError, match=r"none of \['indiana_projections\.csv'\]"):

@@ -3,6 +3,7 @@
 
 from .contact_sheet import write_contact_sheet
 from .mimic_tree import write_mimic_tree
+from .openi_tree import write_openi_tree
 from .pairs import RECORD, Study, draw_studies, synthetic_pairs
 from .pairs_folder import write_pairs_folder
 from .phantom import FINDINGS
@@ -18,5 +19,6 @@ __all__ = [
     "synthetic_pairs",
     "write_contact_sheet",
     "write_mimic_tree",
+    "write_openi_tree",
     "write_pairs_folder",
 ]
