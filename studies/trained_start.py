@@ -15,11 +15,13 @@ import argparse
 import json
 import multiprocessing
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import scipy.stats
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -28,6 +30,7 @@ from continued import Setting, file_name, pretrain, run_rows  # noqa: E402
 from local_losses import ROWS  # noqa: E402
 
 from modeling_tier.evaluation.tables import aligned  # noqa: E402
+from modeling_tier.files import replace_json  # noqa: E402
 
 
 START = "start"  # the trained CLIP model before any of the rows
@@ -35,18 +38,17 @@ START = "start"  # the trained CLIP model before any of the rows
 
 def main() -> None:
     arguments = parse_arguments()
-    setting = Setting(
-        seed=0,
-        num_pairs=arguments.num_pairs,
-        num_test=arguments.num_test,
-        image_size=arguments.image_size,
-        section=arguments.section,
-        epochs=arguments.epochs,
-        more_epochs=arguments.more_epochs,
-    )
+    if arguments.table:
+        print(table(json.loads(arguments.table.read_text())["rows"]))
+        return
+    names = ("num_pairs", "num_test", "image_size", "section", "epochs", "more_epochs")
+    setting = Setting(seed=0, **{name: getattr(arguments, name) for name in names})
     rows = [START, *arguments.rows]
     run(setting, arguments.seeds, rows, arguments.output_dir, arguments.processes)
-    print(table(read(arguments.output_dir, arguments.seeds, rows)))
+    results = read(arguments.output_dir, arguments.seeds, rows)
+    print(table(results))
+    about = {"setting": {name: getattr(setting, name) for name in names}, "seeds": arguments.seeds}
+    replace_json(arguments.output_dir / "results.json", about | {"rows": results})
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -59,6 +61,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=1, help="each with one thread")
     for name in ("num_pairs", "num_test", "image_size", "epochs", "more_epochs"):
         parser.add_argument(f"--{name}", type=int, default=getattr(Setting, name))
+    parser.add_argument("--table", type=Path, metavar="FILE", help="only print the tables of such a results.json")
     parser.add_argument("--section", default=Setting.section, choices=["impression", "findings", "both"])
     return parser.parse_args()
 
@@ -80,27 +83,45 @@ def read(output_dir: Path, seeds: list[int], rows: list[str]) -> dict[str, list[
 
 
 def table(results: dict[str, list[dict[str, float]]]) -> str:
-    """Means and standard deviations over the seeds; then each row minus CLIP's, and in how many seeds it is above."""
-    measures = list(next(iter(results.values()))[0])
-    values = {row: np.array([[m[name] for name in measures] for m in own]) for row, own in results.items()}
+    """The means over the seeds, and the differences to CLIP's row, where there is one."""
+    parts = [aligned(means(results))]
+    if "CLIP" in results:
+        parts.append(aligned(differences(results)))
+    return "\n\n".join(parts)
+
+
+def means(results: dict[str, list[dict[str, float]]], measures: Sequence[str] = ()) -> list[list[str]]:
+    """A heading, and for each row the mean (standard deviation) over the seeds; all measures unless some are named."""
+    measures = list(measures or next(iter(results.values()))[0])
     lines = [["", *measures]]
+    for row, values in _values(results, measures).items():
+        spread = values.std(axis=0, ddof=min(1, len(values) - 1))
+        lines.append([row, *(f"{mean:.3f} ({sd:.3f})" for mean, sd in zip(values.mean(axis=0), spread))])
+    return lines
+
+
+def differences(results: dict[str, list[dict[str, float]]], measures: Sequence[str] = ()) -> list[list[str]]:
+    """
+    A heading, and for each row but CLIP's the mean difference to it, seed by seed, its 95% interval over the seeds
+    (Student's t), and in how many seeds it is above.
+    """
+    measures = list(measures or next(iter(results.values()))[0])
+    values = _values(results, measures)
+    base, lines = values.pop("CLIP"), [["minus CLIP's row", *measures]]
     for row, own in values.items():
-        spread = own.std(axis=0, ddof=min(1, len(own) - 1))
-        lines.append([row, *(f"{mean:.3f} ({sd:.3f})" for mean, sd in zip(own.mean(axis=0), spread))])
-    text = aligned(lines)
-    if "CLIP" not in values:
-        return text
-    lines = [["minus CLIP's row, seed by seed", *measures]]
-    for row, own in values.items():
-        if row == "CLIP":
-            continue
-        gain = own - values["CLIP"]
-        spread = gain.std(axis=0, ddof=min(1, len(gain) - 1))
-        above = (gain > 0).sum(axis=0)
-        lines.append(
-            [row, *(f"{m:+.3f} ({s:.3f}) {n}/{len(gain)}" for m, s, n in zip(gain.mean(axis=0), spread, above))]
-        )
-    return f"{text}\n\n{aligned(lines)}"
+        gain, number = own - base, len(own)
+        half = [""] * len(measures)
+        if number > 1:
+            widths = scipy.stats.t.ppf(0.975, number - 1) * gain.std(axis=0, ddof=1) / number**0.5
+            half = [f" ± {width:.3f}" for width in widths]
+        cells = zip(gain.mean(axis=0), half, (gain > 0).sum(axis=0))
+        lines.append([row, *(f"{mean:+.3f}{width}, {above}/{number}" for mean, width, above in cells)])
+    return lines
+
+
+def _values(results: dict[str, list[dict[str, float]]], measures: list[str]) -> dict[str, np.ndarray]:
+    """Of each row (S, K) of S seeds and K measures."""
+    return {row: np.array([[seed[name] for name in measures] for seed in own]) for row, own in results.items()}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 # Licensed under the Apache License, Version 2.0.
 """The study's local losses against their formulas, a token at a time, and its measures against the evaluation's."""
 
+import json
 import math
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ import local_losses  # noqa: E402
 from continued import Setting, pretrain, run_rows  # noqa: E402
 from drawings import HeldOutSet, held_out_pairs, measure  # noqa: E402
 from local_losses import ROWS, Pairs  # noqa: E402
-from trained_start import read, table  # noqa: E402
+from trained_start import differences, means, read, table  # noqa: E402
 
 
 def drawn_pairs(seed: int = 0, dtype=torch.float64) -> Pairs:
@@ -212,3 +213,19 @@ def test_a_row_is_not_run_again_and_the_table_has_all(studied):
     assert {file: file.stat().st_mtime_ns for file in folder.glob("*.json")} == before
     text = table(read(folder.parent, [3], ["start", "CLIP", "TIER 0.2, 0"]))
     assert text.count("TIER 0.2, 0") == 2 and "AUROC left/right" in text and "nan" not in text
+
+
+def test_the_tables_of_the_document_are_those_of_the_results():
+    root = Path(__file__).parents[1]
+    results = json.loads((root / "studies" / "results" / "trained_start.json").read_text())["rows"]
+    expected = {}
+    for lines in (means(results), differences(results)):
+        for line in lines[1:]:
+            expected.setdefault(line[0], set()).update(line[1:])
+    seen = 0
+    for line in (root / "docs" / "study.md").read_text().splitlines():
+        name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("|") and name in expected:
+            assert set(cells) <= expected[name], line
+            seen += 1
+    assert seen >= len(ROWS)
