@@ -4,13 +4,14 @@ A page to try a model: findings as yes/no questions, their maps over the radiogr
 
     python app.py --model runs/demo/clip --model runs/demo/tier
 
-Models are folders or names on the Hub; several are shown side by side. A Space starts this file without options, and
-its variable TIER_MODELS names the models, separated by commas. Not a medical device.
+Models are folders or names on the Hub; several are shown side by side. A Space starts this file without options: its
+models are those of the variable TIER_MODELS, separated by commas, or of models.txt. Not a medical device.
 """
 
 import argparse
 import os
 import sys
+from pathlib import Path
 
 
 def main() -> None:
@@ -21,18 +22,30 @@ def main() -> None:
         "--model",
         action="append",
         help="folder or Hub id of a TIER model or a CLIPModel; may be given several times (default: the environment "
-        "variable TIER_MODELS)",
+        "variable TIER_MODELS, or the lines of models.txt beside this file)",
     )
     parser.add_argument("--port", type=int, help="port of the page (default: the first free one from 7860 on)")
+    parser.add_argument(
+        "--write_space",
+        metavar="FOLDER",
+        help="instead of a page: write the folder of a Space that shows these models",
+    )
     arguments = parser.parse_args()
-    names = arguments.model or [name.strip() for name in os.environ.get("TIER_MODELS", "").split(",") if name.strip()]
+    names = arguments.model or named_models()
     # Not at the top of the file: torch and gradio take seconds, which --help does not need.
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    from page import build_page, error_page, launch, load_models
+    from page import build_page, error_page, launch, load_models, write_space
 
+    if arguments.write_space:
+        try:
+            write_space(Path(arguments.write_space), names)
+        except (ValueError, OSError) as error:
+            sys.exit(f"error: {error}")
+        print(f"Push it: hf upload user/space {arguments.write_space} --repo-type space")
+        return
     try:
         page = build_page(load_models(names))
     except (ValueError, OSError) as error:
@@ -42,6 +55,15 @@ def main() -> None:
     _, address, _ = launch(page, server_port=arguments.port)
     print(f"The page is at {address}", flush=True)
     page.block_thread()
+
+
+def named_models() -> list[str]:
+    """Those of the environment, or of the file that a Space's folder has."""
+    file = Path(__file__).with_name("models.txt")
+    lines = os.environ.get("TIER_MODELS", "").split(",")
+    if not any(map(str.strip, lines)) and file.is_file():
+        lines = file.read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip()]
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from PIL import Image
 
 from modeling_tier import TierZeroShotPipeline
 from modeling_tier.data.synthetic import draw_studies, region_phrase
-from modeling_tier.evaluation import load_model
+from modeling_tier.loading import load_model
 from modeling_tier.reading_tier import MAX_ASPECT_RATIO, ReadingOptions, open_radiograph
 
 from .uploads import Upload

@@ -16,6 +16,7 @@ from .answers import (
     MAX_FINDINGS,
     MAX_SENTENCE_LENGTH,
     SENTENCE,
+    Answers,
     Picture,
     describe_model,
     draw_pictures,
@@ -24,14 +25,17 @@ from .answers import (
     read_words,
     split_findings,
 )
+from .api import Endpoints
 from .painting import BY_COSINE, STRETCHED, archive, data_uri
 from .sessions import Session, Sessions
 from .theme import theme
 from .uploads import MAX_UPLOAD_BYTES, Upload, UploadMiddleware, Uploads, file_chooser
+from .zero_gpu import move_to_gpu, on_gpu
 
 
 UNSPLIT = "the whole sentence"
 MAX_QUEUED_EVENTS = 100
+CONCURRENCY = "models"  # of all events that compute: one at a time, whoever asks
 
 _SET_STRENGTH = "value => { document.documentElement.style.setProperty('--tier-strength', value / 100); }"
 
@@ -61,6 +65,20 @@ class Handlers:
 
     def __init__(self, models: dict[str, TierZeroShotPipeline], sessions: Sessions):
         self.models, self.sessions, self.drawings = models, sessions, draw_pictures()
+
+        # Functions of their own, whose arguments have no model in them: see zero_gpu.py.
+        def findings_of(picture: Picture, findings: list[str]) -> Answers:
+            return read_findings(models, picture, findings)
+
+        def words_of(picture: Picture, sentence: str) -> Answers:
+            return read_words(models, picture, sentence)
+
+        self.read_findings, self.read_words = findings_of, words_of
+
+    def use_gpu(self) -> None:
+        """Compute on a GPU from here on, where this is ZeroGPU."""
+        move_to_gpu(self.models)
+        self.read_findings, self.read_words = on_gpu(self.read_findings), on_gpu(self.read_words)
 
     def begin(self, request: gr.Request) -> None:
         """A window was opened: it shows the first drawing."""
@@ -117,12 +135,12 @@ class Handlers:
         return *shown, *self._look_words(session, picture, sentence, colours)
 
     def _look_findings(self, session: Session, picture: Picture, findings: str, colours: str) -> tuple:
-        answers = session.findings = read_findings(self.models, picture, split_findings(findings))
+        answers = session.findings = self.read_findings(picture, split_findings(findings))
         status = rendering.status(answers, len(self.models))
         return status, rendering.scores(answers, list(self.models)), rendering.maps(answers, colours)
 
     def _look_words(self, session: Session, picture: Picture, sentence: str, colours: str) -> tuple:
-        answers = session.words = read_words(self.models, picture, sentence)
+        answers = session.words = self.read_words(picture, sentence)
         choices = [(row.text if i else UNSPLIT, i) for i, row in enumerate(answers.rows)]
         return gr.Radio(choices=choices, value=0), rendering.maps(answers, colours, 0)
 
@@ -145,6 +163,7 @@ def build_page(models: dict[str, TierZeroShotPipeline]) -> gr.Blocks:
     uploads, sessions = Uploads(), Sessions()
     handlers = Handlers(models, sessions)
     first = handlers.show_first()
+    handlers.use_gpu()
     with _blocks() as page:
         gr.HTML(rendering.head())
         alert = gr.HTML(js_on_load="element.setAttribute('role', 'alert')", elem_id="tier-alert")
@@ -155,6 +174,9 @@ def build_page(models: dict[str, TierZeroShotPipeline]) -> gr.Blocks:
                 answers = _answers(first)
         gr.HTML(rendering.about({label: describe_model(pipeline) for label, pipeline in models.items()}))
         _connect(page, handlers, questions, answers, alert)
+        endpoints = Endpoints(handlers.read_findings, uploads)
+        for endpoint in (endpoints.scores, endpoints.overlay):
+            gr.api(endpoint, concurrency_id=CONCURRENCY)
     page.uploads, page.sessions = uploads, sessions
     return page
 
@@ -274,7 +296,7 @@ def _connect(
             show_progress="minimal",
             api_name=handler.__name__,
             api_visibility="private",
-            concurrency_id="models",  # one at a time, whoever asks
+            concurrency_id=CONCURRENCY,
         )
 
     on(q.drawing.input, handlers.choose, [q.drawing, *asked], [q.preview, *finding_outputs, *word_outputs])

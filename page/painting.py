@@ -44,6 +44,13 @@ def map_layer(values: np.ndarray, limit: float) -> Image.Image:
     return Image.fromarray(np.dstack([colour, np.round(255 * alpha).astype(np.uint8)]))
 
 
+def painted_over(image: Image.Image, cell: Cell, limit: float = 1.0) -> Image.Image:
+    """An image under the colours of a map, as [`overlay_map`] paints them."""
+    layer = map_layer(cell.cosines, limit).resize(image.size, Image.Resampling.BILINEAR)
+    opacity = layer.getchannel("A").point(lambda alpha: round(0.7 * alpha))
+    return Image.composite(layer.convert("RGB"), image.convert("RGB"), opacity)
+
+
 def position_in_words(peak: tuple[float, float]) -> str:
     """A ninth of the picture, named by its own sides, which are not the patient's."""
     column, row = (min(int(3 * fraction), 2) for fraction in peak)
