@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 RUN := $(VENV)/bin/python
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadgroup
 
-.PHONY: help demo lint test test-all attacks bench wheel clean
+.PHONY: help demo real lint test test-all attacks bench wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -12,6 +12,19 @@ help:  ## this list
 
 demo: $(VENV)/.installed  ## train CLIP and TIER on drawings, compare them: five minutes
 	$(RUN) demo.py $(ARGS)
+
+# The first IMAGES of each data set. OPENI="--address URL" is for a mirror of Open-I's archives.
+IMAGES ?= 300
+CLIP := openai/clip-vit-base-patch32
+real: $(VENV)/.installed  ## the same in small on real radiographs, which it downloads (docs/first_model.md): a quarter of an hour
+	$(RUN) -m modeling_tier.data download openi runs/real/openi --max_images $(IMAGES) $(OPENI)
+	$(RUN) -m modeling_tier.data prepare openi --data_dir runs/real/openi --output_dir runs/real/openi-320 \
+		--section both --split_by subject
+	$(RUN) train.py --config configs/openi.yaml --data_dir runs/real/openi-320 --output_dir runs/real/tier \
+		--model.pretrained $(CLIP) --training.epochs 3 --training.batch_size 32 --training.mixed_precision no \
+		--data.num_workers 0 $(ARGS)
+	$(RUN) evaluate_zeroshot.py --model $(CLIP) --model runs/real/tier --dataset chestxray14 \
+		--data_dir timm/nih-chest-xray-14 --max_images $(IMAGES) --output_dir runs/real/report
 
 lint: $(VENV)/.installed  ## style (ruff) and types of the public modules (mypy)
 	$(RUN) -m ruff check .

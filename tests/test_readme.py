@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +14,11 @@ import pytest
 import torch
 from conftest import TEXT_CONFIGS, VISION_CONFIGS
 from PIL import Image
-from transformers import BertModel, CLIPConfig, CLIPModel, Dinov2Model
+from transformers import BertModel, Dinov2Model
 
 from modeling_tier.data.columns import CHEXPERT_LABELS
 from modeling_tier.data.synthetic import draw_studies
+from tests.checkout import copy_checkout, model_files
 from tests.data.trees import drawing, encoded, study, write_reports, write_table, write_tree
 from tests.hub import Hub
 
@@ -61,22 +61,7 @@ assert abs(float(out.loss) - float(out.contrastive_loss + 0.2 * entropy.token)) 
 def checkout(tmp_path_factory):
     """A checkout beside small data, whose .venv is the environment of these tests, and a Hub with three models."""
     folder = tmp_path_factory.mktemp("checkout")
-    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, folder / name)
-    commands = folder / ".venv/bin"
-    commands.mkdir(parents=True)
-    for name, words in {
-        "python": "",
-        "accelerate": "-m accelerate.commands.accelerate_cli",
-        "hf": "-m huggingface_hub.cli.hf",
-    }.items():
-        (commands / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
-        (commands / name).chmod(0o755)
-    (commands / "activate").write_text(f'PATH="{commands}:$PATH"\n')
-    (folder / ".venv/.installed").touch()
-
+    commands = copy_checkout(folder)
     write_mimic(folder / "data")
     write_chexpert(folder / "data/CheXpert-v1.0")
     with Hub(folder / "home") as hub:
@@ -117,28 +102,15 @@ def write_chexpert(folder: Path) -> None:
 
 
 def fill(hub: Hub, folder: Path) -> None:
-    from conftest import IMAGE_SIZE
-    from transformers import CLIPImageProcessor
-
-    from modeling_tier.training.building import train_tokenizer
-
     torch.manual_seed(0)
-    tokenizer = train_tokenizer(["There is no finding 0 1 2 3 4 5 6 7 8 9. Cardiomegaly, edema, effusion"], 200)
-    ids = {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
-    text = TEXT_CONFIGS["clip"].to_dict() | ids | {"vocab_size": len(tokenizer), "max_position_embeddings": 77}
-    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=VISION_CONFIGS["clip"].to_dict(), projection_dim=16))
     models = {
-        "openai/clip-vit-base-patch32": clip,
+        "openai/clip-vit-base-patch32": None,  # a small CLIPModel
         "facebook/dinov2-base": Dinov2Model(VISION_CONFIGS["dinov2"]),
         "google-bert/bert-base-uncased": BertModel(TEXT_CONFIGS["bert"]),
     }
-    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     for name, model in models.items():
-        model.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
-        CLIPImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=size).save_pretrained(folder / name)
         hub.make(name, private=False)
-        hub.files(name).update({path.name: path.read_bytes() for path in (folder / name).iterdir()})
+        hub.files(name).update(model_files(folder / name, model))
 
 
 def smaller(block: str) -> str:

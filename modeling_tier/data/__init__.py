@@ -21,12 +21,14 @@ from . import (
     chestxray14,
     chexlocalize,
     chexpert,
+    chexpert_plus,
     mimic_cxr,
     ms_cxr,
     openi,
     padchest,
     padchest_gr,
     pairs,
+    rexgradient,
     rsna_pneumonia,
     siim_acr,
     synthetic,
@@ -42,7 +44,7 @@ __all__ = ["DATASETS", "PATH_OPTIONS", "SPLITS", "DatasetRecord", "check_options
 # A new data set is one file beside this one, with a RECORD, and its name here.
 _MODULES = (
     *(synthetic, mimic_cxr, pairs, chexpert, chexlocalize, padchest, padchest_gr, chestxray14, chestxdet10, ms_cxr),
-    *(openi, rsna_pneumonia, siim_acr, vindr_cxr),
+    *(openi, chexpert_plus, rexgradient, rsna_pneumonia, siim_acr, vindr_cxr),
 )
 
 DATASETS: dict[str, DatasetRecord] = {module.RECORD.name: module.RECORD for module in _MODULES}

@@ -19,12 +19,24 @@ from .prepare_set import prepare_dataset
 from .record import DatasetRecord
 from .sections import SECTIONS
 from .shards import summary_text
-from .synthetic import write_contact_sheet, write_mimic_tree, write_openi_tree, write_pairs_folder
+from .synthetic import (
+    write_chexpert_plus_tree,
+    write_contact_sheet,
+    write_mimic_tree,
+    write_openi_tree,
+    write_pairs_folder,
+    write_rexgradient_tree,
+)
 
 
 # Without files, so that there is nothing to prepare; and with an option of its own for each choice.
 _DRAWN, _WITH_REPORTS = "synthetic", "mimic_cxr"
-_LAYOUTS = {"pairs": write_pairs_folder, "openi": write_openi_tree}
+_LAYOUTS = {
+    "pairs": write_pairs_folder,
+    "openi": write_openi_tree,
+    "chexpert_plus": write_chexpert_plus_tree,
+    "rexgradient": write_rexgradient_tree,
+}
 
 
 def main() -> None:

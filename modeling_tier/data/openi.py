@@ -10,12 +10,11 @@ import pandas as pd
 from datasets import Dataset
 
 from .columns import SPLITS, VIEWS, check_choice, check_split, make_pairs, pair_features
-from .deidentification import clean
 from .openi_xml import images_of_reports, reports_folder
 from .padchest import chosen_names
 from .record import ID_START, DatasetRecord
-from .sections import SECTIONS
-from .tables import find_picture, find_table, is_missing, need_folder, read_table, skip_rows, with_pictures
+from .sections import SECTIONS, section_text
+from .tables import find_picture, find_table, need_folder, read_table, skip_rows, with_pictures
 
 
 SPLIT_RULES = ("none", "subject")
@@ -98,7 +97,7 @@ def openi(
         table = table[table["projection"] == "Frontal"]
     if split_by == "subject":
         table = table[table["uid"].map(_split) == split]
-    table["text"] = [_text(section, *row) for row in zip(table["findings"], table["impression"])]
+    table["text"] = [section_text(section, *row) for row in zip(table["findings"], table["impression"])]
     table = skip_rows(table, table["text"] == "", "openi", f"no {section} in the report", "filename")
     if table.empty:
         raise ValueError(f"openi: no row is left with section {section!r}, views {views!r} and split {split!r}.")
@@ -201,16 +200,6 @@ def _automatic(terms: frozenset[str]) -> frozenset[str]:
 def _split(uid: str) -> str:
     tenth = zlib.crc32(uid.encode()) % 10
     return {8: "validation", 9: "test"}.get(tenth, "train")
-
-
-def _text(section: str, findings: str, impression: str) -> str:
-    findings, impression = ("" if is_missing(text) else clean(text) for text in (findings, impression))
-    return {
-        "findings": findings,
-        "impression": impression,
-        "impression_or_findings": impression or findings,
-        "both": f"{findings} {impression}".strip(),
-    }[section]
 
 
 RECORD = DatasetRecord(

@@ -29,6 +29,7 @@ class DatasetRecord:
         access: who may have it, as the end of a sentence of the model card.
         shareable: whether everybody may see its pictures and sentences. False: its terms forbid it, and nobody can
             allow it here. None: its owner decides, by `--shareable`.
+        patients: name of the data set whose patients' ids are the same as its own; None: only its own are.
         data_use_agreement: whether its texts are de-identified and still under an agreement.
         id_patterns: regular expressions of its ids (patients, studies, images), each with the words for a message;
             nothing that matches one is published.
@@ -45,6 +46,7 @@ class DatasetRecord:
     access: str
     licence_address: str | None = None
     shareable: bool | None = False
+    patients: str | None = None
     data_use_agreement: bool = False
     id_patterns: Mapping[str, str] = field(default_factory=dict)
     distinctive_ids: tuple[str, ...] = ()

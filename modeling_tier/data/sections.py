@@ -17,6 +17,7 @@ import difflib
 import re
 
 from .deidentification import clean
+from .tables import is_missing
 
 
 SECTIONS = ("impression", "findings", "impression_or_findings", "both")
@@ -85,6 +86,17 @@ _CAPITALS_ALONE = re.compile(
 )
 _SMALL = re.compile(rf"[ \t]*({_ANY_NAME})[ \t]*:(?:\s+(.*)|$)", re.IGNORECASE)
 _FINAL = re.compile(r"[ \t]*FINAL (REPORT|ADDENDUM)[ \t]*$", re.IGNORECASE)
+
+
+def section_text(section: str, findings: str, impression: str) -> str:
+    """The text of a pair, as [`report_text`] gives it, of a report whose sections are columns of a table."""
+    findings, impression = ("" if is_missing(text) else clean(text) for text in (findings, impression))
+    return {
+        "findings": findings,
+        "impression": impression,
+        "impression_or_findings": impression or findings,
+        "both": f"{findings} {impression}".strip(),
+    }[section]
 
 
 def report_text(report: str, section: str = "impression") -> str:

@@ -13,6 +13,8 @@ from modeling_tier.data import DATASETS, PATH_OPTIONS
 
 # Ids in the form in which each data set is published.
 IDS = {
+    "chexpert_plus": ("train/patient42142/study5/view1_frontal.jpg",),
+    "rexgradient": ("GRDN000G7U5WRWQ4",),
     "mimic_cxr": ("p10000032", "s50414267", "02aa804e-bde0afdd-112c0b34-7bc16630-4e384014"),
     "ms_cxr": ("files/p10/p10000032/s50414267",),
     "chexpert": ("CheXpert-v1.0/valid/patient64541/study1/view1_frontal.jpg",),

@@ -77,7 +77,7 @@ def write_mimic_tree(root: str | os.PathLike, num_images: dict[str, int], image_
             (folder / f"s{study.study_id}.txt").write_text(_report_file(study))
             splits.append({"dicom_id": study.image_id, "study_id": study.study_id, **ids, "split": split_name})
             metadata.append(_metadata_row(study))
-            labels.append(ids | _chexpert_row(study))
+            labels.append(ids | chexpert_labels(study))
             boxes += _box_rows(study, image_path.relative_to(root), split_name)
     prefix = "mimic-cxr-2.0.0"
     _write_csv(root / f"{prefix}-split.csv.gz", ("dicom_id", "study_id", "subject_id", "split"), splits)
@@ -119,7 +119,8 @@ def _metadata_row(study: Study) -> dict:
     }
 
 
-def _chexpert_row(study: Study) -> dict:
+def chexpert_labels(study: Study) -> dict:
+    """CheXpert's labels of a drawing: 1 positive, 0 denied; others are not mentioned."""
     rename = {"Nodule": "Lung Lesion"}
     row = {rename.get(finding.name, finding.name): 1.0 for finding in study.findings}
     if not set(row) - {"Support Devices"}:

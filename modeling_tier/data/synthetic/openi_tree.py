@@ -29,11 +29,7 @@ def write_openi_tree(root: str | os.PathLike, num_images: int = 60, image_size: 
     Raises:
         ValueError: if the folder holds anything.
     """
-    root = Path(root)
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise ValueError(f"{root} is not an empty folder.")
-    for name in ("ecgen-radiology", "images"):
-        (root / name).mkdir(parents=True)
+    root = new_folder(root, "ecgen-radiology", "images")
     for number, study in enumerate(draw_studies(SPLITS[0], num_images, image_size, seed), 1):
         names = [f"CXR{number}_IM-{number:04d}-{1001 + 1000 * i}" for i in range(2 if number % 5 == 0 else 1)]
         for i, name in enumerate(names):
@@ -41,6 +37,16 @@ def write_openi_tree(root: str | os.PathLike, num_images: int = 60, image_size: 
         tree = ElementTree.ElementTree(_report(number, study, names))
         ElementTree.indent(tree)
         tree.write(root / "ecgen-radiology" / f"{number}.xml", encoding="utf-8", xml_declaration=True)
+
+
+def new_folder(root: str | os.PathLike, *names: str) -> Path:
+    """A folder with others in it; it must not hold anything yet."""
+    root = Path(root)
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise ValueError(f"{root} is not an empty folder.")
+    for name in names:
+        (root / name).mkdir(parents=True)
+    return root
 
 
 def _report(number: int, study: Study, images: list[str]) -> ElementTree.Element:
