@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("first_model"), pytest.m
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/first_model.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-IMAGES = 60  # of each data set
+IMAGES = 40  # of each data set
 SMALL = "--training.epochs 1 --training.batch_size 8 --training.progress false --freeze.text_layers 1"
 ON_A_PROCESSOR = "--data.num_workers 0 --training.mixed_precision no"
 # What makes a command small, or lets it find the stand-ins; each must be in the page.
@@ -117,10 +117,6 @@ def test_the_blocks_of_the_page(checkout):
 
 def test_make_real(checkout):
     folder, _, _ = checkout
-    command = f'make real IMAGES=50 OPENI="--address $OPENI" ARGS="{SMALL}"'
-    run(command, checkout)
-    assert len(list((folder / "runs/real/openi/images").iterdir())) == 50
-    check_report(folder / "runs/real/report", 50)
-    weights = (folder / "runs/real/tier/model.safetensors").read_bytes()
-    run(command, checkout)
-    assert (folder / "runs/real/tier/model.safetensors").read_bytes() == weights, "what is done is not done again"
+    run(f'make real IMAGES=30 OPENI="--address $OPENI" ARGS="{SMALL}"', checkout)
+    assert len(list((folder / "runs/real/openi/images").iterdir())) == 30
+    check_report(folder / "runs/real/report", 30)

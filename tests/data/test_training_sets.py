@@ -147,9 +147,8 @@ def test_rexgradient_says_what_is_wrong(gradient, tmp_path):
         load_pairs("rexgradient", "train", data_dir=tmp_path / "empty")
     train = json.loads((gradient / "metadata/train_metadata_view_position.json").read_text())
     name, about = next(iter(train.items()))
-    rewrite_json(
-        gradient / "metadata/valid_metadata_view_position.json", lambda content: content.update({name: about})
-    )
+    valid = gradient / "metadata/valid_metadata_view_position.json"
+    rewrite_json(valid, lambda content: content.update({name: about}))
     with pytest.raises(ValueError, match="1 subjects are in both train and validation, such as GRDN"):
         load_pairs("rexgradient", "train", data_dir=gradient)
     leaving = {name: about | {"ImagePath": ["../../../etc/passwd"], "ImageViewPosition": ["PA"]}}
