@@ -118,7 +118,9 @@ _UNUSABLE_VISION = {
     _NO_GRID,
 )
 
-_CLIPPED_FRACTION, _NEARLY = 0.5, 0.05  # some three of 256 greys, when normalised
+# As reading_tier knows a clipped picture.
+_CLIPPED_FRACTION, _SOME_WHITE, _HARDLY_GREY = 0.5, 0.1, 0.1
+_NEARLY = 0.05  # some three of 256 greys, when normalised
 
 # Norms that these encoders apply to their pooled state only; the patches take the same way into the joint space.
 _POOLED_NORM = {
@@ -380,19 +382,24 @@ def check_pixels(config: PreTrainedConfig, pixel_values: torch.Tensor) -> None:
 @torch.no_grad()
 def warn_if_clipped(pixel_values: torch.Tensor) -> None:
     """
-    Warn of pictures (N, C, H, W) that are mostly pure white, as one of 16 bits is that was converted to 8 without
-    scaling: by then nothing else shows it. Black pixels, which most radiographs have, are below 0 when normalised.
+    Warn of pictures (N, C, H, W) that are mostly pure white, or black and white, as one of 16 bits is that was
+    converted to 8 without scaling: by then nothing else shows it. Black pixels, which most radiographs have, are below
+    0 when normalised.
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or pixel_values.is_meta:
         return
     sample = pixel_values[:, :, ::4, ::4]
     highest = sample.amax(dim=(2, 3), keepdim=True)
     fraction = (sample > highest - _NEARLY).all(dim=1).float().mean(dim=(1, 2))
-    clipped = (fraction > _CLIPPED_FRACTION) & (highest > 0).flatten(1).all(dim=1)
+    lowest = sample.amin(dim=(2, 3), keepdim=True)
+    margin = (highest - lowest) / 16
+    grey = ((sample > lowest + margin) & (sample < highest - margin)).any(dim=1).float().mean(dim=(1, 2))
+    clipped = (fraction > _CLIPPED_FRACTION) | ((fraction > _SOME_WHITE) & (grey < _HARDLY_GREY))
+    clipped &= (highest > 0).flatten(1).all(dim=1)
     if clipped.any():
         warnings.warn(
-            f"{int(clipped.sum())} of {len(clipped)} pictures are mostly pure white. A picture of 16 bits that was "
-            "converted to 8 bits without scaling looks so: its scores are worth nothing. Read it with "
+            f"{int(clipped.sum())} of {len(clipped)} pictures are mostly pure white, or black and white. A picture of "
+            "16 bits that was converted to 8 without scaling looks so: its scores are worth nothing. Read it with "
             "load_radiograph, TierProcessor or pipeline('tier-zero-shot').",
             stacklevel=3,
         )

@@ -49,7 +49,9 @@ _LOW_BYTES = {
     "LA;16B": ("RGBA", "RGBA"),  # four bytes: grey high, grey low, alpha high, alpha low
 }
 
-_CLIPPED_FRACTION = 0.5
+# A picture is taken for clipped where so much is pure white; or some of it is, and hardly anything is grey.
+_CLIPPED_FRACTION, _SOME_WHITE, _HARDLY_GREY = 0.5, 0.1, 0.1
+_GREYS = range(16, 240)
 
 
 def _is_whole(number: Any) -> bool:
@@ -472,11 +474,12 @@ def _stretched(pixels: np.ndarray, low: float, high: float) -> np.ndarray:
 
 def _warn_if_clipped(picture: Image.Image, name: str | None) -> None:
     sample = picture.resize((64, 64), Image.Resampling.NEAREST)  # the histogram of all would cost a tenth of the time
-    histogram = sample.histogram()
-    fraction = min(histogram[255::256]) / (64 * 64)
-    if fraction > _CLIPPED_FRACTION:
+    histogram = np.reshape(sample.histogram(), (-1, 256)) / 64**2  # one row per channel
+    fraction, grey = histogram[:, 255].min(), histogram[:, _GREYS].sum(axis=1).max()
+    if fraction > _CLIPPED_FRACTION or (fraction > _SOME_WHITE and grey < _HARDLY_GREY):
         warnings.warn(
-            f"{fraction:.0%} of the pixels of {name or 'a picture'} are pure white. A picture of 16 bits that was "
-            "converted to 8 bits without scaling looks so: its scores are worth nothing. Give the file itself.",
+            f"{fraction:.0%} of the pixels of {name or 'a picture'} are pure white, {grey:.0%} are grey. A "
+            "picture of 16 bits that was converted to 8 bits without scaling looks so: its scores are worth nothing. "
+            "Give the file itself.",
             stacklevel=4,
         )

@@ -628,11 +628,20 @@ def test_a_pipeline_made_by_hand_warns_of_16_bits(read, tmp_path, recwarn):
     parts = {"tokenizer": read.processor.tokenizer, "image_processor": read.processor.image_processor}
     classify = ZeroShotImageClassificationPipeline(model=read.model, **parts)
     values = np.linspace(0, 255, 80 * 80).reshape(80, 80)  # smooth, as a radiograph
-    for name, pixels in {"8": values, "12": values * 16, "16": 65535 - values * 16}.items():
-        Image.fromarray(pixels.astype(np.uint8 if name == "8" else np.uint16)).save(tmp_path / f"{name}.png")
-    classify(str(tmp_path / "8.png"), candidate_labels=FINDINGS)
+    framed = np.pad(values, 20)
+    pictures = {
+        "8": values,
+        "8 framed": framed,
+        "12": values * 16,
+        "12 framed": framed * 16,
+        "16": 65535 - values * 16,
+    }
+    for name, pixels in pictures.items():
+        Image.fromarray(pixels.astype(np.uint8 if name[0] == "8" else np.uint16)).save(tmp_path / f"{name}.png")
+    for name in ("8", "8 framed"):
+        classify(str(tmp_path / f"{name}.png"), candidate_labels=FINDINGS)
     assert not [warning for warning in recwarn.list if "white" in str(warning.message)]
-    for name in ("12", "16"):
+    for name in ("12", "12 framed", "16"):
         with pytest.warns(UserWarning, match="1 of 1 pictures are mostly pure white.*16 bits.*load_radiograph"):
             classify(str(tmp_path / f"{name}.png"), candidate_labels=FINDINGS)
     clipped = Image.open(tmp_path / "12.png").convert("RGB")

@@ -2,6 +2,7 @@
 """What leaves with a model and what never does, its card, and a Hub on this machine to push to and pull from."""
 
 import base64
+import getpass
 import hashlib
 import io
 import json
@@ -10,6 +11,7 @@ import random
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -487,6 +489,12 @@ PLANTED = {
     "key of a tracker": "WANDB_API_KEY=" + "3f786850e387550fdab836ed7e6dc881de23001b",
     "basic authentication": "https://alice:hunter22x9@" + "hospital.org/data",
     "e-mail": "alice.smith@hospital.org",
+    "account on a numbered computer": "alice@workstation-7",
+    "account on a node": "a.smith@node03",
+    "prompt": "alice@radiology:~$ ls",
+    "copied from a computer": "alice@radiology:/scratch",
+    "account on this computer": f"alice@{socket.gethostname()}",
+    "this account": f"{getpass.getuser()}@radiology",
     "IP address": "10.20.30.41",
     "IP address, version 6": "2001:db8::8a2e:370:7334",
     "hardware address": "00:1B:44:11:3A:B7",
@@ -520,6 +528,9 @@ def test_secrets_and_addresses_are_seen_in_messages_and_files(kind):
         "resnet-64-128-256 and run-2026-11-26-0601",
         "Token entropy: lambda_token=0.1; secret weights: none",
         "StanfordAIMI/XrayCLIP__vit-b-16__laion2b-s34b-b88k",
+        "Recall@5 and recall@top10, mAP@0.5, hits@10, sensitivity@95, tier@v2, user/model@main-2",
+        "CLIP ViT-L/14@336px, resnet50@imagenet21k, model@mimic-cxr, clip@laion2b, tier@epoch12, lambda_token@0.2",
+        "pip install package@git+https, timm@1.0.9, open_clip@next-3, the @pytest decorator, tier@3f78685",
         "commit 3f786850e387550fdab836ed7e6dc881de23001b",
         "1.2345678901234567e-05 and 0.30000000000000004",
         "2.13.0.dev20261126+git3f786850e387550fdab836ed7e6dc881de23001b",

@@ -404,6 +404,12 @@ def test_a_clipped_picture_gets_a_warning(ramp, recwarn):
         load_radiograph(clipped)
     with pytest.warns(UserWarning, match="100% of the pixels.*pure white"):
         load_radiograph(Image.fromarray(ramp + 256).convert("RGB"))
+    framed = np.pad(ramp, ramp.shape[0] // 2)  # a black border, three quarters of the picture
+    with pytest.warns(UserWarning, match="2[0-9]% of the pixels.*pure white, [0-9]% are grey"):
+        load_radiograph(Image.fromarray(framed).convert("RGB"))
     recwarn.clear()
     load_radiograph(Image.fromarray(scaled(ramp).astype(np.uint8)))
+    load_radiograph(Image.fromarray(scaled(framed).astype(np.uint8)))
+    white_background = np.pad(scaled(ramp).astype(np.uint8), ramp.shape[0] // 6, constant_values=255)
+    load_radiograph(Image.fromarray(white_background))
     assert not recwarn.list

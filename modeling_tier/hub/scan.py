@@ -7,8 +7,11 @@ What is sent is built from known fields (`known_fields.py`), so nothing should b
 sets, and what identifies a person.
 """
 
+import functools
+import getpass
 import io
 import re
+import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -54,6 +57,13 @@ _SECRETS = {
 }
 _ADDRESSES = {
     "an e-mail address": r"[\w.+-]+@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}",
+    # In a prompt or a copied path; or of a numbered computer, unless it is a measure at a number (recall@top5) or a
+    # release (tier@v2). Other names of computers are known for this one alone, by `_this_computer`.
+    "an account on a computer": r"(?<![\w./@+-])[a-z_][a-z0-9_.-]*[a-z0-9]@[A-Za-z][A-Za-z0-9-]*"
+    r"(:[~/]|(?<=@localhost)\b)"
+    r"|(?<![\w./@+-])(?!(recall|precision|hits?|acc(uracy)?|map|ndcg|pass|top|f1)@)[a-z_][a-z0-9_.-]*[a-z0-9]@"
+    r"(?!(v|r|k|n|at|top|rank|run|part|step|epoch|iter|seed|fold|stage|level|layer|iou|res|px|rev|release|version|next"
+    r"|laion|imagenet|cifar|commit)-?\d)(?![0-9a-f]{7,}\b)[a-z]+(-[a-z]+)*-?\d{1,4}(?![0-9A-Za-z@-]|\.\w)",
     # A release of four numbers looks the same: it is known by the word before it.
     "an IP address": r"(?i)(?<!cudnn )(?<!cuda )(?<!nccl )(?<!version )(?<!release )(?<![\w.+-])"
     r"((25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(25[0-5]|2[0-4]\d|1?\d?\d)(?![\w+-]|\.\w)"
@@ -134,6 +144,8 @@ def scan(path: str, content: bytes, kind: Kind = "fields", local_paths: Iterable
         signs.pop("a path of this machine")
     if path.endswith(".safetensors.index.json"):  # sizes in bytes
         signs.pop("a number like a subject or study of MIMIC")
+    if kind in ("text", "fields"):
+        signs["an account on this computer"] = _this_computer()
     folders = [(path, _literal(path)) for path in map(str, local_paths) if len(Path(path).parts) > 1]
     for address in _DATA_SET_ADDRESSES:  # one of them holds a number like an image's
         text = text.replace(address, " ")
@@ -169,6 +181,19 @@ def _with_separate_words(line: str) -> list[str]:
     apart = re.sub(r"(?<=[^\W\d])[-_]|[-_](?=[^\W\d])", " ", line)
     joints = [match.start() for match in re.finditer(r"[-_]", apart)]
     return [line, apart, *(f"{apart[:i]} {apart[i + 1 :]}" for i in joints)]
+
+
+@functools.cache
+def _this_computer() -> re.Pattern:
+    """This user at any computer, and any user at this one; nothing where they have no name."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        user = ""
+    host = socket.gethostname().partition(".")[0]
+    named = [rf"(?<![\w./@-]){re.escape(user)}@(?=[a-z])"] if len(user) > 1 else []
+    named += [rf"\w@{re.escape(host)}(?![0-9A-Za-z-])"] if len(host) > 1 else []
+    return re.compile("|".join(named) or "(?!)", re.IGNORECASE)
 
 
 def _literal(path: str) -> re.Pattern:
