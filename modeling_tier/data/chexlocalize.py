@@ -120,5 +120,6 @@ RECORD = DatasetRecord(
     licence="Stanford University Dataset Research Use Agreement",
     access="registration with Stanford AIMI, under a research use agreement",
     id_patterns=CHEXPERT.id_patterns,
+    patients="chexpert",
     findings=CHEXPERT_LABELS,
 )

@@ -243,6 +243,7 @@ RECORD = DatasetRecord(
     access="credentialed access at PhysioNet, under a data use agreement: neither phrases nor boxes may be passed on",
     data_use_agreement=True,
     id_patterns=ID_PATTERNS,
+    patients="mimic_cxr",
     distinctive_ids=DISTINCTIVE_IDS,
     findings=(
         *("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Lung Opacity", "Pleural Effusion", "Pneumonia"),

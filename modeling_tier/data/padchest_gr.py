@@ -150,4 +150,5 @@ RECORD = DatasetRecord(
     licence="PadChest-GR Dataset Research Use Agreement",
     access="registration with BIMCV, under its terms of use",
     id_patterns=PADCHEST.id_patterns,
+    patients="padchest",
 )

@@ -35,6 +35,7 @@ from ..data.transforms import AUGMENTATIONS
 from ..evaluation import DTYPES, LABEL_POLICIES, has_prompts
 from ..modeling_tier import TierModel
 from ..processing_tier import TierProcessor
+from ..training.mixture import WEIGHT
 from ..training.options import BEST_METRICS, OPTIMIZERS, SCHEDULES, TRACKERS, TrainConfig
 
 
@@ -427,7 +428,9 @@ class _Section(NamedTuple):
         if key == "model.image_options":
             return self.selection.plain(key, value, words_of_module("transformers.processing_utils") | _IMAGE_SIZES)
         if key in ("data.options", "data.train", "data.validation", "evaluation.options"):
-            return self._data_options(key, value) if isinstance(value, dict) else self.selection.drop(key)
+            return self._own_data_options(key, value) if isinstance(value, dict) else self.selection.drop(key)
+        if key == "data.sets":
+            return self._sets(key, value) if isinstance(value, dict) else self.selection.drop(key)
         return self.selection.plain(key, value, _CHOICES)
 
     def _pattern(self, key: str, pattern):
@@ -436,10 +439,27 @@ class _Section(NamedTuple):
         names_something = isinstance(pattern, str) and any(fnmatchcase(name, pattern) for name in parents)
         return pattern if names_something else self.selection.free_text(key, str(pattern))
 
-    def _data_options(self, key: str, options: dict) -> dict:
+    def _sets(self, key: str, sets: dict) -> dict:
+        """Of each data set the options and the weight."""
+        kept = {}
+        for name, options in sets.items():
+            if name not in DATASETS or not isinstance(options, dict):
+                self.selection.drop(f"{key}.{name}")
+                continue
+            weight = options.get(WEIGHT)
+            others = {option: value for option, value in options.items() if option != WEIGHT}
+            kept[name] = self._data_options(f"{key}.{name}", others, name)
+            if isinstance(weight, int | float):
+                kept[name][WEIGHT] = weight
+        return kept
+
+    def _own_data_options(self, key: str, options: dict) -> dict:
         parts = [self.content.get(self.name), self.content.get("data")]
         names = [part.get(name) for part in parts if isinstance(part, dict) for name in ("name", "dataset")]
         dataset = next((name for name in names if isinstance(name, str) and name), "")
+        return self._data_options(key, options, dataset)
+
+    def _data_options(self, key: str, options: dict, dataset: str) -> dict:
         record = DATASETS.get(dataset)
         if record is None:
             return {}

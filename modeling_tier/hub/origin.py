@@ -69,7 +69,8 @@ def find_origin(folder: Path, seen: tuple[Path, ...] = ()) -> Origin:
 def origin_of(config: dict, bases: Iterable[Path], seen: tuple[Path, ...] = ()) -> Origin:
     """[`find_origin`] for the options of a run; relative paths are tried from each of the folders `bases`."""
     bases = list(bases)
-    dataset = option(config, "data", "name")
+    names = _datasets(config)
+    dataset = " and ".join(names) or None
     pretrained, tokenizer = option(config, "model", "pretrained"), option(config, "tokenizer", "pretrained")
     source = local_source(pretrained, bases)
     if not pretrained:
@@ -85,11 +86,21 @@ def origin_of(config: dict, bases: Iterable[Path], seen: tuple[Path, ...] = ()) 
         source = local_source(tokenizer, bases)
         words = Words(hub_name=tokenizer) if source is None else find_origin(source, seen).words
     return Origin(
-        datasets=tuple(dict.fromkeys(name for name in (dataset, *parent.datasets) if name)),
-        known=parent.known and dataset is not None,
+        datasets=tuple(dict.fromkeys((*names, *parent.datasets))),
+        known=parent.known and bool(names),
         words=words,
         base_model=parent.base_model,
     )
+
+
+def _datasets(config: dict) -> list[str]:
+    """What a run was trained on: `data.sets`, where it names any, else `data.name`."""
+    data = config.get("data")
+    sets = data.get("sets") if isinstance(data, dict) else None
+    if sets:
+        return [name for name in sets if isinstance(name, str)] if isinstance(sets, dict) else []
+    name = option(config, "data", "name")
+    return [name] if name else []
 
 
 def option(config: dict, section: str, name: str) -> str | None:
@@ -204,7 +215,8 @@ def vocabulary_problem(
         where = "texts of which nothing is recorded"
     number = "the most frequent words" if vocabulary is None else f"{number_of_words(vocabulary):,} words"
     text = f"The tokenizer's vocabulary holds {number} of {where}, and a rare one may be a name. "
-    if words.dataset in DATASETS and DATASETS[words.dataset].data_use_agreement:
+    names = (words.dataset or "").split(" and ")  # of several sets
+    if any(name in DATASETS and DATASETS[name].data_use_agreement for name in names):
         text += "The reports are de-identified, but under a data use agreement. "
     return text + (
         "Read the words (tokenizer.json), and if they may be passed on, say --accept_vocabulary; or train with a "

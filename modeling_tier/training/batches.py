@@ -31,6 +31,7 @@ from ..data.transforms import (
 )
 from ..framing_tier import Framing
 from ..processing_tier import TierProcessor
+from .mixture import SET, Weighted, set_weights
 from .options import TrainConfig
 from .stopping import outlive_sigterm, started
 
@@ -76,6 +77,7 @@ class Batches:
         self.image_ids: list[str] = []  # of the batch that was given last
         self.output_dir, self.unreadable, self.seen = Path(config.output_dir), {}, 0
         self.streaming = isinstance(pairs, IterableDataset)
+        self.weighted: Weighted | None = None
         small = not self.streaming and len(pairs) <= SMALL_SET
         self.tokens = _tokenised(pairs["text"][:], processor) if small else None
         if self.streaming:
@@ -89,7 +91,8 @@ class Batches:
             raise ValueError("training.steps_per_epoch is for streams; other data sets have a length.")
         # Groups of rows, of which an epoch takes one each: the images of a study, or single images.
         self.choices = _by_study(pairs) if config.data.one_image_per_study else None
-        number = len(pairs) if self.choices is None else len(self.choices)
+        self.weighted = _weighted(pairs, self.choices, config)
+        number = len(self.weighted or (pairs if self.choices is None else self.choices))
         self.steps_per_epoch = number // self.step_size
         if self.steps_per_epoch == 0:
             raise ValueError(
@@ -122,7 +125,10 @@ class Batches:
     def _order(self, epoch: int, first_step: int) -> np.ndarray:
         """Rows of this process's batches, (batches, batch size)."""
         rng = np.random.default_rng([self.seed, epoch])
-        order = rng.permutation(len(self.pairs) if self.choices is None else len(self.choices))
+        if self.weighted:
+            order = self.weighted.drawn(rng)
+        else:
+            order = rng.permutation(len(self.pairs) if self.choices is None else len(self.choices))
         order = order[: self.steps_per_epoch * self.step_size]
         if self.choices is not None:
             chance = rng.random(len(order))
@@ -314,6 +320,13 @@ def fraction_of_subjects(pairs: Dataset | IterableDataset, fraction: float, seed
     chosen = np.random.default_rng([seed, 1]).permutation(len(distinct))[: math.ceil(fraction * len(distinct))]
     chosen = {distinct[i] for i in chosen}
     return pairs.select([i for i, subject in enumerate(subjects) if subject in chosen])
+
+
+def _weighted(pairs: Dataset, choices: list[np.ndarray] | None, config: TrainConfig) -> Weighted | None:
+    if not config.data.sets:
+        return None
+    sets = pairs[SET][:]
+    return Weighted(sets if choices is None else [sets[rows[0]] for rows in choices], set_weights(config.data))
 
 
 def _by_study(pairs: Dataset) -> list[np.ndarray]:

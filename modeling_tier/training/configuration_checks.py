@@ -14,7 +14,8 @@ from ..data import SPLITS, check_options
 from ..data.transforms import AUGMENTATIONS
 from ..encoders_tier import max_text_length
 from ..evaluation import LABEL_POLICIES, has_prompts, load_prompts
-from .options import BEST_METRICS, OPTIMIZERS, SCHEDULES, TRACKERS, TrainConfig, tier_options
+from .mixture import check_sets
+from .options import BEST_METRICS, OPTIMIZERS, SCHEDULES, TRACKERS, DataOptions, TrainConfig, tier_options
 
 
 MAX_IMAGE_SIZE = 4096
@@ -25,11 +26,7 @@ MAX_WORKERS = 1024
 def check_config(config: TrainConfig) -> None:
     """Raise ValueError for values and combinations that cannot work."""
     _check_ranges(config)
-    for split in ("train", "validation"):
-        try:
-            check_options(config.data.name, config.data.options | getattr(config.data, split))
-        except ValueError as error:
-            raise ValueError(f"data.options or data.{split}: {error}") from None
+    _check_data(config.data)
     training, evaluation = config.training, config.evaluation
     if evaluation.dataset is not None:
         try:
@@ -74,6 +71,17 @@ def check_config(config: TrainConfig) -> None:
         raise ValueError("model.pretrained has its own projections: delete model.projection and model.projection_dim.")
 
 
+def _check_data(data: DataOptions) -> None:
+    if data.sets:
+        check_sets(data)
+        return
+    for split in ("train", "validation"):
+        try:
+            check_options(data.name, data.options | getattr(data, split))
+        except ValueError as error:
+            raise ValueError(f"data.options or data.{split}: {error}") from None
+
+
 def config_prompts(config: TrainConfig, labels: Iterable[str] | None = None) -> dict[str, dict[str, list[str]]]:
     """
     The sentences of the evaluation; none for a data set that has none of its own.
@@ -83,7 +91,7 @@ def config_prompts(config: TrainConfig, labels: Iterable[str] | None = None) -> 
         labels: names of the findings that the data set knows, where they are known already.
     """
     evaluation = config.evaluation
-    dataset = evaluation.dataset or config.data.name
+    dataset = evaluation.dataset or ("data.sets" if config.data.sets else config.data.name)
     if not evaluation.prompts and not has_prompts(dataset):
         if evaluation.best_metric == "auroc":
             raise ValueError(

@@ -31,6 +31,9 @@ def option(default, help: str):
 class DataOptions:
     name: str = option("synthetic", "data set, a key of modeling_tier.data.DATASETS")
     options: dict = option(dict, "options of the data set for every split, e.g. data.options.image_size")
+    sets: dict = option(
+        dict, "several data sets instead, each with its options and a weight: {openi: {weight: 2, data_dir: ...}, ...}"
+    )
     train: dict = option(dict, "options of the data set for training alone, e.g. data.train.num_images")
     validation: dict = option(dict, "options of the data set for validation alone")
     augmentation: str = option("none", f"of training pictures: {' | '.join(['none', *AUGMENTATIONS])}")

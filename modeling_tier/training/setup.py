@@ -27,8 +27,9 @@ from .configuration_checks import config_prompts
 from .fingerprint import data_fingerprint, processor_fingerprint
 from .freezing import freeze
 from .log import Log
+from .mixture import SET, check_patients, load_sets
 from .optimization import build_optimizer, build_scheduler
-from .options import TrainConfig
+from .options import DataOptions, TrainConfig
 from .processes import STEP_TIMEOUT, end_with_launcher, main_process_decides, main_process_first
 from .resume import Conditions, check_data
 from .sharding import prepare
@@ -169,6 +170,10 @@ def set_up(
         non_finite=NonFiniteSteps(parts.bare_model, state, config.training.max_skipped_steps),
         stop_request=stop_request,
     )
+    if batches.weighted:
+        accelerator.print(f"Training {'studies' if batches.choices else 'pairs'}: {batches.weighted.description()}.")
+        if not checkpoint:
+            run.log.write(0, sets=batches.weighted.numbers)
     if checkpoint:
         accelerator.print(f"Resumed from {checkpoint.folder} at step {state.step} of {run.total_steps}.")
     if accelerator.is_main_process:  # a run that was stopped may have left more
@@ -183,10 +188,21 @@ def _load_data(config: TrainConfig, accelerator: Accelerator) -> RunData:
             warnings.simplefilter("ignore")  # the first process says it
         if evaluation.dataset:
             zero_shot = _load_zero_shot_set(config)
-        train = load_pairs(data.name, "train", **data.options | data.train)
-        validation = load_pairs(data.name, "validation", **data.options | data.validation)
+        if data.sets:
+            train, validation = load_sets(data, "train"), load_sets(data, "validation")
+        else:
+            train = load_pairs(data.name, "train", **data.options | data.train)
+            validation = load_pairs(data.name, "validation", **data.options | data.validation)
         if accelerator.is_main_process:
             write_rejected(Path(config.output_dir), rejected)
+    _check_loaded(config, train, validation, zero_shot)
+    return RunData(train, validation, validation if zero_shot is None else zero_shot)
+
+
+def _check_loaded(
+    config: TrainConfig, train: Dataset | IterableDataset, validation: Dataset, zero_shot: Dataset | None
+) -> None:
+    data, evaluation = config.data, config.evaluation
     if isinstance(validation, IterableDataset):
         raise ValueError("The validation set cannot be a stream: say so in data.train, not in data.options.")
     if isinstance(zero_shot, IterableDataset):
@@ -194,9 +210,22 @@ def _load_data(config: TrainConfig, accelerator: Accelerator) -> RunData:
     for split, pairs in (("training", train), ("validation", validation)):
         if isinstance(pairs, Dataset) and len(pairs) == 0:
             raise ValueError(f"data.name: {data.name} has no {split} pairs. What prepare skipped is in rejected.csv.")
-    if isinstance(train, Dataset) and train.select_columns("text")[0]["text"] is None:
-        raise ValueError(f"data.name: {data.name} has no texts to train on.")
-    return RunData(train, validation, validation if zero_shot is None else zero_shot)
+    if isinstance(train, Dataset):
+        without = [name for name, text in _first_texts(data, train).items() if text is None]
+        if without:
+            raise ValueError(f"data.{'sets' if data.sets else 'name'}: {without[0]} has no texts to train on.")
+    measured = {"validation": (None, validation)}
+    if zero_shot is not None:
+        measured["evaluation.dataset"] = evaluation.dataset, zero_shot
+    check_patients(train, measured, "" if data.sets else data.name)
+
+
+def _first_texts(data: DataOptions, train: Dataset) -> dict[str, str | None]:
+    """Of each data set."""
+    if not data.sets:
+        return {data.name: train.select_columns("text")[0]["text"]}
+    texts = list(zip(train[SET][:], train["text"][:]))
+    return dict(reversed(texts))
 
 
 def _load_zero_shot_set(config: TrainConfig) -> Dataset:
