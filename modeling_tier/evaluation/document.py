@@ -65,6 +65,14 @@ class Code:
 
 
 @dataclass
+class Folded:
+    """Blocks that are shown on demand."""
+
+    title: str
+    blocks: list
+
+
+@dataclass
 class Section:
     title: str
     blocks: list = field(default_factory=list)
@@ -106,6 +114,9 @@ def _block_markdown(block, folder: Path) -> str:
             return f"![{_plain(alt)}]({link})\n\n*{_plain(caption)}.*"
         case Code(text):
             return f"```bash\n{text}\n```"
+        case Folded(title, blocks):
+            inside = [_block_markdown(block, folder) for block in blocks]
+            return "\n\n".join([f"<details><summary>{_plain(title)}</summary>", *inside, "</details>"])
         case Table(caption, columns, rows, texts):
             rule = ["---", *["---" if texts else "---:"] * (len(columns) - 1)]
             lines = [[_plain(column) for column in columns], rule]
@@ -186,6 +197,9 @@ def _block_html(block) -> str:
             )
         case Code(text):
             return f"<pre><code>{html.escape(text)}</code></pre>"
+        case Folded(title, blocks):
+            inside = "\n".join(map(_block_html, blocks))
+            return f"<details>\n<summary>{html.escape(title)}</summary>\n{inside}\n</details>"
         case Table(caption, columns, rows, texts):
             head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in columns)
             body = "\n".join(

@@ -88,7 +88,7 @@ def plot_similarity_maps(
         for axis, (_, minus), (picture, region), cosines in zip(column[1:], kinds, seen, maps):
             _show(axis, picture, region, cosines, limits[minus])
             what = "difference" if minus else "cosine"
-            axis.set_xlabel(f"{what} {cosines.min():.2f} to {cosines.max():.2f}", fontsize=7)
+            axis.set_xlabel(f"{what} {cosines.min():z.2f} to {cosines.max():z.2f}", fontsize=7)
     _label_maps(figure, axes, [name + (" minus\n“No finding”" if minus else "") for name, minus in kinds], dataset)
     figure.savefig(path, dpi=130)
     plt.close(figure)

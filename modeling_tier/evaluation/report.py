@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .document import Code, Paragraph, Section, as_html, as_markdown
 from .measures import DECISION, MAIN, RANKING, RETRIEVAL, group, shown_in
-from .report_cells import has_intervals, listed, lookup, models_of, side_by_side, table_blocks
+from .report_cells import has_intervals, listed, lookup, models_of, side_by_side, smallest_p, table_blocks
 from .report_findings import calibration, classification, readers
 from .report_maps import example_maps, failure_warnings, localisation, map_name, sparsity
 from .report_method import method
@@ -70,6 +70,8 @@ def _summary(result: dict) -> list:
         caption += "; maps of whole sentences over the pixels"
     if has_intervals(result):
         caption += f"; in brackets {result['settings']['confidence']:.0%} intervals"
+    if has_intervals(result) and len(models) > 1:
+        caption += f"; p by bootstrap, {smallest_p(result):.3f} being the smallest possible"
     by_finding = shown_in(MAIN, RANKING, DECISION)
     titles = {m.name: f"mean {m.title}" if m in by_finding else m.title for m in shown_in(MAIN)}
     return blocks + side_by_side(result, caption, titles, _main_numbers) + failure_warnings(models)

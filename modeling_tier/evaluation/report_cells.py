@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .document import Cell, Figure, Table
 from .measures import Measure
+from .tables import p_text
 
 
 def models_of(result: dict) -> dict[str, dict]:
@@ -63,13 +64,13 @@ def estimate_cell(estimate: dict | float | None, sign: str = "") -> Cell:
     if estimate is None:
         return ""
     if not isinstance(estimate, dict):
-        return "undefined" if math.isnan(estimate) else f"{estimate:{sign}.3f}"
+        return "undefined" if math.isnan(estimate) else f"{estimate:{sign}z.3f}"
     if estimate["value"] is None:
         return ("undefined", *([f"({estimate['undefined']})"] if "undefined" in estimate else []))
-    number = f"{estimate['value']:{sign}.3f}"
+    number = f"{estimate['value']:{sign}z.3f}"
     if estimate.get("low") is None:
         return number
-    return number, f"({estimate['low']:.3f} to {estimate['high']:.3f})"
+    return number, f"({estimate['low']:z.3f} to {estimate['high']:z.3f})"
 
 
 def difference_cell(estimate: dict | float | None, p: bool = True) -> Cell:
@@ -83,7 +84,7 @@ def difference_cell(estimate: dict | float | None, p: bool = True) -> Cell:
 
 def p_cell(estimate: dict | float | None, name: str) -> str:
     p = estimate.get(name) if isinstance(estimate, dict) else None  # a number alone has none
-    return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return "" if p is None else p_text(p)
 
 
 def threshold_cell(value: float | None) -> str:
@@ -96,6 +97,11 @@ def count_cell(value: int | None) -> str:
 
 def has_intervals(result: dict) -> bool:
     return result["settings"]["resamples"] > 0
+
+
+def smallest_p(result: dict) -> float:
+    """The smallest p that the bootstrap can give, two-sided."""
+    return 2 / (result["settings"]["resamples"] + 1)
 
 
 def listed(names: Iterable[str]) -> str:

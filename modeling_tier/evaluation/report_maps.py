@@ -3,7 +3,7 @@
 
 from pathlib import Path
 
-from .document import Definitions, Paragraph
+from .document import Definitions, Folded, Paragraph
 from .failure_modes import has_collapsed, has_fixed_peaks
 from .measures import LOCALISATION, SPARSITY, TOKENS, WHOLE_SET, group, shown_in
 from .report_cells import (
@@ -44,7 +44,8 @@ def localisation(result: dict) -> list:
                     f"{name}: all {part['num_outside']:,} ground-truth regions lie outside what it sees.", "warning"
                 )
             )
-    blocks += _map_kinds(result)
+    if kinds := _map_kinds(result):
+        blocks.append(Folded("Every kind of map", kinds))
     for name, metrics in models.items():
         tokens = metrics.get("localisation_tokens", [])
         columns = {"maps": [count_cell(token["num_maps"]) for token in tokens]}

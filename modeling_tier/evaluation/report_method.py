@@ -2,7 +2,7 @@
 """How the numbers of a report were measured: data, scores, thresholds, intervals, counts."""
 
 from .document import Definitions, Paragraph
-from .report_cells import has_intervals, lookup, table_blocks, with_options
+from .report_cells import has_intervals, lookup, smallest_p, table_blocks, with_options
 
 
 def method(result: dict) -> list:
@@ -58,7 +58,7 @@ def _method_of_intervals(result: dict) -> dict[str, str]:
     if result.get("compared"):
         items["Comparison"] = (
             "Both models are taken on the same resamples; p (bootstrap) is two-sided"
-            + (f" and at least {2 / (settings['resamples'] + 1):.3f}" if has_intervals(result) else "")
+            + (f" and at least {smallest_p(result):.3f}, its smallest possible value" if has_intervals(result) else "")
             + ". p (DeLong) is DeLong's test of two AUROCs on the same cases, with Obuchowski's variance where a "
             "subject has several images; p (Holm) is that after Holm's correction over the findings. No other p is "
             "corrected for the number of comparisons."

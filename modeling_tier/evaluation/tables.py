@@ -75,7 +75,7 @@ def _of_difference(difference: dict) -> list[str]:
         for finding, values in difference["classification"]["image"].items():
             auroc = values["auroc"]
             p_values = (auroc.get(name) for name in ("p_bootstrap", "p_delong", "p_holm"))
-            rows.append([finding, estimate(auroc, sign="+"), *map(number, p_values)])
+            rows.append([finding, estimate(auroc, sign="+"), *("-" if p is None else p_text(p) for p in p_values)])
         blocks.append(aligned(rows))
     if "localisation_maps" in difference:
         measures = shown_in(MAIN, LOCALISATION)
@@ -109,9 +109,13 @@ def estimate(values: dict | None, sign: str = "") -> str:
         return "-"
     if values["value"] is None:
         return "undefined"
-    text = f"{values['value']:{sign}.3f}"
-    return text if values.get("low") is None else f"{text} ({values['low']:.3f} to {values['high']:.3f})"
+    text = f"{values['value']:{sign}z.3f}"
+    return text if values.get("low") is None else f"{text} ({values['low']:z.3f} to {values['high']:z.3f})"
+
+
+def p_text(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    return "-" if value is None else f"{value:z.3f}"

@@ -47,11 +47,11 @@ class Row(NamedTuple):
 
     @property
     def text(self) -> str:
-        return f"{self.value:.3f}{self.note}"
+        return f"{self.value:z.3f}{self.note}"
 
     @property
     def interval(self) -> str:
-        return "" if self.low is None else f"{self.low:.3f} to {self.high:.3f}"
+        return "" if self.low is None else f"{self.low:z.3f} to {self.high:z.3f}"
 
 
 class Group(NamedTuple):

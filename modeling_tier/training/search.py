@@ -227,7 +227,7 @@ def search_table(trials: list[dict]) -> str:
     names = [name for name in SHOWN if any(name in trial["metrics"] for trial in trials)]
     rows = [["trial", *LAMBDAS, *names, "epochs"]]
     for trial in _ranked(trials):
-        values = [f"{trial['metrics'][name]:.3f}" if name in trial["metrics"] else "-" for name in names]
+        values = [f"{trial['metrics'][name]:z.3f}" if name in trial["metrics"] else "-" for name in names]
         epochs = f"{trial['values'][-1][0]}{', ended early' if trial['pruned'] else ''}"
         rows.append([str(trial["number"]), *(f"{trial[name]:.3f}" for name in LAMBDAS), *values, epochs])
     return aligned(rows)

@@ -81,4 +81,4 @@ def summary(epoch: int, metrics: dict, dataset: str | None) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.3f}"
+    return "undefined" if value is None else f"{value:z.3f}"

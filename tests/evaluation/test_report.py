@@ -262,8 +262,8 @@ def estimates(part, signed=False):
         for item in part:
             yield from estimates(item, signed)
     elif isinstance(part, dict) and "value" in part:
-        text = f"{part['value']:{'+' if signed else ''}.3f}"
-        yield text + (f" ({part['low']:.3f} to {part['high']:.3f})" if "low" in part else "")
+        text = f"{part['value']:{'+' if signed else ''}z.3f}"
+        yield text + (f" ({part['low']:z.3f} to {part['high']:z.3f})" if "low" in part else "")
     elif isinstance(part, dict):
         for name, item in part.items():
             yield from estimates(item, signed or name in ("difference", "model_minus_readers"))
@@ -327,7 +327,7 @@ def test_what_others_wrote_is_text_and_not_markup(written):
     assert not page.all("b") and not page.all("i") and "(<i>n+</i> = 0)" in unescaped(markdown)
     assert all('<b>"tier"</b> | x' in image["alt"] for image in page.all("img"))
     outside_code = re.sub(r"```.*?```", "", markdown, flags=re.DOTALL)
-    assert HOSTILE in unescaped(outside_code) and not re.search(r"(?<!\\)<(?!br>)", outside_code)
+    assert HOSTILE in unescaped(outside_code) and not re.search(r"(?<!\\)<(?!br>|/?(details|summary)>)", outside_code)
     assert any(unescaped(row[0]) == HOSTILE for row in table_rows(markdown))
 
 
@@ -395,6 +395,25 @@ def test_a_value_without_an_interval_stands_alone(written):
     ranking = [row for row in table_rows(markdown) if row[0] in ("Edema", "Nodule") and row[-1] == "1,400"]
     assert [row[1] for row in ranking] == ["0.625", "0.812"]
     assert "bootstrap" not in page.text
+
+
+def test_a_zero_has_no_minus(written):
+    result = sample(("clip", "tier"))
+    cnr = {"value": -0.0003, "low": -0.0004, "high": -0.0001}
+    result["metrics"]["localisation_maps"][0]["cnr"] = cnr
+    result["compared"]["tier"]["difference"]["localisation_maps"][0]["cnr"] = cnr | {"p_bootstrap": 0.9}
+    page, markdown = written(result)
+    for text in (page.text, unescaped(markdown)):
+        assert "-0.000" not in text and "+0.000" in " ".join(text.split())
+    assert "0.000 (0.000 to 0.000)" in unescaped(markdown)
+
+
+def test_every_kind_of_map_is_folded(written):
+    page, markdown = written(sample(("clip", "tier")))
+    folded = [above for tag, _, above in page.elements if tag == "table" and "details" in above]
+    assert len(folded) == 3, "of both models and of their difference"
+    summary, inside = markdown.split("<details><summary>")[1].split("</summary>\n\n")
+    assert summary == "Every kind of map" and inside.split("\n\n</details>")[0].count("every kind of map") == 3
 
 
 def test_p_values(written):
