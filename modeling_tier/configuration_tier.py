@@ -9,7 +9,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.models.auto.configuration_auto import AutoConfig
 from transformers.utils import logging
 
-from .encoders_tier import LAST_POOLED_TEXT, check_text_encoder, check_vision_encoder
+from .encoders_tier import LAST_POOLED_TEXT, check_depth, check_text_encoder, check_vision_encoder
 
 
 logger = logging.get_logger(__name__)
@@ -249,6 +249,7 @@ def _sub_config(name: str, config, default: str, from_file: bool = False) -> Pre
         examples = "clip_text_model, bert, roberta" if name == "text_config" else "clip_vision_model, vit, resnet"
         raise ValueError(f"{name} has the model_type {model_type!r}, unknown to transformers. Try one of: {examples}.")
     config_class = CONFIG_MAPPING[model_type]
+    check_depth(name, options)  # some configurations make a list of their layers
     if not from_file:  # a file may be of another version
         _check_encoder_options(name, config_class, options)
     return config_class(**options)

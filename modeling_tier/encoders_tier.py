@@ -3,6 +3,7 @@
 
 import inspect
 import json
+import re
 import warnings
 from functools import cache
 
@@ -118,6 +119,8 @@ _UNUSABLE_VISION = {
     _NO_GRID,
 )
 
+MAX_LAYERS = 5_000  # some fifty times those of the deepest encoders that are published
+
 # As reading_tier knows a clipped picture.
 _CLIPPED_FRACTION, _SOME_WHITE, _HARDLY_GREY = 0.5, 0.1, 0.1
 _NEARLY = 0.05  # some three of 256 greys, when normalised
@@ -166,6 +169,16 @@ def max_text_length(config: PreTrainedConfig) -> int | None:
     return length
 
 
+def check_depth(name: str, options: dict) -> None:
+    """Layers are built one by one: a damaged or hostile number of them would take hours and all memory."""
+    for option, value in options.items():
+        if not re.search("layer|depth|block", str(option)) or "vocab" in str(option):
+            continue
+        values = value if isinstance(value, (list, tuple)) else (value,)
+        if sum(number for number in values if isinstance(number, int)) > MAX_LAYERS:
+            raise ValueError(f"{name}: {option} must be at most {MAX_LAYERS:,}; got {str(value)[:40]}.")
+
+
 def _single_encoder(name: str, config: PreTrainedConfig, unusable: dict[str, str], expected: tuple[str, str]):
     """
     The class of an encoder.
@@ -178,6 +191,7 @@ def _single_encoder(name: str, config: PreTrainedConfig, unusable: dict[str, str
     """
     if config.model_type in unusable:
         raise ValueError(f"{name} {config.model_type!r} cannot be used: {unusable[config.model_type]}.")
+    check_depth(name, config.to_dict())
     if config.sub_configs:
         towers = ", ".join(config.sub_configs)
         raise ValueError(

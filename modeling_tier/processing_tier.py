@@ -12,7 +12,7 @@ from transformers.processing_utils import ProcessingKwargs
 
 from .framing_tier import Framing
 from .reading_tier import MAX_ASPECT_RATIO, MAX_PIXELS, ReadingOptions, load_radiograph
-from .tokenizer_tier import check_tokenizer_files
+from .tokenizer_tier import check_max_length, check_tokenizer_files
 
 
 # By these a tokenizer's files would set lengths that `model_max_length` should.
@@ -174,6 +174,7 @@ def _without_surrogates(text: str) -> str:
 def _remove_lengths(tokenizer: Any) -> None:
     if tokenizer is None:
         return
+    check_max_length(tokenizer)
     for name in _LENGTH_OPTIONS:
         tokenizer.init_kwargs.pop(name, None)
     if tokenizer.is_fast:

@@ -43,3 +43,13 @@ def check_tokenizer_files(name_or_path: str | PathLike, **options: Any) -> None:
                 f"{name_or_path}: {name} adds {number:,} tokens to its vocabulary; at most {MAX_ADDED_TOKENS:,} are "
                 "read."
             )
+
+
+def check_max_length(tokenizer: Any) -> None:
+    """Raise ValueError if a tokenizer's model_max_length is no number of tokens, as damaged files have it."""
+    length = tokenizer.model_max_length
+    if isinstance(length, bool) or not isinstance(length, (int, float)) or not length >= 1:
+        raise ValueError(
+            f"The tokenizer's model_max_length must be a number of tokens, at least 1; got {str(length)[:80]!r}. It "
+            "stands in tokenizer_config.json."
+        )

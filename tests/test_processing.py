@@ -4,6 +4,7 @@
 import copy
 import datetime
 import json
+import math
 
 import numpy as np
 import pytest
@@ -168,3 +169,12 @@ def test_texts_that_work(processor):
     assert alone == pair == [2, 4, 1, 7, 3], "half of a character is an unknown one"
     with pytest.raises(ValueError, match="images is an empty list"):
         processor(images=[])
+
+
+@pytest.mark.parametrize("length", [-3, 0, "text", math.nan, [512]])
+def test_a_damaged_maximal_length_is_named(processor, tmp_path, length):
+    processor.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": length}))
+    with pytest.raises(ValueError, match="model_max_length must be a number of tokens.*tokenizer_config.json"):
+        TierProcessor.from_pretrained(tmp_path)

@@ -16,7 +16,7 @@ from ..encoders_tier import max_text_length
 from ..framing_tier import Framing
 from ..modeling_tier import TierModel
 from ..processing_tier import TierProcessor
-from ..tokenizer_tier import check_tokenizer_files
+from ..tokenizer_tier import check_max_length, check_tokenizer_files
 from .options import ModelOptions, TrainConfig, tier_options
 
 
@@ -50,6 +50,7 @@ def build_processor(config: TrainConfig, pairs: Dataset | IterableDataset) -> Ti
             f"tokenizer.pretrained: the tokenizer of {tokenizer_source} has no padding token, which batches need: "
             "give it one (tokenizer.pad_token = ...), save it, and name that folder."
         )
+    check_max_length(tokenizer)
     tokenizer.model_max_length = min(tokenizer.model_max_length, config.data.max_text_tokens)
     if pretrained:
         longest = max_text_length(AutoConfig.from_pretrained(pretrained).text_config)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from transformers import PreTrainedConfig
 
 from ..configuration_tier import TERMS, TierConfig
-from ..data import SPLITS, check_options
+from ..data import DATASETS, SPLITS, check_options
 from ..data.transforms import AUGMENTATIONS
 from ..encoders_tier import max_text_length
 from ..evaluation import LABEL_POLICIES, has_prompts, load_prompts
@@ -29,10 +29,11 @@ def check_config(config: TrainConfig) -> None:
     _check_data(config.data)
     training, evaluation = config.training, config.evaluation
     if evaluation.dataset is not None:
+        _one_of("evaluation.dataset", evaluation.dataset, DATASETS)
         try:
             check_options(evaluation.dataset, evaluation.options)
         except ValueError as error:
-            raise ValueError(f"evaluation.dataset or evaluation.options: {error}") from None
+            raise ValueError(f"evaluation.options: {error}") from None
     elif evaluation.options:
         raise ValueError("evaluation.options are those of evaluation.dataset, which is not set.")
     config_prompts(config)
@@ -75,6 +76,7 @@ def _check_data(data: DataOptions) -> None:
     if data.sets:
         check_sets(data)
         return
+    _one_of("data.name", data.name, DATASETS)
     for split in ("train", "validation"):
         try:
             check_options(data.name, data.options | getattr(data, split))
