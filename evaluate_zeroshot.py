@@ -19,7 +19,7 @@ import warnings
 
 # Those of modeling_tier, which takes seconds to import: --help does not need it.
 SPLITS = ("train", "validation", "test")
-PROTOCOLS = ("tier", "chexzero", "pipeline")
+PROTOCOLS = ("tier", "chexzero", "pipeline", "carzero")
 LABEL_POLICIES = ("ignore", "zeros", "ones")
 DTYPES = ("float32", "bfloat16", "float16")
 

@@ -12,11 +12,15 @@ class Protocol(NamedTuple):
 
     description: str
     templates: dict[str, list[str]] | None
-    """None: the prompts' own sentences for each finding. Without "negative", the findings compete with each other."""
+    """None: the prompts' own sentences for each finding."""
     score: Callable[[np.ndarray, np.ndarray | None, float], np.ndarray]
     """From the cosines of N images with F positive and F negative embeddings, and the temperature exp(logit_scale)."""
     probability: Callable[[np.ndarray, np.ndarray | None, float], np.ndarray]
     """Likewise, a number in [0, 1]: what the model itself would call the probability of the finding."""
+    competing: bool = False
+    """Whether the score of a finding depends on the other findings."""
+    lower_case: bool = False
+    """Whether the names of findings are written in small letters."""
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:
@@ -58,5 +62,14 @@ PROTOCOLS = {
         {"positive": ["This is a photo of {finding}."]},
         _softmax_over_findings,
         _softmax_over_findings,
+        competing=True,
+    ),
+    "carzero": Protocol(
+        "cos(image, one positive sentence), the finding's name in small letters; no negative sentence (CARZero, "
+        "arXiv 2402.17417; CARZero itself takes the logit of its cross-attention in place of the cosine)",
+        {"positive": ["There is {finding}"]},
+        lambda positive, negative, scale: positive,
+        lambda positive, negative, scale: _sigmoid(scale * positive),
+        lower_case=True,
     ),
 }

@@ -14,6 +14,7 @@ from PIL import Image
 from trees import study, write_tree
 
 from modeling_tier.data.columns import CHEXPERT_LABELS
+from modeling_tier.data.synthetic import write_chexpert_plus_tree, write_openi_tree, write_rexgradient_tree
 from modeling_tier.data.vindr_cxr import LABELS as VINDR_LABELS
 
 
@@ -296,11 +297,36 @@ def padchest_gr(root: Path) -> Tree:
     return Tree("padchest_gr", tables, f"Padchest_GR_files/{content[0]['ImageID']}")
 
 
+def openi_xml(root: Path) -> Tree:
+    write_openi_tree(root / "drawn", ROWS, 48)
+    for path in (root / "drawn").iterdir():
+        path.rename(root / path.name)
+    return Tree("openi", ["ecgen-radiology/1.xml", "ecgen-radiology/2.xml"], "images/CXR1_IM-0001-1001.png")
+
+
+def chexpert_plus(root: Path) -> Tree:
+    write_chexpert_plus_tree(root / "drawn", ROWS, 48)
+    for path in (root / "drawn").iterdir():
+        path.rename(root / path.name)
+    path = next((root / "PNG/train").rglob("*.png")).relative_to(root)
+    tables = ["df_chexpert_plus_240401.csv", "chexbert_labels/report_fixed.json"]
+    return Tree("chexpert_plus", tables, str(path), [("train", {})])
+
+
+def rexgradient(root: Path) -> Tree:
+    write_rexgradient_tree(root / "drawn", ROWS, 48)
+    for path in (root / "drawn").iterdir():
+        path.rename(root / path.name)
+    path = next((root / "deid_png").rglob("*.png")).relative_to(root)
+    return Tree("rexgradient", ["metadata/train_metadata_view_position.json"], str(path), [("train", {})])
+
+
 TREES: dict[str, Callable[[Path], Tree]] = {
     f.__name__: f
     for f in (
         *(chexpert, padchest, chestxray14, openi, mimic_cxr, ms_cxr, ms_cxr_json),
         *(pairs_csv, pairs_jsonl, pairs_parquet),
+        *(openi_xml, chexpert_plus, rexgradient),
         *(rsna_pneumonia, vindr_cxr, siim_acr, chestxdet10, chexlocalize, padchest_gr),
     )
 }

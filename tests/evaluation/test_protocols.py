@@ -81,6 +81,35 @@ def test_pairs_of_sentences_against_loops(model, processor, pairs, protocol):
                 assert probabilities[i, j] == pytest.approx(expected, abs=1e-4)
 
 
+def test_carzero_is_the_cosine_with_one_sentence(model, processor, pairs):
+    sentences = prompts_of("carzero")
+    assert sentences["Pleural Effusion"] == {"positive": ["There is pleural effusion"]}
+    scores, probabilities = evaluated(model, processor, pairs, "carzero")
+    with torch.no_grad():
+        for i, row in enumerate(pairs):
+            image = unit(model.get_image_features(**processor(images=row["image"])).pooler_output[0])
+            for j, lists in enumerate(sentences.values()):
+                text = unit(model.get_text_features(**processor(text=lists["positive"])).pooler_output[0])
+                assert scores[i, j] == pytest.approx((image @ text).item(), abs=1e-5)
+    assert ((np.argsort(scores, axis=0) == np.argsort(probabilities, axis=0)) | (probabilities > 0.999)).all()
+
+
+def test_names_of_carzero_that_are_not_the_labels(tmp_path):
+    """Of ChestX-Det10, as in arXiv 2402.17417."""
+    prompts = load_prompts("chestxdet10", protocol="carzero")
+    positive = {finding: lists["positive"] for finding, lists in prompts.items()}
+    assert positive["Calcification"] == ["There is tissue calcification"] and positive["Nodule"] == [
+        "There is lung nodule"
+    ]
+    assert positive["Pneumothorax"] == ["There is pneumothorax"] and len(positive) == 10
+    assert load_prompts("chestxdet10", protocol="chexzero")["Nodule"]["positive"] == ["Nodule"]
+    (tmp_path / "p.yaml").write_text("findings: {Edema: {positive: [Wet.], negative: [Dry.]}}\n")
+    assert load_prompts(str(tmp_path / "p.yaml"), protocol="carzero") == {"Edema": {"positive": ["There is edema"]}}
+    (tmp_path / "p.yaml").write_text("names: 3\nfindings: {Edema: {positive: [Wet.], negative: [Dry.]}}\n")
+    with pytest.raises(ValueError, match="'names' must hold findings with the names"):
+        load_prompts(str(tmp_path / "p.yaml"), protocol="carzero")
+
+
 def test_extreme_logits_stay_in_bounds():
     cosines = np.array([[1.0, -1.0], [-1.0, 1.0]])
     for protocol in PROTOCOLS.values():
@@ -118,7 +147,7 @@ def test_a_file_may_replace_the_templates_of_a_protocol(tmp_path):
         ("chexzero: {positive: [seen], negative: ['no {finding}']}", "chexzero", r"must contain \{finding\}"),
         ("pipeline: {positive: ['a {finding}', 'the {finding}']}", "pipeline", "one positive sentence"),
         ("chexnet: {positive: ['{finding}']}", "tier", "unknown key 'chexnet'"),
-        ("", "softmax", r"Unknown protocol 'softmax'; known are \['tier', 'chexzero', 'pipeline'\]"),
+        ("", "softmax", r"Unknown protocol 'softmax'; known are \['tier', 'chexzero', 'pipeline', 'carzero'\]"),
         ("findings: [unbalanced", "tier", "is no YAML file"),
     ],
 )

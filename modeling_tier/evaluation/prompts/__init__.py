@@ -14,10 +14,15 @@ Instead of `findings`, or beside it for those that it does not name, sentences f
       positive: ["{finding} is present."]
       negative: ["No {finding}."]
 
-The protocols "chexzero" and "pipeline" take the findings' names, in templates that a file may replace:
+The protocols "chexzero", "pipeline" and "carzero" take the findings' names, in templates that a file may replace:
 
     chexzero: {positive: ["{finding}"], negative: ["no {finding}"]}
     pipeline: {positive: ["This is a photo of {finding}."]}
+    carzero: {positive: ["There is {finding}"]}
+
+"carzero" writes names in small letters; where its papers call a finding otherwise than the data set's label:
+
+    names: {Calcification: tissue calcification}
 """
 
 import reprlib
@@ -61,7 +66,7 @@ def load_prompts(
     Returns:
         for each finding `{"positive": sentences, "negative": sentences}`, the sentences of "no_finding" among the
         negative ones; for other protocols than "tier", the templates of the protocol (or the file's own) filled with
-        the finding's name, for "pipeline" without "negative".
+        the finding's name, for "pipeline" and "carzero" without "negative".
 
     Raises:
         ValueError: if there is no such file or protocol, or the file is not of the form above (the message names file
@@ -101,9 +106,14 @@ def load_prompts(
     _check_templates(path, protocol, templates, tuple(standard))
     if protocol == "pipeline" and len(templates["positive"]) > 1:
         raise ValueError(f"{path}: 'pipeline' takes one positive sentence, as the pipeline does.")
-    if "negative" not in standard and len(prompts) == 1:
+    if PROTOCOLS[protocol].competing and len(prompts) == 1:
         raise ValueError(f"{path}: in the protocol {protocol!r} findings compete with each other: one is too few.")
-    return {finding: _filled(templates, finding) for finding in prompts}
+    if not PROTOCOLS[protocol].lower_case:
+        return {finding: _filled(templates, finding) for finding in prompts}
+    names = content.get("names", {})
+    if not isinstance(names, dict) or not all(isinstance(text, str) for pair in names.items() for text in pair):
+        raise ValueError(f"{path}: 'names' must hold findings with the names that the sentences have for them.")
+    return {finding: _filled(templates, names.get(finding, finding).lower()) for finding in prompts}
 
 
 def load_no_finding(name_or_path: str | None) -> list[str]:
@@ -129,7 +139,7 @@ def _read(name_or_path: str) -> tuple[Path, dict]:
     if not isinstance(content, dict) or not (content.get("findings") or content.get("templates")):
         raise ValueError(f"{path}: needs a key 'findings' with at least one finding under it, or 'templates'.")
     with_templates = [name for name, protocol in PROTOCOLS.items() if protocol.templates]
-    known = ["findings", "no_finding", "templates", *with_templates]
+    known = ["findings", "no_finding", "templates", "names", *with_templates]
     unknown = [key for key in content if key not in known]
     if unknown:
         raise ValueError(f"{path}: unknown key {unknown[0]!r}; known are {known}.")
