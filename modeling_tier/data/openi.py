@@ -3,13 +3,12 @@
 
 import os
 import re
-import zlib
 from pathlib import Path
 
 import pandas as pd
 from datasets import Dataset
 
-from .columns import SPLITS, VIEWS, check_choice, check_split, make_pairs, pair_features
+from .columns import SPLITS, VIEWS, check_choice, check_split, hashed_split, make_pairs, pair_features
 from .openi_xml import images_of_reports, reports_folder
 from .padchest import chosen_names
 from .record import ID_START, DatasetRecord
@@ -96,7 +95,7 @@ def openi(
     if views == "frontal":
         table = table[table["projection"] == "Frontal"]
     if split_by == "subject":
-        table = table[table["uid"].map(_split) == split]
+        table = table[table["uid"].map(hashed_split) == split]
     table["text"] = [section_text(section, *row) for row in zip(table["findings"], table["impression"])]
     table = skip_rows(table, table["text"] == "", "openi", f"no {section} in the report", "filename")
     if table.empty:
@@ -195,11 +194,6 @@ def _labels(table: pd.DataFrame, source: str, min_count: int) -> tuple[list[str]
 def _automatic(terms: frozenset[str]) -> frozenset[str]:
     text = "|".join(sorted(terms)).lower()
     return frozenset(name for name, words in _AUTOMATIC.items() if any(word in text for word in words))
-
-
-def _split(uid: str) -> str:
-    tenth = zlib.crc32(uid.encode()) % 10
-    return {8: "validation", 9: "test"}.get(tenth, "train")
 
 
 RECORD = DatasetRecord(

@@ -278,6 +278,44 @@ def test_padchest_options(padchest):
         load()
 
 
+@pytest.mark.filterwarnings("ignore:padchest")
+def test_padchest_with_reports_in_english(padchest, tmp_path):
+    path = tmp_path / "english.csv"
+    rows = [("b.png", "No XXXX change."), ("a.png", "Cardiomegaly."), ("c.png", ""), ("other.png", "Clear.")]
+    write_csv(path, ("imageid", "Report_EN"), rows)
+    with pytest.warns(UserWarning) as warned:
+        pairs = load_pairs("padchest", "test", data_dir=padchest, reports=path)
+    said = " ".join(str(w.message) for w in warned)
+    assert dict(zip(pairs["image_id"], pairs["text"])) == {"a.png": "Cardiomegaly.", "b.png": "No change."}
+    assert "column 'Report_en' of english.csv." in said and "2 of 4 rows skipped: no text in english.csv" in said
+    write_csv(path, ("ImageID", "Report"), [("a.png", "cardiomegali .")])
+    with pytest.warns(UserWarning, match="Spanish and stemmed"):
+        load_pairs("padchest", "test", data_dir=padchest, reports=path)
+    write_csv(path, ("ImageID", "Text"), [("a.png", "x")])
+    with pytest.raises(ValueError, match=r"english\.csv \(reports\) has none of the columns \['Report_en'"):
+        load_pairs("padchest", "test", data_dir=padchest, reports=path)
+    with pytest.raises(ValueError, match=r"no file .*nowhere\.csv \(reports\)"):
+        load_pairs("padchest", "test", data_dir=padchest, reports=tmp_path / "nowhere.csv")
+
+
+@pytest.mark.filterwarnings("ignore:padchest")
+def test_padchest_in_parts_and_its_rarest_findings(tmp_path):
+    rows = []
+    for i in range(60):
+        names = ["normal"] if i < 20 else [f"finding {k:02d}" for k in range(30) if i - 20 <= k]
+        rows.append((f"{i}.png", "0", f"s{i}", f"p{i // 2}", "PA", "Physician", str(names), "[]"))
+        picture(tmp_path / "0" / f"{i}.png", value=3000, bits=16)
+    write_csv(tmp_path / "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv", PADCHEST, rows)
+    options = {"data_dir": tmp_path, "split_by": "subject", "findings": "rarest"}
+    parts = {split: load_pairs("padchest", split, **options) for split in ("train", "validation", "test")}
+    patients = [set(pairs["subject_id"]) for pairs in parts.values()]
+    assert all(patients) and sum(map(len, patients)) == len(set().union(*patients)) == 30
+    assert list(parts["train"].features["labels"]) == [f"finding {k:02d}" for k in range(20)]
+    assert len({str(pairs.features) for pairs in parts.values()}) == 1
+    with pytest.raises(ValueError, match="no split 'train'"):
+        load_pairs("padchest", "train", data_dir=tmp_path)
+
+
 def test_padchest_pictures_of_16_bits_are_not_white(padchest):
     with pytest.warns(UserWarning):
         rows = undecoded(load_pairs("padchest", "test", data_dir=padchest))
