@@ -1,21 +1,25 @@
 # Licensed under the Apache License, Version 2.0.
 """
-See what TIER does, in minutes and without any data: train the same small model twice on synthetic radiographs, without
-the regulariser (CLIP) and with it (TIER), and compare both with the untrained model.
+See what TIER does, in minutes and without any data: a small CLIP model of synthetic radiographs, trained already, goes
+on for two epochs, without the regulariser (CLIP) and with it (TIER); both are compared with the start.
 
     python demo.py
     python demo.py --output_dir runs/short --training.epochs 1 --data.train.num_images 640
+    python demo.py --config configs/demo.yaml --output_dir runs/from_nothing     # both from random weights
 
 A demo that was stopped goes on by the same command. Models that are already trained are not trained again, unless
 --training.overwrite true is given. Every option of train.py may follow, as --section.option value.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 
-CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
+CONFIGS = Path(__file__).parent / "configs"
+CONFIG = CONFIGS / "demo_continued.yaml"
+START = CONFIGS / "demo_start"  # what CONFIG names, from wherever the demo is run
 NUM_TEST_IMAGES = 1000
 WITHOUT_REGULARISER = ["--model.lambda_token", "0", "--model.lambda_patch", "0"]
 
@@ -29,6 +33,7 @@ def main() -> None:
         default="runs/demo",
         help="folder for the two models, figures and metrics.json (default: %(default)s)",
     )
+    parser.add_argument("--config", type=Path, default=CONFIG, help="what is trained twice (default: %(default)s)")
     arguments, overrides = parser.parse_known_args()
     print("Loading PyTorch and transformers ...", flush=True)  # seconds, in which nothing else is printed
     from transformers.utils import logging
@@ -36,26 +41,29 @@ def main() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        results = run_demo(Path(arguments.output_dir), overrides)
+        results = run_demo(Path(arguments.output_dir), overrides, arguments.config)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("\nStopped. The same command goes on from here.")
     print(f"\nOn {NUM_TEST_IMAGES} held-out drawings (made by code, of no clinical meaning):\n")
     print(demo_table(results))
+    print("\nOf maps with 'no finding' subtracted, or of contributions, CLIP's are as good or better: docs/study.md.")
     print(f"\nThe figures are in {arguments.output_dir}/figures, the models beside them.")
 
 
-def run_demo(output_dir: Path, overrides: list[str]) -> dict[str, dict]:
+def run_demo(output_dir: Path, overrides: list[str], config_file: Path = CONFIG) -> dict[str, dict]:
     """
-    Train CLIP and TIER with the same seed and evaluate them beside the untrained model.
+    Train CLIP and TIER with the same seed and evaluate them beside the model that both start from.
 
     Args:
         output_dir: folder for the models (`clip`, `tier`), `figures` and `metrics.json`.
         overrides: options of train.py, `["--section.option", "value", ...]`.
+        config_file: configuration of train.py, whose regulariser is left out for CLIP.
 
     Returns:
-        the metrics of [`evaluate_zero_shot`] under "untrained", "CLIP" and "TIER", as in `output_dir/metrics.json`.
+        the metrics of [`evaluate_zero_shot`] under "start" ("untrained", if that has random weights), "CLIP" and
+        "TIER", as in `output_dir/metrics.json`.
 
     Raises:
         ValueError: for options that cannot work, or a model in `output_dir` that was trained with other ones.
@@ -64,7 +72,7 @@ def run_demo(output_dir: Path, overrides: list[str]) -> dict[str, dict]:
     from accelerate.utils import set_seed
 
     from modeling_tier.data import load_pairs
-    from modeling_tier.evaluation import evaluate_zero_shot, load_model, load_prompts
+    from modeling_tier.evaluation import evaluate_zero_shot, load_model, load_no_finding, load_prompts
     from modeling_tier.evaluation.figures import plot_patch_similarity, plot_similarity_maps
     from modeling_tier.files import replace_json
     from modeling_tier.training.building import build_model
@@ -72,13 +80,15 @@ def run_demo(output_dir: Path, overrides: list[str]) -> dict[str, dict]:
     models = {}
     for name, options in {"CLIP": WITHOUT_REGULARISER, "TIER": []}.items():
         folder = output_dir / name.lower()
-        config = train_or_reuse(name, folder, [*overrides, *options])
+        config = train_or_reuse(name, folder, [*overrides, *options], config_file)
         models[name], processor = load_model(str(folder))
     set_seed(config.seed)
-    models = {"untrained": build_model(config, processor), **models}
+    start = "start" if config.model.pretrained else "untrained"
+    models = {start: build_model(config, processor), **models}
 
     test = load_pairs(config.data.name, "test", **config.data.options | {"num_images": NUM_TEST_IMAGES})
-    prompts = load_prompts(config.evaluation.prompts or config.data.name)
+    sentences = config.evaluation.prompts or config.data.name
+    prompts, no_finding = load_prompts(sentences), load_no_finding(sentences)
     results, details = {}, {}
     for name, model in models.items():
         results[name], details[name] = evaluate_zero_shot(
@@ -87,18 +97,20 @@ def run_demo(output_dir: Path, overrides: list[str]) -> dict[str, dict]:
     figures = output_dir / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     trained = {name: (models[name], processor) for name in ("CLIP", "TIER")}
-    plot_similarity_maps(trained, test, figures / "similarity_maps.png", list(prompts))
+    plot_similarity_maps(trained, test, figures / "similarity_maps.png", list(prompts), no_finding)
     plot_patch_similarity({name: details[name] for name in trained}, test, figures / "patch_similarity.png")
     replace_json(output_dir / "metrics.json", results)
     return results
 
 
-def train_or_reuse(name: str, folder: Path, overrides: list[str]):
+def train_or_reuse(name: str, folder: Path, overrides: list[str], config_file: Path = CONFIG):
     """Train a model in `folder`, go on with one that was stopped, or keep one that is finished; its configuration."""
     from modeling_tier.training import load_config, train
     from modeling_tier.training.stopping import EXIT_STOPPED
 
-    config = load_config(CONFIG, [*overrides, "--output_dir", str(folder)])
+    if config_file == CONFIG:  # a path in a configuration is one from the current folder
+        overrides = ["--model.pretrained", os.path.relpath(START), *overrides]
+    config = load_config(config_file, [*overrides, "--output_dir", str(folder)])
     if not config.training.overwrite:
         check_same_options(config, folder)
         if (folder / "model.safetensors").is_file() and (folder / "metrics.json").is_file():
@@ -133,6 +145,8 @@ def check_same_options(config, folder: Path) -> None:
     changed = changed_options(before, config.to_dict())
     # How a run is started and shown does not change its model.
     free = ("output_dir", "training.resume_from_checkpoint", "training.overwrite", "training.progress")
+    if Path(before["model"]["pretrained"] or "").name == Path(START).name:  # as seen from another folder
+        free += ("model.pretrained",)
     changed = [option for option in changed if option not in free]
     if changed:
         raise ValueError(

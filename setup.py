@@ -22,7 +22,7 @@ setup(
     package_data={
         "modeling_tier": ["**/*"],
         "tier_cli.scripts.page": ["**/*"],
-        "tier_cli.scripts.configs": ["*.yaml", "accelerate/*.yaml", "slurm.sh"],
+        "tier_cli.scripts.configs": ["*.yaml", "accelerate/*.yaml", "demo_start/*", "slurm.sh"],
     },
     exclude_package_data={"": ["__pycache__/*", "*.pyc"]},
 )

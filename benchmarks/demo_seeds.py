@@ -3,6 +3,7 @@
 The demo over several seeds: mean and standard deviation of each model, and TIER minus CLIP seed by seed.
 
     python benchmarks/demo_seeds.py --seeds 0 1 2 3 4 [--output_dir runs/demo_seeds] [--section.option value ...]
+    python benchmarks/demo_seeds.py --config configs/demo.yaml     # from random weights
 
 A seed whose metrics.json is there is not run again, so several of these can share the seeds, and the last one prints
 the table of all.
@@ -18,7 +19,7 @@ from transformers.utils import logging
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from demo import run_demo  # noqa: E402
+from demo import CONFIG, run_demo  # noqa: E402
 from modeling_tier.evaluation.measures import DEMO, shown_in  # noqa: E402
 from modeling_tier.evaluation.tables import aligned  # noqa: E402
 
@@ -29,6 +30,7 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--output_dir", default="runs/demo_seeds")
+    parser.add_argument("--config", type=Path, default=CONFIG, help="as demo.py's (%(default)s)")
     arguments, overrides = parser.parse_known_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -36,7 +38,7 @@ def main() -> None:
     for seed in arguments.seeds:
         folder = Path(arguments.output_dir) / str(seed)
         if not (folder / "metrics.json").is_file():
-            run_demo(folder, ["--training.progress", "false", *overrides, "--seed", str(seed)])
+            run_demo(folder, ["--training.progress", "false", *overrides, "--seed", str(seed)], arguments.config)
         results.append(json.loads((folder / "metrics.json").read_text()))
     print(f"{len(results)} seeds, mean (standard deviation)\n")
     print(seeds_table(results))

@@ -56,7 +56,8 @@ def test_a_stopped_demo_goes_on_and_a_finished_one_is_kept(tmp_path, monkeypatch
 def test_a_demo_of_other_options_is_not_replaced_in_silence(tmp_path):
     folder = tmp_path / "demo"
     (folder / "clip").mkdir(parents=True)
-    config = demo.CONFIG.read_text().replace("epochs: 4", "epochs: 3")
+    config = demo.CONFIG.read_text().replace("  epochs: 2", "  epochs: 3")
+    assert config != demo.CONFIG.read_text()
     (folder / "clip" / "training_config.yaml").write_text(config)
     with pytest.raises(ValueError, match="another value of .*training.epochs.*--training.overwrite true"):
         demo.run_demo(folder, [])
@@ -68,3 +69,16 @@ def test_a_demo_of_another_version_is_named(tmp_path):
     (folder / "clip" / "training_config.yaml").write_text("optimizer: {an_option_of_old: 1}\n")
     with pytest.raises(ValueError, match="clip/training_config.yaml cannot be read.*an_option_of_old.*overwrite true"):
         demo.run_demo(folder, [])
+
+
+def test_the_start_is_found_from_every_folder_and_is_the_same_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "NUM_TEST_IMAGES", 60)
+    options = [*TINY.split(), "--training.epochs", "1", "--data.train.num_images", "16"]
+    results = demo.run_demo(tmp_path / "demo", options)
+    assert list(results) == ["start", "CLIP", "TIER"]
+    assert results["start"]["auroc"]["mean"] > 0.8  # trained, and not made anew
+    capsys.readouterr()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert demo.run_demo(tmp_path / "demo", options) == results
+    assert capsys.readouterr().out.count("is already trained") == 2

@@ -4,6 +4,7 @@
 import math
 from itertools import cycle
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -32,6 +33,20 @@ matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _MARKERS = "os^Dvp*"
 MAX_COLUMNS = 5
+
+
+class _Kind(NamedTuple):
+    """How a kind of map is named in a figure: behind its model, and before the range of its values."""
+
+    label: str
+    unit: str
+
+
+_KINDS = {
+    "plain": _Kind("", "cosine"),
+    "minus_no_finding": _Kind(" minus\n“No finding”", "difference"),
+    "contribution_minus_no_finding": _Kind(", contributions\nminus “No finding”", "difference"),
+}
 DRAWN = "\n(drawings made by code, of no clinical meaning)"
 
 
@@ -61,13 +76,14 @@ def plot_similarity_maps(
         path: PNG file to write; none, if no row shows any of the findings.
         findings: what to show; a finding that no row shows is skipped.
         no_finding: sentences for the absence of any finding. A second row for each model then shows its map minus the
-            map of their embeddings' normalised mean, as the heat maps of arXiv 2212.06710.
+            map of their embeddings' normalised mean, as the heat maps of arXiv 2212.06710; and a third row the same
+            difference of what the patches contribute to the score, where the model pools them by their mean.
         smoothing: as for [`~localisation.smooth_maps`]; 0: maps are shown as they are.
     """
     chosen = _choose(dataset, findings)
     if not chosen:
         return
-    kinds = [(name, minus) for name in models for minus in ((False, True) if no_finding else (False,))]
+    kinds = [(name, kind) for name in models for kind in _shown_kinds(models[name][0], no_finding)]
     figure, axes = plt.subplots(
         1 + len(kinds),
         len(chosen),
@@ -81,15 +97,14 @@ def plot_similarity_maps(
         column[0].set_title(f"{finding}\n“{phrase}”", fontsize=7.5)
         seen = [_seen(row["image"], boxes, models[name][1]) for name, _ in kinds]
         maps = [
-            _map(*models[name], row["image"], phrase, no_finding if minus else None, region.shape, smoothing)
-            for (name, minus), (_, region) in zip(kinds, seen)
+            _map(*models[name], row["image"], phrase, kind, no_finding, region.shape, smoothing)
+            for (name, kind), (_, region) in zip(kinds, seen)
         ]
-        limits = {minus: max(abs(m).max() for m, kind in zip(maps, kinds) if kind[1] == minus) for _, minus in kinds}
-        for axis, (_, minus), (picture, region), cosines in zip(column[1:], kinds, seen, maps):
-            _show(axis, picture, region, cosines, limits[minus])
-            what = "difference" if minus else "cosine"
-            axis.set_xlabel(f"{what} {cosines.min():z.2f} to {cosines.max():z.2f}", fontsize=7)
-    _label_maps(figure, axes, [name + (" minus\n“No finding”" if minus else "") for name, minus in kinds], dataset)
+        limits = {own: max(abs(m).max() for m, (_, kind) in zip(maps, kinds) if kind == own) for _, own in kinds}
+        for axis, (_, kind), (picture, region), values in zip(column[1:], kinds, seen, maps):
+            _show(axis, picture, region, values, limits[kind])
+            axis.set_xlabel(f"{_KINDS[kind].unit} {values.min():z.2f} to {values.max():z.2f}", fontsize=7)
+    _label_maps(figure, axes, [name + _KINDS[kind].label for name, kind in kinds], dataset)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -317,30 +332,42 @@ def _show(
 
 
 @torch.no_grad()
+def _shown_kinds(model: TierModel, no_finding: list[str] | None) -> list[str]:
+    """Of `localisation.MAPS`, those of [`plot_similarity_maps`] for this model."""
+    if not no_finding:
+        return ["plain"]
+    contributes = model.config.image_pooling == "mean"
+    return ["plain", "minus_no_finding"] + (["contribution_minus_no_finding"] if contributes else [])
+
+
+@torch.no_grad()
 def _map(
     model: TierModel,
     processor: TierProcessor,
     image,
     phrase: str,
+    kind: str,
     no_finding: list[str] | None,
     size: tuple[int, int],
     smoothing: float = 0.0,
 ) -> np.ndarray:
-    """Cosines (H, W) of a phrase, less those of the normalised mean of the embeddings of `no_finding`."""
+    """The map (H, W) of a phrase, of a kind in `localisation.MAPS`; contributions are P times theirs, as there."""
     pixel_values = processor(images=image)["pixel_values"].to(model.device)
+    options = {"kind": "contribution"} if kind.startswith("contribution") else {}
 
     def maps_of(text) -> torch.Tensor:  # (N, H, W)
-        if not smoothing:
-            return model.get_similarity_map(pixel_values, **text, size=size).text_to_patch.float()
-        coarse = model.get_similarity_map(pixel_values, **text).text_to_patch.float()
+        coarse = model.get_similarity_map(pixel_values, **text, **options).text_to_patch.float()
         grid = tuple(coarse.shape[1:])
-        return scale_maps(smooth_maps(coarse.flatten(1), grid, smoothing), grid, size)
+        if options:
+            coarse = coarse * (grid[0] * grid[1])
+        maps = coarse.flatten(1)
+        return scale_maps(smooth_maps(maps, grid, smoothing) if smoothing else maps, grid, size)
 
     fine = maps_of(processor(text=[phrase]).to(model.device))[0]
-    if no_finding:
+    if kind.endswith("minus_no_finding"):
         text = processor(text=no_finding).to(model.device)
         maps = maps_of(text)
-        # A cosine is linear in the unit embedding of the text, so the mean of the maps is that of the mean embedding.
+        # Linear in the unit embedding of the text, so the mean of the maps is that of the mean embedding.
         mean = l2_normalize(model.get_text_features(**text).pooler_output.float()).mean(dim=0)
         fine = fine - maps.mean(dim=0) / mean.norm()
     return fine.cpu().numpy()

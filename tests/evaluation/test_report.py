@@ -636,8 +636,9 @@ def test_maps_of_models_with_their_own_processors_less_the_map_of_no_finding(tmp
     figures.plot_similarity_maps(models, pairs, tmp_path / "maps.png", ["Edema"], sentences)
     axes = drawn[0].axes
     labels = [axis.get_ylabel() for axis in axes]
-    assert labels == ["radiograph", "small", "small minus\n“No finding”", "large", "large minus\n“No finding”"]
-    assert [axis.images[-1].get_array().shape for axis in axes] == [(32, 32)] * 3 + [(64, 64)] * 2
+    rows = ("", " minus\n“No finding”", ", contributions\nminus “No finding”")
+    assert labels == ["radiograph", *(name + row for name in ("small", "large") for row in rows)]
+    assert [axis.images[-1].get_array().shape for axis in axes] == [(32, 32)] * 4 + [(64, 64)] * 3
 
     phrase = axes[0].get_title().split("“")[1].rstrip("”")
     showing = [i for i, row in enumerate(pairs["labels"]) if row["Edema"] == 1.0]
@@ -657,9 +658,15 @@ def test_maps_of_models_with_their_own_processors_less_the_map_of_no_finding(tmp
             assert absent.norm() < 0.98
             absent = unit(absent)
             side = round(out.patch_embeds.shape[1] ** 0.5)
-            coarse = (out.patch_embeds[0] @ (embed(phrase) - absent)).view(1, 1, side, side)
-        fine = torch.nn.functional.interpolate(coarse, (sizes[name],) * 2, mode="bilinear", align_corners=False)[0, 0]
-        np.testing.assert_allclose(axes[2 + 2 * k].images[-1].get_array(), fine.numpy(), atol=1e-5)
+            difference = embed(phrase) - absent
+            patches = model.encode_image(processor(images=pairs[index]["image"])["pixel_values"]).local_embeds[0]
+            contributions = patches @ difference / patches.mean(dim=0).norm()  # their mean is the score
+            score = out.image_embeds[0] @ difference
+            assert abs(contributions.mean() - score) < 1e-5
+        for row, coarse in ((2, out.patch_embeds[0] @ difference), (3, contributions)):
+            coarse = coarse.view(1, 1, side, side)
+            fine = torch.nn.functional.interpolate(coarse, (sizes[name],) * 2, mode="bilinear", align_corners=False)
+            np.testing.assert_allclose(axes[row + 3 * k].images[-1].get_array(), fine.numpy()[0, 0], atol=1e-5)
 
 
 def test_a_difference_that_is_a_number_alone_has_no_p():
