@@ -14,6 +14,8 @@ from .encoders_tier import LAST_POOLED_TEXT, check_depth, check_text_encoder, ch
 
 logger = logging.get_logger(__name__)
 
+MAX_INPUT_SIDE = 4096  # pixels
+
 # The terms of the loss beside the contrastive one, by their names in outputs, logs and metrics: the option that weighs
 # each. TierModel.local_terms computes them.
 TERMS = {"token_entropy": "lambda_token", "patch_entropy": "lambda_patch"}
@@ -180,8 +182,12 @@ class TierConfig(PreTrainedConfig):
             )
         if type(self.projection_dim) is not int or self.projection_dim < 1:
             raise ValueError(f"projection_dim must be a positive integer; got {self.projection_dim!r}.")
-        if self.input_side is not None and (type(self.input_side) is not int or self.input_side < 1):
-            raise ValueError(f"input_side must be a positive integer or None; got {self.input_side!r}.")
+        if self.input_side is not None and (
+            type(self.input_side) is not int or not 1 <= self.input_side <= MAX_INPUT_SIDE
+        ):
+            raise ValueError(
+                f"input_side must be an integer from 1 to {MAX_INPUT_SIDE} or None; got {self.input_side!r}."
+            )
         if self.text_layers is not None:
             _check_layers(self.text_layers, getattr(self.text_config, "num_hidden_layers", None))
         for name in TERMS.values():

@@ -15,6 +15,7 @@ from .reading_tier import MAX_ASPECT_RATIO, MAX_PIXELS, ReadingOptions, load_rad
 from .tokenizer_tier import check_max_length, check_tokenizer_files
 
 
+MAX_SIDE = 4096  # pixels of a picture for the model
 # By these a tokenizer's files would set lengths that `model_max_length` should.
 _LENGTH_OPTIONS = ("max_length", "padding", "truncation", "stride", "pad_to_multiple_of")
 
@@ -103,9 +104,18 @@ class TierProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """As every processor's; raises ValueError for a tokenizer with more added tokens than can be loaded."""
+        """
+        As every processor's.
+
+        Raises:
+            ValueError: for a tokenizer with more added tokens than can be loaded, and an image processor that cannot
+                process a picture, as a damaged file makes it.
+        """
         check_tokenizer_files(pretrained_model_name_or_path, **kwargs)
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        processor = loaded[0] if isinstance(loaded, tuple) else loaded
+        _try_image_processor(processor.image_processor, pretrained_model_name_or_path)
+        return loaded
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
         _remove_lengths(getattr(self, "tokenizer", None))  # each call leaves its own in a fast tokenizer
@@ -125,6 +135,26 @@ class TierProcessor(ProcessorMixin):
             if isinstance(image, str) and isinstance(error.__cause__, FileNotFoundError):
                 raise ValueError(f"{error}. A text is given as text=...") from error
             raise
+
+
+def _try_image_processor(image_processor: Any, name_or_path: Any) -> None:
+    """Raise ValueError if it makes a picture too large for memory, or fails at a small one."""
+    if image_processor is None:
+        return
+    try:
+        for option in ("size", "crop_size"):
+            given = getattr(image_processor, option, None)
+            given = given if isinstance(given, dict) else getattr(given, "__dict__", {})  # by transformers' version
+            sides = [given.get(name) for name in ("height", "width", "shortest_edge", "longest_edge")]
+            if any(side is not None and side > MAX_SIDE for side in sides):
+                raise ValueError(f"{option} must be at most {MAX_SIDE} pixels")
+        image_processor(Image.new("RGB", (64, 48)), return_tensors="pt")
+    except Exception as error:  # of any kind, by whichever value is damaged
+        reason = (str(error).splitlines() or [""])[0][:300]
+        raise ValueError(
+            f"The image processor of {name_or_path} (processor_config.json or preprocessor_config.json) cannot be "
+            f"used: {type(error).__name__}: {reason}"
+        ) from error
 
 
 def _split_batch(images: Any) -> list:

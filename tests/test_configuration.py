@@ -69,6 +69,7 @@ def test_default_is_clip():
         ({"text_config": {"model_type": "bert", "hiden_size": 32}}, "text_config.*did you mean 'hidden_size'"),
         ({"text_config": CLIPTextConfig(eos_token_id=None)}, "eos_token_id"),
         ({"text_config": {"model_type": "modernbert", "num_hidden_layers": 10**12}}, "num_hidden_layers.*at most"),
+        ({"input_side": 10**9}, "input_side must be an integer from 1 to 4096"),
         ({"text_config": BertConfig(num_hidden_layers=10**400)}, "num_hidden_layers.*at most"),
         ({"vision_config": {"model_type": "resnet", "depths": [2, 10**9]}}, r"vision_config: depths.*at most 5,000"),
     ],

@@ -178,3 +178,23 @@ def test_a_damaged_maximal_length_is_named(processor, tmp_path, length):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": length}))
     with pytest.raises(ValueError, match="model_max_length must be a number of tokens.*tokenizer_config.json"):
         TierProcessor.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"crop_size": {"height": 10**9, "width": 10**9}},
+        {"size": {"shortest_edge": 10**400}},
+        {"crop_size": {"height": {"a": 1}, "width": 32}},
+        {"image_mean": [0.5, 0.5, {}]},
+        {"rescale_factor": {}},
+    ],
+)
+def test_a_damaged_image_processor_is_named_when_it_is_loaded(processor, tmp_path, damage):
+    processor.save_pretrained(tmp_path)
+    path = tmp_path / "processor_config.json"
+    content = json.loads(path.read_text())
+    content["image_processor"] |= damage
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"image processor of {tmp_path} .*cannot be used"):
+        TierProcessor.from_pretrained(tmp_path)

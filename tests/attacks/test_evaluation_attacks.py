@@ -8,7 +8,9 @@ is not finite in metrics.json, is a break.
 
 import json
 import math
+import random
 import shutil
+import signal
 import struct
 import sys
 import warnings
@@ -21,6 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import evaluate_zeroshot
+from modeling_tier.loading import load_model
 
 
 pytestmark = pytest.mark.slow
@@ -236,6 +239,71 @@ def test_model_folders(attack, folder, name):
         return
     allowed = {"images zero", "texts zero", "logit_scale -200", "temperature 0", "a weight of integers"}
     assert name in allowed, f"evaluated as if nothing were wrong: {result['metrics']['num_images']} images"
+
+
+NUM_FORMS = 60
+OTHER_FORMS = (
+    None,
+    True,
+    -3,
+    0,
+    10**9,
+    10**400,
+    1e308,
+    math.nan,
+    "text",
+    "",
+    [],
+    ["text"],
+    [[1], {"a": 1}],
+    {},
+    {"a": 1},
+)
+MAX_LOADING_SECONDS = 20
+
+
+def too_long(*_):
+    raise TimeoutError(f"loading took more than {MAX_LOADING_SECONDS} seconds")
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json", "generation_config.json"],
+)
+def test_a_value_of_another_form_in_a_model_folder(folder, file):
+    """One value after the other is replaced: the model is loaded and reads a pair, or a message names the folder."""
+    path = folder / file
+    original = json.loads(path.read_text()) if path.is_file() else {"eos_token_id": 3, "transformers_version": "5.0.0"}
+    signal.signal(signal.SIGALRM, too_long)
+    broke, generator = [], random.Random(0)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40), np.uint8))
+    for _ in range(NUM_FORMS):
+        content = json.loads(json.dumps(original))
+        part, key = random_place(generator, content)
+        value = part[key] = generator.choice(OTHER_FORMS)
+        path.write_text(json.dumps(content))
+        signal.setitimer(signal.ITIMER_REAL, MAX_LOADING_SECONDS)
+        try:
+            model, processor = load_model(str(folder))
+            with torch.inference_mode():
+                model.eval()(**processor(images=picture, text="left effusion"))
+        except (ValueError, OSError) as error:
+            if len(str(error)) > 3000:
+                broke.append(f"{key} is {str(value)[:40]}: a message of {len(str(error))} letters")
+        except Exception as error:
+            broke.append(f"{key} is {str(value)[:40]}: {type(error).__name__}: {str(error)[:300]}")
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    assert not broke, "\n".join(broke)
+
+
+def random_place(generator, content):
+    """A list or dictionary in the content, and one of its keys."""
+    places = [(content, key) for key in (content if isinstance(content, dict) else range(len(content)))]
+    for part, key in list(places):
+        if isinstance(part[key], (dict, list)) and part[key]:
+            places += [random_place(generator, part[key])]
+    return generator.choice(places)
 
 
 def damaged_cache(out, change):
