@@ -39,9 +39,13 @@ def main() -> None:
     # Not at the top of the file: torch and transformers take seconds, which --help does not need.
     from modeling_tier.evaluation.command import configuration
     from modeling_tier.evaluation.run import run_evaluation
+    from modeling_tier.evaluation.suite import run_suite
 
     try:
-        run_evaluation(configuration(arguments, options))
+        if arguments.suite:
+            run_suite(arguments, options)
+        else:
+            run_evaluation(configuration(arguments, options))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
@@ -63,6 +67,12 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="csv file of another classifier's scores, in place of a model or beside models: a column image_id (or "
         "study_id) and a column of numbers per finding; may be given several times",
+    )
+    add(
+        "--suite",
+        metavar="FILE",
+        help="evaluate on all data sets that a YAML file names, such as configs/suite.yaml, in one table beside "
+        "published numbers",
     )
     add("--dataset", default="synthetic", help="data set, a key of modeling_tier.data.DATASETS (default: %(default)s)")
     add("--split", choices=SPLITS, default="test", help="(default: %(default)s)")

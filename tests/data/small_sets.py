@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 from PIL import Image
-from trees import study, write_tree
 
 from modeling_tier.data.columns import CHEXPERT_LABELS
 from modeling_tier.data.synthetic import write_chexpert_plus_tree, write_openi_tree, write_rexgradient_tree
 from modeling_tier.data.vindr_cxr import LABELS as VINDR_LABELS
+from tests.data.trees import study, write_tree
 
 
 ROWS = 20  # so that one bad row is less than a tenth
