@@ -353,7 +353,6 @@ MEASURES += [
 ]
 
 BY_NAME = {measure.name: measure for measure in MEASURES}
-TITLES = {measure.name: measure.title for measure in MEASURES}
 
 
 def group(*names: str) -> list[Measure]:

@@ -1,6 +1,7 @@
 # Licensed under the Apache License, Version 2.0.
 """The folder of a Space: its metadata, what it asks for, and that it starts and answers by itself."""
 
+import ast
 import os
 import pickle
 import re
@@ -8,12 +9,14 @@ import subprocess
 import sys
 import tomllib
 import types
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 import yaml
 from gradio_client import Client, handle_file
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import app
 from page import build_page, launch, layout, write_space, zero_gpu
@@ -24,6 +27,7 @@ pytest_plugins = ["tests.page.fixtures"]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio")
 
 ROOT = Path(app.__file__).parent
+REQUIREMENTS = [line for line in (ROOT / "page/requirements.txt").read_text().splitlines() if not line.startswith("#")]
 
 
 def test_what_it_asks_for_are_ranges_of_the_package():
@@ -32,11 +36,29 @@ def test_what_it_asks_for_are_ranges_of_the_package():
         *project["dependencies"],
         *(line for lines in project["optional-dependencies"].values() for line in lines),
     ]
-    asked = [line for line in (ROOT / "page/requirements.txt").read_text().splitlines() if not line.startswith("#")]
-    assert set(asked) <= set(known)
-    names = {Requirement(line).name for line in asked}
+    assert set(REQUIREMENTS) <= set(known)
+    names = {Requirement(line).name for line in REQUIREMENTS}
     assert {Requirement(line).name for line in project["dependencies"]} <= names
     assert not names & {"pytest", "ruff", "mypy", "gradio"}, "the Space's sdk_version installs gradio"
+
+
+@pytest.mark.slow
+def test_what_the_page_imports_is_asked_for():
+    """In a process of its own: the modules of this repository that the page loads, and what stands at their tops."""
+    code = "import sys, page; print(*(m.__file__ for n, m in sys.modules.items() if n.split('.')[0] in NAMES))"
+    code = code.replace("NAMES", "('page', 'modeling_tier')")
+    files = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    imported = set()
+    for file in files.split():
+        for node in ast.parse(Path(file).read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(node.module.split(".")[0])
+    distributions = packages_distributions()
+    names = {canonicalize_name(name) for module in imported for name in distributions.get(module, [])}
+    asked = {canonicalize_name(Requirement(line).name) for line in REQUIREMENTS}
+    assert "scikit-learn" in names and names - asked <= {"gradio", "starlette", "tokenizers", "modeling-tier"}
 
 
 def test_the_readme_has_what_the_hub_reads(tmp_path):
