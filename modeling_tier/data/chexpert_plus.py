@@ -69,7 +69,11 @@ def chexpert_plus(
     folders = [folder / name for name in _FOLDERS]
     paths = [_picture(folders, image) for image in table["path_to_image"]]
     table = with_pictures(table, paths, "chexpert_plus", path, folders, "path_to_image")
-    found = _labels(folder / "chexbert_labels" / f"{labels}_fixed.json")
+    return _pairs(table, _labels(folder / "chexbert_labels" / f"{labels}_fixed.json"))
+
+
+def _pairs(table: pd.DataFrame, found: dict[str, dict]) -> Dataset:
+    """With the labels that were found of the images, if any were."""
     columns = {
         "image": table["path"].tolist(),
         "text": table["text"].tolist(),

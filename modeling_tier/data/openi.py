@@ -100,6 +100,11 @@ def openi(
     table = skip_rows(table, table["text"] == "", "openi", f"no {section} in the report", "filename")
     if table.empty:
         raise ValueError(f"openi: no row is left with section {section!r}, views {views!r} and split {split!r}.")
+    return _pairs(table, folder, names)
+
+
+def _pairs(table: pd.DataFrame, folder: Path, names: list[str]) -> Dataset:
+    """The rows whose picture exists."""
     folders = [folder / name for name in _FOLDERS]
     paths = [find_picture(folders, name) for name in table["filename"]]
     table = with_pictures(table, paths, "openi", folder, folders, "filename")

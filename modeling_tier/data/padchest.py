@@ -89,6 +89,10 @@ def padchest(
         table = _with_texts(table, Path(reports))
     if table.empty:
         raise ValueError(f"padchest: no image is left with split {split!r} and reports {reports}.")
+    return _pairs(table, names)
+
+
+def _pairs(table: pd.DataFrame, names: list[str]) -> Dataset:
     columns = {
         "image": table["path"].tolist(),
         "text": table["text"].tolist() if "text" in table else [None] * len(table),
