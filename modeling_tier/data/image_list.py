@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from .tables import csv_rows, text_lines
+from .rejected import short
+from .tables import FALLBACK, csv_rows, text_lines
 
 
 _COLUMN = "image_id"
@@ -25,10 +26,10 @@ def read_image_list(path: str | Path) -> list[str]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"There is no file {path} (image_ids).")
-    lines = [line.strip() for line in text_lines(path)]
+    lines = [line.strip() for line in text_lines(path, fallback=FALLBACK)]
     head = next(filter(None, lines), "")
     if _COLUMN in [name.strip().strip('"') for name in head.replace(";", ",").replace("\t", ",").split(",")]:
-        rows = csv_rows(path)
+        rows = csv_rows(path, fallback=FALLBACK)
         _, names = next(rows)
         position = names.index(_COLUMN)
         ids = [fields[position].strip() for _, fields in rows]
@@ -37,7 +38,7 @@ def read_image_list(path: str | Path) -> list[str]:
     ids = [name for name in ids if name]
     twice = [name for name, number in Counter(ids).items() if number > 1]
     if twice:
-        raise ValueError(f"{path}: {len(twice)} ids stand in it more than once, such as {twice[0]}.")
+        raise ValueError(f"{path}: {len(twice)} ids stand in it more than once, such as {short(twice[0])}.")
     if not ids:
         raise ValueError(f"{path} names no image: it must have one id per line, or a column {_COLUMN!r}.")
     return ids
@@ -59,7 +60,8 @@ def select_images(dataset: Dataset, ids: list[str], source: str | Path) -> tuple
     if missing:
         like = f"its ids are like {existing[0]}" if existing else "which is empty"
         raise ValueError(
-            f"{source}: {len(missing)} of {len(ids)} images are not in the data set, such as {missing[0]}; {like}. "
+            f"{source}: {len(missing)} of {len(ids)} images are not in the data set, such as "
+            f"{short(missing[0])}; {like}. "
             "Loaders skip images whose file is missing."
         )
     wanted = set(ids)

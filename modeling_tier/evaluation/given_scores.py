@@ -3,13 +3,15 @@
 
 import hashlib
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
 
-from ..data.tables import csv_rows
+from ..data.rejected import short
+from ..data.tables import FALLBACK, csv_rows, listed
 from .protocols import Protocol
 from .scored import ImageScores, Scored
 
@@ -56,14 +58,18 @@ def read_scores(path: str | Path) -> GivenScores:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"There is no file {path} (--scores).")
-    rows = csv_rows(path)
+    rows = csv_rows(path, fallback=FALLBACK)
     _, columns = next(rows)
     id_column = next((name for name in ID_COLUMNS if name in columns), None)
     findings = [name for name in columns if name not in ID_COLUMNS]
     if id_column is None or not findings:
         raise ValueError(
-            f"{path} must have one of the columns {list(ID_COLUMNS)}, and a column per finding; it has {columns}."
+            f"{path} must have one of the columns {list(ID_COLUMNS)}, and a column per finding; it has "
+            f"{listed(columns)}."
         )
+    twice = [name for name, number in Counter(columns).items() if number > 1]
+    if twice:
+        raise ValueError(f"{path} has the column {short(twice[0])!r} more than once: which of them holds the scores?")
     by_id: dict[str, list[float]] = {}
     for line, fields in rows:
         cells = dict(zip(columns, fields))

@@ -102,6 +102,7 @@ def test_bad_files_of_scores_are_named(run, small, tmp_path):
             r"a\.csv: no column of all files of scores is called as one of .* it has \['Grade'\]",
         ),
         (lines[0], r"a\.csv has no rows"),
+        (text.replace("Cardiomegaly", "Edema"), r"a\.csv has the column 'Edema' more than once"),
     ):
         a.write_text(content)
         if message is None:
