@@ -52,7 +52,7 @@ def run_suite(arguments: argparse.Namespace, given: list[str]) -> str | None:
         folder = str(options.get("data_dir") or "")
         if folder and not Path(folder).exists() and not is_hub_name(folder):
             absent[name] = f"there is no {folder}"
-            print(f"{name}: {absent[name]}: left out.")
+            print(f"{name}: {absent[name]}: skipped.")
             continue
         print(f"=== {name}")
         chosen = {key: value for key, value in options.items() if key not in _OWN}
@@ -127,7 +127,7 @@ def suite_table(results: dict[str, dict], absent: dict[str, str] | None = None) 
         f"Published: {published['source']}, protocol {published['protocol']}, not measured here; in brackets where "
         "the number of findings or images is not ours. Under another protocol there are no published rows."
     )
-    blocks += [f"{name} was left out: {reason}." for name, reason in (absent or {}).items()]
+    blocks += [f"{name} was skipped: {reason}." for name, reason in (absent or {}).items()]
     return "\n\n".join(blocks) + "\n"
 
 

@@ -65,7 +65,7 @@ def test_a_suite(run, tmp_path):
     assert rows[3][1].startswith(f"{other['metrics']['auroc']['mean']:.3f}") and rows[3][1].endswith(f"p = {p:.3g}")
     assert ["CARZero (published)", "[0.796, 10 findings, 542 images]"] in rows, "of another number of findings"
     assert "## Pointing game" in table and "RadZero, arXiv 2504.07416" in table
-    assert "chexpert was left out: there is no /nowhere/CheXpert." in table
+    assert "chexpert was skipped: there is no /nowhere/CheXpert." in table
     assert "published)" not in run({"protocol": "tier", "sets": {"chestxdet10": sets["chestxdet10"]}})
 
 
