@@ -77,3 +77,11 @@ def test_what_a_script_imports_of_this_project_is_there(folder):
                     assert is_there, f"{script.name}: {node.module} has no {alias.name}"
                     checked += 1
     assert checked
+
+
+@pytest.mark.slow
+def test_no_command_begins_with_advice_of_transformers():
+    """Such as to install torchvision, which is not needed."""
+    modules = "modeling_tier.training.building, modeling_tier.conversion, modeling_tier.evaluation.run, page.layout"
+    done = subprocess.run([sys.executable, "-c", f"import {modules}"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "transformers" not in done.stderr, done.stderr

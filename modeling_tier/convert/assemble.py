@@ -13,11 +13,11 @@ from transformers import (
     AutoImageProcessor,
     AutoTokenizer,
     BaseImageProcessor,
-    CLIPImageProcessor,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
 
+from ..clip_images import CLIPImageProcessor
 from ..configuration_tier import TierConfig
 from ..encoders_tier import max_text_length
 from ..modeling_tier import TierModel

@@ -15,7 +15,6 @@ from pathlib import Path
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from transformers import (
-    CLIPImageProcessor,
     CLIPTextConfig,
     CLIPVisionConfig,
     PreTrainedConfig,
@@ -24,6 +23,7 @@ from transformers import (
 )
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from ..clip_images import CLIPImageProcessor
 from ..configuration_tier import TierConfig
 from ..encoders_tier import max_text_length
 from ..training.building import with_options

@@ -9,8 +9,9 @@ import torch
 from datasets import Dataset, IterableDataset
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPImageProcessor, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
+from ..clip_images import CLIPImageProcessor
 from ..configuration_tier import TierConfig
 from ..encoders_tier import max_text_length
 from ..framing_tier import Framing
