@@ -22,7 +22,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from evaluate_zeroshot import add_data_options, add_measuring_options  # noqa: E402
+from evaluate_zeroshot import add_data_options, add_measuring_options, add_sentence_options  # noqa: E402
 from modeling_tier.conversion import SOURCES, convert  # noqa: E402
 from modeling_tier.evaluation.command import configuration  # noqa: E402
 from modeling_tier.evaluation.measures import SCREEN, SUMMARY, shown_in  # noqa: E402
@@ -88,6 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("zoo", type=Path, help="YAML file with the models")
     add_data_options(parser)
+    add_sentence_options(parser)
     add_measuring_options(parser)
     for action in parser._actions:
         if action.dest in ("model", "output_dir"):
