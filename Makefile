@@ -37,7 +37,7 @@ test: $(VENV)/.installed  ## the tests without the slow ones: under 12 minutes o
 test-all: $(VENV)/.installed  ## all tests
 	$(PYTEST) $(ARGS)
 
-attacks: $(VENV)/.installed  ## the sweeps of hostile and damaged input alone: half an hour and more
+attacks: $(VENV)/.installed  ## the sweeps of hostile and damaged input alone: a quarter of an hour
 	$(PYTEST) tests/attacks $(ARGS)
 
 bench: $(VENV)/.installed  ## every benchmark that needs no GPU, each beside its baseline
