@@ -48,7 +48,7 @@ def main() -> None:
         sys.exit("\nStopped. The same command goes on from here.")
     print(f"\nOn {NUM_TEST_IMAGES} held-out drawings (made by code, of no clinical meaning):\n")
     print(demo_table(results))
-    print("\nOf maps with 'no finding' subtracted, or of contributions, CLIP's are as good or better: docs/study.md.")
+    print("\nIn docs/study.md CLIP's maps minus 'no finding', and of contributions, are as good as TIER's or better.")
     print(f"\nThe figures are in {arguments.output_dir}/figures, the models beside them.")
 
 
@@ -59,7 +59,7 @@ def run_demo(output_dir: Path, overrides: list[str], config_file: Path = CONFIG)
     Args:
         output_dir: folder for the models (`clip`, `tier`), `figures` and `metrics.json`.
         overrides: options of train.py, `["--section.option", "value", ...]`.
-        config_file: configuration of train.py, whose regulariser is left out for CLIP.
+        config_file: configuration of train.py, whose regulariser is switched off for CLIP.
 
     Returns:
         the metrics of [`evaluate_zero_shot`] under "start" ("untrained", if that has random weights), "CLIP" and
@@ -108,7 +108,7 @@ def train_or_reuse(name: str, folder: Path, overrides: list[str], config_file: P
     from modeling_tier.training import load_config, train
     from modeling_tier.training.stopping import EXIT_STOPPED
 
-    if config_file == CONFIG:  # a path in a configuration is one from the current folder
+    if config_file.resolve() == CONFIG.resolve():  # a path in a configuration is one from the current folder
         overrides = ["--model.pretrained", os.path.relpath(START), *overrides]
     config = load_config(config_file, [*overrides, "--output_dir", str(folder)])
     if not config.training.overwrite:
@@ -145,7 +145,7 @@ def check_same_options(config, folder: Path) -> None:
     changed = changed_options(before, config.to_dict())
     # How a run is started and shown does not change its model.
     free = ("output_dir", "training.resume_from_checkpoint", "training.overwrite", "training.progress")
-    if Path(before["model"]["pretrained"] or "").name == Path(START).name:  # as seen from another folder
+    if Path(before["model"]["pretrained"] or "").name == START.name:  # as seen from another folder
         free += ("model.pretrained",)
     changed = [option for option in changed if option not in free]
     if changed:

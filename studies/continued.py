@@ -14,10 +14,10 @@ from modeling_tier.files import replace_json
 from modeling_tier.training import load_config
 from modeling_tier.training.building import build_model, build_processor
 from modeling_tier.training.optimization import build_optimizer, build_scheduler
+from modeling_tier.training.setup import MAX_LOGIT_SCALE
 
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
-MAX_LOGIT_SCALE = 4.6052  # log(100), as CLIP
 
 
 @dataclass(frozen=True)
