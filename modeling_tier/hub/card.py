@@ -141,7 +141,7 @@ def _regulariser(facts: Facts) -> dict:
 
 
 _TRAINING = {
-    "data": ("name", "augmentation", "subject_share"),
+    "data": ("name", "template_reports", "augmentation", "subject_share"),
     "training": ("epochs", "batch_size", "gradient_accumulation_steps", "mixed_precision"),
     "optimizer": ("name", "schedule", "lr", "weight_decay"),
     "evaluation": ("best_metric",),

@@ -10,6 +10,7 @@ from datasets import Dataset, Features, IterableDataset, Value, concatenate_data
 from ..data import DATASETS, check_options, load_pairs
 from ..data.columns import check_subjects, pair_features
 from .options import DataOptions
+from .template_reports import with_template_reports
 
 
 SET = "set"
@@ -58,6 +59,8 @@ def load_sets(data: DataOptions, split: str) -> Dataset:
     parts = []
     for name, options in training_sets(data).items():
         pairs = load_pairs(name, split, **options)
+        if data.template_reports:
+            pairs = with_template_reports(pairs, name)
         columns = {key: pairs[key][:] for key in features if key in pairs.column_names and key != "image"}
         for key, prefix in {"subject_id": _patients(name), "study_id": name, "image_id": name}.items():
             columns[key] = [None if value is None else f"{prefix}:{value}" for value in columns[key]]

@@ -36,6 +36,9 @@ class DataOptions:
     )
     train: dict = option(dict, "options of the data set for training alone, e.g. data.train.num_images")
     validation: dict = option(dict, "options of the data set for validation alone")
+    template_reports: bool = option(
+        False, "whether images without a text get sentences made from their labels, in training and validation"
+    )
     augmentation: str = option("none", f"of training pictures: {' | '.join(['none', *AUGMENTATIONS])}")
     subject_share: float = option(1.0, "fraction of the training subjects to train on, drawn by the seed")
     one_image_per_study: bool = option(

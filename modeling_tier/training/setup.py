@@ -35,6 +35,7 @@ from .resume import Conditions, check_data
 from .sharding import prepare
 from .state import RunState, Trainables
 from .stopping import NonFiniteSteps, StopRequest
+from .template_reports import with_template_reports
 
 
 MAX_LOGIT_SCALE = math.log(100)
@@ -191,12 +192,17 @@ def _load_data(config: TrainConfig, accelerator: Accelerator) -> RunData:
         if data.sets:
             train, validation = load_sets(data, "train"), load_sets(data, "validation")
         else:
-            train = load_pairs(data.name, "train", **data.options | data.train)
-            validation = load_pairs(data.name, "validation", **data.options | data.validation)
+            train = _load_split(data, "train", data.train)
+            validation = _load_split(data, "validation", data.validation)
         if accelerator.is_main_process:
             write_rejected(Path(config.output_dir), rejected)
     _check_loaded(config, train, validation, zero_shot)
     return RunData(train, validation, validation if zero_shot is None else zero_shot)
+
+
+def _load_split(data: DataOptions, split: str, options: dict) -> Dataset | IterableDataset:
+    pairs = load_pairs(data.name, split, **data.options | options)
+    return with_template_reports(pairs, data.name) if data.template_reports else pairs
 
 
 def _check_loaded(
@@ -213,7 +219,10 @@ def _check_loaded(
     if isinstance(train, Dataset):
         without = [name for name, text in _first_texts(data, train).items() if text is None]
         if without:
-            raise ValueError(f"data.{'sets' if data.sets else 'name'}: {without[0]} has no texts to train on.")
+            raise ValueError(
+                f"data.{'sets' if data.sets else 'name'}: {without[0]} has no texts to train on. If it has labels, "
+                "data.template_reports: true makes sentences from them."
+            )
     measured = {"validation": (None, validation)}
     if zero_shot is not None:
         measured["evaluation.dataset"] = evaluation.dataset, zero_shot
