@@ -2,7 +2,7 @@
 """What a model can do: zero-shot classification, localisation, sparsity of its maps, retrieval."""
 
 from ..loading import load_model
-from .prompts import has_prompts, load_no_finding, load_prompts
+from .prompts import has_prompts, load_negation, load_no_finding, load_prompts
 from .protocols import PROTOCOLS
 from .scoring import DTYPES
 from .zero_shot import (
@@ -25,6 +25,7 @@ __all__ = [
     "has_prompts",
     "is_ensemble",
     "load_model",
+    "load_negation",
     "load_no_finding",
     "load_prompts",
     "member_folders",

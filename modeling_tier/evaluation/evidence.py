@@ -56,6 +56,8 @@ class Unit(NamedTuple):
     """(N,)"""
     first_row: np.ndarray
     """(N,) index, among the rows that were read, of the image, or of the first image of the study."""
+    negation: dict[str, np.ndarray]
+    """Scores (N, F) by the name of a measure, larger where the finding should be present; empty: not measured."""
 
 
 @dataclass
@@ -110,7 +112,8 @@ def gather_evidence(
     Returns:
         [`Evidence`], whose `metrics` are those given with, as far as there is something to measure:
             `classification`: by unit ("image"; "study_mean" and "study_max" where a study has several images), finding
-            and `mean`: `auroc`, `average_precision`, `ece` and, with a validation set, `mcc`, `sensitivity`,
+            and `mean`: `auroc`, `average_precision`, `ece`, where negation was measured `auroc_negated` and
+            `auroc_pair`, and, with a validation set, `mcc`, `sensitivity`,
             `specificity` at the threshold with its best MCC, `f1` at that with its best F1, and `ece_calibrated`
             after logistic regression on it; `readers`: the same of the radiologists, of their mean, and the model
             minus that; `localisation_intervals` of `localisation`; `localisation_maps`: the means over findings of
@@ -252,7 +255,11 @@ def judged_units(dataset: Dataset, details: dict) -> dict[str, Unit]:
         f"row {row}" if study is None else f"{subject}, study {study}"
         for row, subject, study in zip(rows, subjects, studies)
     ]
-    image = Unit(details["scores"], details["probabilities"], details["labels"], subjects, np.arange(len(rows)))
+    negation = {}
+    if "negated" in details:  # who believes the denial less sees the finding
+        negation = {"auroc_negated": -details["negated"], "auroc_pair": details["affirmed"] - details["negated"]}
+    scores, probabilities, labels = (details[name] for name in ("scores", "probabilities", "labels"))
+    image = Unit(scores, probabilities, labels, subjects, np.arange(len(rows)), negation)
     units = {"image": image}
     _, first, codes = np.unique(names, return_index=True, return_inverse=True)
     if len(first) < len(rows):
@@ -268,7 +275,9 @@ def judged_units(dataset: Dataset, details: dict) -> dict[str, Unit]:
 
         shown = largest(image.labels)
         for name, reduce in (("study_mean", mean), ("study_max", largest)):
-            units[name] = Unit(reduce(image.scores), reduce(image.probabilities), shown, subjects[first], first)
+            scores, probabilities = reduce(image.scores), reduce(image.probabilities)
+            negation = {measure: reduce(values) for measure, values in image.negation.items()}
+            units[name] = Unit(scores, probabilities, shown, subjects[first], first, negation)
     return units
 
 
@@ -287,7 +296,12 @@ def _classify(evidence: Evidence, name: str, validation: Unit | None) -> dict:
         answers = np.stack([calibrated(scores, fit) for scores, fit in zip(unit.scores.T, fits)], axis=1)
         evidence.calibrated[name] = answers
     statistic = Classification(
-        unit.labels, unit.scores, probabilities=unit.probabilities, calibrated=answers, **thresholds
+        unit.labels,
+        unit.scores,
+        probabilities=unit.probabilities,
+        calibrated=answers,
+        negation=unit.negation,
+        **thresholds,
     )
     result: dict = {finding: {} for finding in (*findings, "mean")}
     evidence.no_interval[name] = []

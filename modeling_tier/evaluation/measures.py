@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 # Groups: measures that are computed and shown together.
 RANKING = "ranking"
+NEGATION = "negation"
 DECISION = "decision"
 CALIBRATION = "calibration"
 LOCALISATION = "localisation"
@@ -103,6 +104,25 @@ MEASURES = [
         shown={MAIN: 2, SCREEN: 2, CARD: 2},
     ),
     Measure(
+        "auroc_negated",
+        "AUROC of the negated sentence",
+        "of the cosine with “There is no {finding}”, by which images without the finding should score higher than "
+        "those with it. It is below 0.5 where a model takes the denial for the finding.",
+        NEGATION,
+        larger_is_better=True,
+        short="AUROC, negated",
+        shown={MAIN: 5, SUMMARY: 1},
+    ),
+    Measure(
+        "auroc_pair",
+        "AUROC of the pair of sentences",
+        "of the cosine with “There is {finding}” minus that with “There is no {finding}”, for the finding.",
+        NEGATION,
+        larger_is_better=True,
+        short="AUROC, pair",
+        shown={MAIN: 6, SUMMARY: 2},
+    ),
+    Measure(
         "mcc",
         "MCC",
         "Matthews correlation coefficient of the decisions with the labels.",
@@ -171,7 +191,7 @@ MEASURES = [
         reference_word="chance",
         hub_name="pointing_game",
         chooses_best=True,
-        shown={MAIN: 5, SCREEN: 5, CARD: 1, SEARCH: 2, SEARCH_FIGURE: 2, DEMO: 4, TOKENS: 1},
+        shown={MAIN: 7, SCREEN: 5, CARD: 1, SEARCH: 2, SEARCH_FIGURE: 2, DEMO: 4, TOKENS: 1},
     ),
     Measure(
         "chance",
@@ -192,7 +212,7 @@ MEASURES = [
         of_map="cnr",
         hub_name="cnr",
         chooses_best=True,
-        shown={MAIN: 6, SCREEN: 7, CARD: 2, SEARCH: 3, SEARCH_FIGURE: 3, DEMO: 5, TOKENS: 3},
+        shown={MAIN: 8, SCREEN: 7, CARD: 2, SEARCH: 3, SEARCH_FIGURE: 3, DEMO: 5, TOKENS: 3},
     ),
     Measure(
         "miou",
@@ -203,7 +223,7 @@ MEASURES = [
         larger_is_better=True,
         of_map="mious",
         hub_name="miou",
-        shown={MAIN: 7, SCREEN: 8, CARD: 3, TOKENS: 4},
+        shown={MAIN: 9, SCREEN: 8, CARD: 3, TOKENS: 4},
     ),
     Measure(
         "iou",
@@ -228,7 +248,7 @@ MEASURES = [
         reference_word="at most",
         hub_name="token_entropy",
         of_pairs=True,
-        shown={MAIN: 8, SUMMARY: 1, CARD: 1, DEMO: 2},
+        shown={MAIN: 11, SUMMARY: 3, CARD: 1, DEMO: 2},
     ),
     Measure(
         "patch_entropy",
@@ -241,7 +261,7 @@ MEASURES = [
         reference_word="at most",
         hub_name="patch_entropy",
         of_pairs=True,
-        shown={SUMMARY: 2, CARD: 2, DEMO: 3},
+        shown={SUMMARY: 4, CARD: 2, DEMO: 3},
     ),
     Measure(
         "effective_patches",
@@ -267,7 +287,7 @@ MEASURES = [
         SPARSITY,
         larger_is_better=None,
         of_pairs=True,
-        shown={SUMMARY: 4, SEARCH: 6},
+        shown={SUMMARY: 6, SEARCH: 6},
     ),
     Measure(
         "peak",
@@ -277,7 +297,7 @@ MEASURES = [
         larger_is_better=None,
         full="mean of a token's largest cosine",
         of_pairs=True,
-        shown={SUMMARY: 5},
+        shown={SUMMARY: 7},
     ),
     Measure(
         "max_token_entropy",
@@ -306,7 +326,7 @@ MEASURES = [
         larger_is_better=None,
         short="top 10% share",
         of_pairs=True,
-        shown={SUMMARY: 3, CARD: 3, DEMO: 6},
+        shown={SUMMARY: 5, CARD: 3, DEMO: 6},
     ),
     Measure(
         "peak_spread",
@@ -315,7 +335,7 @@ MEASURES = [
         "value: 0 if every image points at one fixed place.",
         WHOLE_SET,
         larger_is_better=None,
-        shown={SUMMARY: 6, SEARCH: 5},
+        shown={SUMMARY: 8, SEARCH: 5},
     ),
     Measure(
         "loss",

@@ -9,7 +9,7 @@ import shlex
 from pathlib import Path
 
 from .document import Code, Paragraph, Section, as_html, as_markdown
-from .measures import DECISION, MAIN, RANKING, RETRIEVAL, group, shown_in
+from .measures import DECISION, MAIN, NEGATION, RANKING, RETRIEVAL, group, shown_in
 from .report_cells import has_intervals, listed, lookup, models_of, side_by_side, smallest_p, table_blocks
 from .report_findings import calibration, classification, readers
 from .report_maps import example_maps, failure_warnings, localisation, map_name, sparsity
@@ -72,7 +72,7 @@ def _summary(result: dict) -> list:
         caption += f"; in brackets {result['settings']['confidence']:.0%} intervals"
     if has_intervals(result) and len(models) > 1:
         caption += f"; p by bootstrap, {smallest_p(result):.3f} being the smallest possible"
-    by_finding = shown_in(MAIN, RANKING, DECISION)
+    by_finding = shown_in(MAIN, RANKING, DECISION, NEGATION)
     titles = {m.name: f"mean {m.title}" if m in by_finding else m.title for m in shown_in(MAIN)}
     return blocks + side_by_side(result, caption, titles, _main_numbers) + failure_warnings(models)
 
@@ -103,6 +103,9 @@ def _prompts(result: dict) -> list:
     columns = {
         kind: [list(prompts.get(kind, [])) for prompts in findings.values()] for kind in ("positive", "negative")
     }
+    negation = lookup(result, "prompts", "negation") or {}
+    for kind, title in {"positive": "affirmed", "negative": "negated"}.items():
+        columns[title] = [list(lookup(negation, finding, kind) or []) for finding in findings]
     caption = f"Every sentence, as it was used; from {lookup(result, 'prompts', 'source')}"
     return table_blocks(caption, "finding", list(findings), columns, texts=True)
 

@@ -3,10 +3,11 @@
 
 from pathlib import Path
 
-from .document import Paragraph, Subheading, flat_text
-from .measures import CALIBRATION, DECISION, MAIN, RANKING, group, shown_in
+from .document import Definitions, Paragraph, Subheading, flat_text
+from .measures import CALIBRATION, DECISION, MAIN, NEGATION, RANKING, group, shown_in
 from .report_cells import (
     count_cell,
+    definitions,
     difference_cell,
     differences_of,
     estimate_cell,
@@ -38,11 +39,17 @@ def classification(result: dict, figures: dict[str, Path]) -> list:
         parts = {name: part for name, part in parts.items() if part}
         if parts:
             blocks += _classification_of(result, figures, unit, title, parts)
+    if any("auroc_negated" in part for metrics in models.values() for part in _image_parts(metrics)):
+        blocks.append(Definitions(definitions(group(NEGATION))))
     for name, metrics in models.items():
         members = metrics.get("members", {})
         columns = {"mean AUROC": [estimate_cell(lookup(member, "auroc", "mean")) for member in members.values()]}
         blocks += table_blocks(f"{name}: its single members, by image", "member", list(members), columns)
     return blocks
+
+
+def _image_parts(metrics: dict) -> list[dict]:
+    return list((lookup(metrics, "classification", "image") or {}).values())
 
 
 def _classification_of(result: dict, figures: dict[str, Path], unit: str, title: str, parts: dict[str, dict]) -> list:
@@ -68,6 +75,8 @@ def _classification_of(result: dict, figures: dict[str, Path], unit: str, title:
             "n-": finding_column(part, "num_negative", count_cell),
         }
         blocks += table_blocks(f"{name}: ranking, {title}", "finding", findings, columns)
+        columns = {m.title: finding_column(part, m.name, estimate_cell) for m in group(NEGATION)}
+        blocks += table_blocks(f"{name}: negation, {title}", "finding", findings, columns)
         columns = {}
         for threshold in dict.fromkeys(m.threshold for m in group(DECISION)):
             taken = [m for m in group(DECISION) if m.threshold == threshold]
@@ -85,7 +94,7 @@ def _classification_of(result: dict, figures: dict[str, Path], unit: str, title:
             for test in ("bootstrap", "DeLong", "Holm")
         }
         blocks += table_blocks(f"{name}: AUROC, {title}", "finding", findings, columns)
-        others = [m for m in group(RANKING, DECISION, CALIBRATION) if m.name != "auroc"]
+        others = [m for m in group(RANKING, NEGATION, DECISION, CALIBRATION) if m.name != "auroc"]
         for measures in ([m for m in others if MAIN in m.shown], [m for m in others if MAIN not in m.shown]):
             columns = {m.title: finding_column(part, m.name, difference_cell) for m in measures}
             blocks += table_blocks(f"{name}, {title}; p by bootstrap", "finding", findings, columns)

@@ -30,7 +30,7 @@ from .evidence import Evidence, compare, gather_evidence, subject_names
 from .figures import DRAWN, is_drawn, plot_patch_similarity, plot_reliability, plot_roc, plot_similarity_maps
 from .fingerprints import data_fingerprint, model_fingerprint, table_fingerprint
 from .given_scores import GIVEN, read_scores, scores_of, shared_findings
-from .prompts import has_prompts, load_no_finding, load_prompts
+from .prompts import has_prompts, load_negation, load_no_finding, load_prompts
 from .protocols import PROTOCOLS
 from .report import write_report
 from .report_findings import UNITS
@@ -118,6 +118,10 @@ class Inputs:
     @property
     def findings(self) -> list[str]:
         return list(self.prompts)
+
+    @property
+    def negation(self) -> dict[str, dict[str, list[str]]]:
+        return load_negation(self.source, self.findings) if self.source else {}
 
 
 def run_evaluation(config: EvaluationConfig) -> dict | None:
@@ -213,7 +217,7 @@ def _result(
         **config.data._asdict(),
         "labels": {"uncertain": config.uncertain, "blank": config.blank},
         "protocol": _protocol(config),
-        "prompts": {"source": inputs.source or "", "findings": inputs.prompts},
+        "prompts": {"source": inputs.source or "", "findings": inputs.prompts, "negation": inputs.negation},
         "counts": count_data(data, main.details["rows"], inputs.findings, unreadable),
         "notes": inputs.notes["data"],
         "fingerprints": {
@@ -432,8 +436,10 @@ def _score(
     for name, dataset in inputs.sets.items():
         is_test = name == "data"  # of the validation set nothing but scores is needed
         no_finding = load_no_finding(inputs.source) if is_test else []
+        negation = inputs.negation if is_test else {}
         smoothing = config.smooth_maps if is_test else 0.0
-        key = _cache_key(config, fingerprint, tables[name], inputs.prompts, no_finding, smoothing, device)
+        sentences = {"prompts": inputs.prompts, "no_finding": no_finding, "negation": negation}
+        key = _cache_key(config, fingerprint, tables[name], sentences, smoothing, device)
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         caches[name] = config.output_dir / "cache" / digest[:20]
         if state.is_main_process:
@@ -443,6 +449,7 @@ def _score(
             localisation=is_test,
             thorough=is_test,
             no_finding=no_finding,
+            negation=negation,
             smoothing=smoothing,
             dtype=config.dtype,
             num_workers=config.num_workers,
@@ -457,18 +464,16 @@ def _cache_key(
     config: EvaluationConfig,
     model: str,
     table: str,
-    prompts: dict,
-    no_finding: list[str],
+    sentences: dict,
     smoothing: float,
     device: torch.device,
 ) -> dict:
-    """Everything that the numbers of an image depend on."""
+    """Everything that the numbers of an image depend on; `sentences` by what they are for."""
     return {
         "format": cache_format(),
         "model": model,
         "data": table,
-        "prompts": prompts,
-        "no_finding": no_finding,
+        **sentences,
         "smooth_maps": smoothing,
         **{"batch_size": config.batch_size, "dtype": config.dtype, "device": device.type},
         **{package: version(package) for package in ("torch", "transformers", "pillow")},

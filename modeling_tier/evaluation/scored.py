@@ -40,6 +40,10 @@ class ImageScores:
     """(N, F) likewise; None also where the findings compete with each other."""
     peaks: np.ndarray | None = None
     """(N, F) the patch that the positive sentences fit best."""
+    affirmed: np.ndarray | None = None
+    """(N, F) cosines with "There is {finding}", of [`~prompts.load_negation`]; None: negation is not measured."""
+    negated: np.ndarray | None = None
+    """(N, F) cosines with "There is no {finding}", likewise."""
 
 
 @dataclass

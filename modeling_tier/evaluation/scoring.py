@@ -9,7 +9,7 @@ several, at once or after an interruption, the numbers are the same.
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -44,12 +44,15 @@ class Probes:
         prompts: dict[str, dict[str, list[str]]],
         no_finding: list[str],
         autocast: torch.autocast,
+        negation: dict[str, dict[str, list[str]]] | None = None,
     ):
         self.model, self.processor, self.autocast = model, processor, autocast
         self._phrases: dict[str, Probe] = {}
         self.positive = self._stacked(prompts, "positive")  # (F, D), None without prompts
         self.negative = self._stacked(prompts, "negative")  # (F, D), None if the findings compete with each other
         self.no_finding = self._embed(no_finding) if no_finding else None
+        self.affirmed = self._stacked(negation or {}, "positive")  # (F, D), None where negation is not measured
+        self.negated = self._stacked(negation or {}, "negative")
 
     def _stacked(self, prompts: dict[str, dict[str, list[str]]], key: str) -> torch.Tensor | None:
         if not prompts or any(key not in lists for lists in prompts.values()):
@@ -146,6 +149,9 @@ class ScoringOptions:
     [`PairScores`] say)."""
     no_finding: Sequence[str] = ()
     """Sentences whose map is subtracted from others, where `thorough`."""
+    negation: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    """Sentences of the prompts' findings, as [`~prompts.load_negation`] gives them; empty: negation is not measured.
+    They cost two texts per finding, and nothing per image but two cosines."""
     smoothing: float = 0.0
     """Sigma, in patches, of the gaussian that maps are filtered by before they are measured; 0: none."""
     dtype: str = "float32"
@@ -221,7 +227,8 @@ def _scored_parts(
     options: ScoringOptions,
 ) -> Iterator[tuple[int, Scored]]:
     """Number and scores of each part, given as the numbers of its batches."""
-    probes = Probes(model, processor, prompts, list(options.no_finding), options.autocast(model.device))
+    autocast = options.autocast(model.device)
+    probes = Probes(model, processor, prompts, list(options.no_finding), autocast, options.negation)
     loaded = _loaded(batches, [i for part in parts.values() for i in part], options)
     unreadable = 0
     for number, part in parts.items():
@@ -300,6 +307,9 @@ def _image_scores(batch: dict, image_embeds: torch.Tensor, patch_embeds: torch.T
         numbers["peaks"] = (patch_embeds @ probes.positive.T).argmax(dim=1)
         if probes.negative is not None:
             numbers["negative"] = image_embeds @ probes.negative.T
+    if probes.negated is not None:
+        numbers["affirmed"] = image_embeds @ probes.affirmed.T
+        numbers["negated"] = image_embeds @ probes.negated.T
     numbers["embeds"] = image_embeds
     return ImageScores(rows=np.array(batch["rows"]), digests=np.array(batch["digests"]), **_on_cpu(numbers))
 

@@ -304,16 +304,30 @@ class Classification:
             F1, from other images; None where there is none. Positive means score > threshold.
         probabilities, calibrated: (N, F) in [0, 1], before and after calibration on other images; NaN throughout a
             finding where there are none.
+        negation: scores (N, F) by the name of a measure, such as `auroc_negated`, of which the AUROC is taken.
 
     Attributes:
         undefined: by name of a measure, for each finding why it cannot be computed, or None; for [`intervals`].
     """
 
-    def __init__(self, labels, scores, threshold_mcc=None, threshold_f1=None, probabilities=None, calibrated=None):
+    def __init__(
+        self,
+        labels,
+        scores,
+        threshold_mcc=None,
+        threshold_f1=None,
+        probabilities=None,
+        calibrated=None,
+        negation=None,
+    ):
         labels, scores = _checked(labels, scores)
         self.rankings = [Ranking(*columns) for columns in zip(labels.T, scores.T)]
+        self.negation = {
+            name: [Ranking(*columns) for columns in zip(labels.T, _checked(labels, values)[1].T)]
+            for name, values in (negation or {}).items()
+        }
         missing = [missing_class(column) for column in labels.T]
-        self.undefined = dict.fromkeys(("auroc", "average_precision"), missing)
+        self.undefined = dict.fromkeys(("auroc", "average_precision", *self.negation), missing)
         self.decisions, self.binned = {}, {}
         for names, thresholds in ((("mcc", "sensitivity", "specificity"), threshold_mcc), (("f1",), threshold_f1)):
             if thresholds is not None:
@@ -335,11 +349,13 @@ class Classification:
     def __call__(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """
         By name (b, F) for weights (b, N): `auroc`, `average_precision`, with thresholds `mcc`, `sensitivity`,
-        `specificity`, `f1`, with probabilities `ece`, `ece_calibrated`. All but the last two are NaN for a finding of
-        which the rows have one class only, or which has no threshold.
+        `specificity`, `f1`, with probabilities `ece`, `ece_calibrated`, and the names of `negation`. All but the ECEs
+        are NaN for a finding of which the rows have one class only, or which has no threshold.
         """
         ranked = [ranking(weights) for ranking in self.rankings]
         result = {name: np.stack(values, axis=1) for name, values in zip(("auroc", "average_precision"), zip(*ranked))}
+        for name, rankings in self.negation.items():
+            result[name] = np.stack([ranking(weights)[0] for ranking in rankings], axis=1)
         for names, confusion in self.decisions.items():
             counts = confusion(weights)
             for name in names:

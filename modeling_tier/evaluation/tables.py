@@ -1,7 +1,7 @@
 # Licensed under the Apache License, Version 2.0.
 """The results of an evaluation as tables of plain text, for the screen; report.html has all of them."""
 
-from .measures import BY_NAME, LOCALISATION, MAIN, RETRIEVAL, SCREEN, SUMMARY, group, shown_in
+from .measures import BY_NAME, LOCALISATION, MAIN, NEGATION, RETRIEVAL, SCREEN, SUMMARY, group, shown_in
 
 
 def metrics_tables(result: dict) -> str:
@@ -55,8 +55,11 @@ def _finding_columns(metrics: dict) -> dict[str, dict[str, str]]:
 
 def _whole_set(metrics: dict) -> list[list[str]]:
     rows = []
+    means = metrics.get("classification", {}).get("image", {}).get("mean", {})
     for measure in shown_in(SUMMARY):
-        if measure.name in metrics:
+        if measure.group == NEGATION and measure.name in means:
+            rows.append([f"{measure.title}, mean", estimate(means[measure.name])])
+        elif measure.name in metrics:
             title, value = measure.full or measure.title, number(metrics[measure.name])
             if measure.reference:
                 title = f"{title} ({measure.reference_word})"

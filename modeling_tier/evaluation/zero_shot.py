@@ -164,9 +164,10 @@ def summarise(
             of the phrases against boxes at the resolution of the input, and `num_outside`, regions that the crop cuts
             off.
         `details`, numpy arrays: `rows` (N,), the rows that were read, `scores`, `probabilities` and `labels` (N, F),
-            `findings`; with texts `rank_similarity` (N, P), each pair's text-to-patch similarities from the largest
-            to the smallest, and `ranks`: for each query of both ways of retrieval, how many wrong candidates come
-            before the first right one.
+            `findings`; where negation was scored `affirmed` and `negated` (N, F), the cosines with "There is
+            {finding}" and "There is no {finding}"; with texts `rank_similarity` (N, P), each pair's text-to-patch
+            similarities from the largest to the smallest, and `ranks`: for each query of both ways of retrieval, how
+            many wrong candidates come before the first right one.
     """
     images = scored.images
     metrics: dict = {"num_images": len(images.rows)}
@@ -191,10 +192,13 @@ def summarise(
 
 
 def _judged(images: ImageScores, protocol: Protocol, temperature: float) -> dict[str, np.ndarray]:
-    """Scores and probabilities (N, F) of the findings."""
+    """By name (N, F): scores and probabilities of the findings, and cosines with the sentences of negation."""
     negative = images.negative.astype(np.float64) if images.negative is not None else None
     cosines = images.positive.astype(np.float64), negative, temperature
-    return {"scores": protocol.score(*cosines), "probabilities": protocol.probability(*cosines)}
+    judged = {"scores": protocol.score(*cosines), "probabilities": protocol.probability(*cosines)}
+    if images.negated is not None:
+        judged |= {"affirmed": images.affirmed.astype(np.float64), "negated": images.negated.astype(np.float64)}
+    return judged
 
 
 def _ranks(images: ImageScores, pairs: PairScores, dataset: Dataset) -> dict[str, np.ndarray]:
@@ -245,7 +249,7 @@ def combine_members(results: dict[str, tuple[dict, dict]]) -> tuple[dict, dict]:
         raise ValueError("An ensemble needs sentences for the labels of the data set: it is the mean of their scores.")
     means = {
         name: np.mean([member[name] for _, member in results.values()], axis=0)
-        for name in ("scores", "probabilities")
+        for name in ("scores", "probabilities", "affirmed", "negated")
         if name in details
     }
     shared = {name: first[name] for name in ("num_images", "unreadable") if name in first}

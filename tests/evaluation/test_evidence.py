@@ -195,6 +195,51 @@ def test_readers_are_scored_by_study_and_beside_the_model():
     assert against["value"] == pytest.approx(own - mean["value"]) and 0 < against["p_bootstrap"] <= 1
 
 
+def with_negation(one, seed=6):
+    """Cosines with both sentences: the denial is believed a little more where the finding is there."""
+    rng, (metrics, details, scored) = np.random.default_rng(seed), one
+    labels = np.nan_to_num(details["labels"], nan=0.5)
+    cosines = {name: 0.2 * rng.normal(size=labels.shape) + 0.1 * labels for name in ("affirmed", "negated")}
+    return metrics, details | cosines, scored
+
+
+def test_negation_is_the_auroc_of_the_denial_for_absence_and_of_the_pair_for_presence():
+    pairs, labels = table()
+    _, details, _ = one = with_negation(part(pairs, labels))
+    evidence = gather_evidence({"data": one}, {"data": pairs}, RESAMPLES, seed=5)
+    weights = np.concatenate(list(Resamples([f"subject {s}" for s in pairs["subject_id"]], RESAMPLES, 5).blocks()))
+    outcome = evidence.metrics["classification"]["image"]
+    for i, finding in enumerate(FINDINGS):
+        known = np.flatnonzero(~np.isnan(labels[:, i]))
+
+        def measured(rows, i=i):
+            y, affirmed, negated = labels[rows, i], details["affirmed"][rows, i], details["negated"][rows, i]
+            return roc_auc_score(1 - y, negated), roc_auc_score(y, affirmed - negated)
+
+        draws = [measured(np.repeat(known, draw[known].astype(int))) for draw in weights]
+        for name, value, column in zip(("auroc_negated", "auroc_pair"), measured(known), zip(*draws)):
+            ends = np.percentile(column, [2.5, 97.5])
+            expected = {"value": value, "low": ends[0], "high": ends[1]}
+            assert outcome[finding][name] == pytest.approx(expected, abs=1e-9)
+        assert outcome[finding]["auroc_negated"]["value"] < 0.5
+    mean = np.mean([outcome[finding]["auroc_negated"]["value"] for finding in FINDINGS])
+    assert outcome["mean"]["auroc_negated"]["value"] == pytest.approx(mean)
+    study = evidence.units["study_mean"]
+    by_study = pd.DataFrame(details["negated"]).groupby([pairs["subject_id"][:], pairs["study_id"][:]]).mean()
+    known = ~np.isnan(study.labels[:, 0])
+    names = [(pairs["subject_id"][row], pairs["study_id"][row]) for row in study.first_row]
+    expected = roc_auc_score(1 - study.labels[known, 0], by_study.loc[names, 0][known])
+    assert evidence.metrics["classification"]["study_mean"]["Edema"]["auroc_negated"]["value"] == pytest.approx(
+        expected
+    )
+    other = gather_evidence({"data": with_negation(part(pairs, labels), 7)}, {"data": pairs}, RESAMPLES, seed=5)
+    difference = compare(other, evidence)["classification"]["image"]["mean"]["auroc_negated"]
+    gap = other.metrics["classification"]["image"]["mean"]["auroc_negated"]["value"] - mean
+    assert difference["value"] == pytest.approx(gap) and 0 < difference["p_bootstrap"] <= 1
+    without = gather_evidence({"data": part(pairs, labels)}, {"data": pairs}, RESAMPLES, seed=5)
+    assert "auroc_negated" not in compare(without, evidence)["classification"]["image"]["Edema"]
+
+
 def test_a_model_against_itself_differs_in_nothing():
     pairs, labels = table()
     other, other_labels = table(70, seed=3)

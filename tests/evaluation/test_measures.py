@@ -17,6 +17,7 @@ from modeling_tier.evaluation.measures import (
     LOCALISATION,
     MAIN,
     MEASURES,
+    NEGATION,
     RANKING,
     RETRIEVAL,
     SCREEN,
@@ -51,7 +52,7 @@ def test_a_record_is_complete():
         assert bool(measure.of_map) == (measure.group == LOCALISATION)
         assert bool(measure.threshold) == (measure.group == DECISION)
     for place in PLACES:
-        groups = [RANKING, DECISION, CALIBRATION, LOCALISATION, SPARSITY, WHOLE_SET, RETRIEVAL]
+        groups = [RANKING, NEGATION, DECISION, CALIBRATION, LOCALISATION, SPARSITY, WHOLE_SET, RETRIEVAL]
         assert sum((shown_in(place, one) for one in groups), []) != [] and len(shown_in(place)) > 1
 
 
@@ -63,8 +64,9 @@ def test_what_is_recorded_is_what_is_computed():
     assert names(group(SPARSITY)) == set(sparsity(cosines, mask))
     assert names(group(DECISION)) == set(DECISIONS)
     labels, scores = np.array([[0.0], [1.0], [1.0]]), np.array([[0.1], [0.2], [0.3]])
-    statistic = Classification(labels, scores, [0.15], [0.15], scores, scores)
-    assert set(statistic(np.ones((1, 3)))) == names(group(RANKING, DECISION, CALIBRATION))
+    negation = {measure.name: scores for measure in group(NEGATION)}
+    statistic = Classification(labels, scores, [0.15], [0.15], scores, scores, negation)
+    assert set(statistic(np.ones((1, 3)))) == names(group(RANKING, NEGATION, DECISION, CALIBRATION))
 
 
 def test_every_number_of_an_evaluation_is_a_measure(model, processor):

@@ -9,7 +9,7 @@ import torch
 from transformers import pipeline
 
 from modeling_tier.data import load_pairs
-from modeling_tier.evaluation import PROTOCOLS, evaluate_zero_shot, load_no_finding, load_prompts
+from modeling_tier.evaluation import PROTOCOLS, evaluate_zero_shot, load_negation, load_no_finding, load_prompts
 from modeling_tier.evaluation.prompts import NO_FINDING
 
 
@@ -108,6 +108,17 @@ def test_names_of_carzero_that_are_not_the_labels(tmp_path):
     (tmp_path / "p.yaml").write_text("names: 3\nfindings: {Edema: {positive: [Wet.], negative: [Dry.]}}\n")
     with pytest.raises(ValueError, match="'names' must hold findings with the names"):
         load_prompts(str(tmp_path / "p.yaml"), protocol="carzero")
+
+
+def test_sentences_of_negation_are_those_of_carzero_and_their_denial(tmp_path):
+    sentences = load_negation("chestxdet10", ["Nodule", "Pneumothorax"])
+    assert sentences["Nodule"] == {"positive": ["There is lung nodule"], "negative": ["There is no lung nodule"]}
+    assert sentences["Pneumothorax"]["negative"] == ["There is no pneumothorax"]
+    affirmed = {finding: {"positive": lists["positive"]} for finding, lists in sentences.items()}
+    assert affirmed == {f: load_prompts("chestxdet10", protocol="carzero")[f] for f in sentences}
+    (tmp_path / "p.yaml").write_text("names: 3\nfindings: {Edema: {positive: [Wet.], negative: [Dry.]}}\n")
+    with pytest.raises(ValueError, match="'names' must hold findings with the names"):
+        load_negation(str(tmp_path / "p.yaml"), ["Edema"])
 
 
 def test_extreme_logits_stay_in_bounds():

@@ -48,7 +48,7 @@ class Maker:
         return estimate | ({"p_delong": 0.0002, "p_holm": self.rng.uniform(0.01, 1)} if delong else {})
 
     def classification(self, findings, validated):
-        keys = ["auroc", "average_precision"]
+        keys = ["auroc", "average_precision", "auroc_negated", "auroc_pair"]
         keys += ["mcc", "f1", "sensitivity", "specificity"] if validated else []
         part = {}
         for finding in [*findings, "mean"]:
@@ -112,7 +112,12 @@ class Maker:
         return metrics | {"peak_spread": 0.7}
 
     def differences(self, findings, units, validated, texts, regions):
-        keys = ["average_precision", *(["mcc", "f1", "sensitivity", "specificity"] if validated else [])]
+        keys = [
+            "average_precision",
+            "auroc_negated",
+            "auroc_pair",
+            *(["mcc", "f1", "sensitivity", "specificity"] if validated else []),
+        ]
         part = {
             unit: {
                 f: {"auroc": self.difference(delong=f != "mean"), "ece": {"value": self.rng.uniform(-0.1, 0.1)}}

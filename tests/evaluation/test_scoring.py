@@ -19,7 +19,7 @@ from scipy.ndimage import gaussian_filter
 
 from modeling_tier import TierModel, text_image_entropy
 from modeling_tier.data import load_pairs
-from modeling_tier.evaluation import load_no_finding, load_prompts
+from modeling_tier.evaluation import load_negation, load_no_finding, load_prompts
 from modeling_tier.evaluation.fingerprints import data_fingerprint, model_fingerprint, table_fingerprint
 from modeling_tier.evaluation.localisation import patch_mask, picture_mask
 from modeling_tier.evaluation.scored import ImageScores, join
@@ -173,6 +173,23 @@ def test_cosines_peaks_and_entropies_with_padding(scored, model, processor, pair
                     token, patch = text_image_entropy(*pair, mask)
                     assert values["token_entropy"][start + i] == pytest.approx(token.item(), abs=1e-5)
                     assert values["patch_entropy"][start + i] == pytest.approx(patch.item(), abs=1e-5)
+
+
+def test_cosines_with_the_sentences_of_negation(scored, model, processor, pairs):
+    negation = load_negation("synthetic", load_prompts("synthetic"))
+    assert scored().images.negated is None, "not asked for"
+    images = scored(negation=negation, localisation=False).images
+    inputs = processor(images=pairs[:BATCH]["image"])
+    with torch.no_grad():
+        embeds = unit(model.get_image_features(**inputs).pooler_output)
+        for values, kind, start in (
+            (images.affirmed, "positive", "There is "),
+            (images.negated, "negative", "There is no "),
+        ):
+            sentences = [lists[kind][0] for lists in negation.values()]
+            assert all(sentence.startswith(start) for sentence in sentences)
+            texts = unit(model.get_text_features(**processor(text=sentences)).pooler_output)
+            np.testing.assert_allclose(values[:BATCH], embeds @ texts.T, atol=1e-5)
 
 
 def cnr(values, inside):

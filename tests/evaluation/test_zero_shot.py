@@ -389,6 +389,8 @@ def test_an_ensemble_is_the_mean_of_its_members_scores():
     metrics, details = combine_members(results)
     mean = np.mean(scores, axis=0)
     np.testing.assert_array_equal(details["scores"], mean)
+    denied = {name: (own, known | {"negated": known["scores"] / 2}) for name, (own, known) in results.items()}
+    np.testing.assert_allclose(combine_members(denied)[1]["negated"], mean / 2)
     known = ~np.isnan(labels[:, 1])
     assert metrics["auroc"]["Edema"] == pytest.approx(roc_auc_score(labels[:, 0], mean[:, 0]))
     assert metrics["auroc"]["Pneumonia"] == pytest.approx(roc_auc_score(labels[known, 1], mean[known, 1]))

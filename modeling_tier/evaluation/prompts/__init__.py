@@ -20,7 +20,8 @@ The protocols "chexzero", "pipeline" and "carzero" take the findings' names, in 
     pipeline: {positive: ["This is a photo of {finding}."]}
     carzero: {positive: ["There is {finding}"]}
 
-"carzero" writes names in small letters; where its papers call a finding otherwise than the data set's label:
+"carzero" and the sentences of negation write names in small letters; where CARZero's papers call a finding otherwise
+than the data set's label:
 
     names: {Calcification: tissue calcification}
 """
@@ -45,6 +46,9 @@ NO_FINDING = (
     "No acute cardiopulmonary abnormality.",
     "The lungs are clear.",
 )
+
+# A finding affirmed and denied; the prompts of CARZero, and its negation as Bi-MCQ has it (arXiv 2601.22696).
+NEGATION = {"positive": ["There is {finding}"], "negative": ["There is no {finding}"]}
 
 
 def has_prompts(name: str) -> bool:
@@ -110,15 +114,40 @@ def load_prompts(
         raise ValueError(f"{path}: in the protocol {protocol!r} findings compete with each other: one is too few.")
     if not PROTOCOLS[protocol].lower_case:
         return {finding: _filled(templates, finding) for finding in prompts}
-    names = content.get("names", {})
-    if not isinstance(names, dict) or not all(isinstance(text, str) for pair in names.items() for text in pair):
-        raise ValueError(f"{path}: 'names' must hold findings with the names that the sentences have for them.")
+    names = _names(path, content)
     return {finding: _filled(templates, names.get(finding, finding).lower()) for finding in prompts}
 
 
 def load_no_finding(name_or_path: str | None) -> list[str]:
     """The sentences of "no_finding" of a file as in [`load_prompts`]; `NO_FINDING` where it has none."""
     return list((_read(name_or_path)[1].get("no_finding") if name_or_path else None) or NO_FINDING)
+
+
+def load_negation(name_or_path: str, findings: Iterable[str]) -> dict[str, dict[str, list[str]]]:
+    """
+    The sentences by which negation is measured, whatever the protocol: "There is {finding}" and "There is no
+    {finding}", in small letters and with the `names` of the file, as "carzero" writes them.
+
+    Args:
+        name_or_path: as in [`load_prompts`].
+        findings: those that [`load_prompts`] gives.
+
+    Returns:
+        for each finding `{"positive": [sentence], "negative": [sentence]}`.
+
+    Raises:
+        ValueError: if there is no such file, or its `names` are none.
+    """
+    names = _names(*_read(name_or_path))
+    return {finding: _filled(NEGATION, names.get(finding, finding).lower()) for finding in findings}
+
+
+def _names(path: Path, content: dict) -> dict[str, str]:
+    """The names that sentences have for findings, where they are not the labels' own."""
+    names = content.get("names", {})
+    if not isinstance(names, dict) or not all(isinstance(text, str) for pair in names.items() for text in pair):
+        raise ValueError(f"{path}: 'names' must hold findings with the names that the sentences have for them.")
+    return names
 
 
 def _read(name_or_path: str) -> tuple[Path, dict]:
