@@ -1,12 +1,16 @@
 # Licensed under the Apache License, Version 2.0.
 """One seed of the study: train CLIP from random weights, then go on from there with each local loss."""
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from drawings import HeldOutSet, TrainingSet, held_out_pairs, measure
-from local_losses import ROWS, Pairs
+from embedded import Pairs
+from local_losses import ROWS, SENTENCE_ROWS
+from torch.nn.functional import normalize
 
 from modeling_tier import TierModel, TierProcessor
 from modeling_tier.data import load_pairs
@@ -35,6 +39,33 @@ class Setting:
     more_epochs: int = 2
     """Of each row from there."""
     batch_size: int = 64
+    encoder: str = "resnet"
+    """Of the images, one of `ENCODERS`."""
+    stride: int = 8
+    """Pixels between two patches: 8, 16 or 32."""
+
+
+# By name, what --model.vision_config is for a stride. The ResNet halves the picture twice and then once a stage but
+# the first; the ViT has about as many weights.
+ENCODERS = {
+    "resnet": lambda stride: {
+        "model_type": "resnet",
+        "layer_type": "basic",
+        "embedding_size": 32,
+        "hidden_sizes": [48, 96, 96, 96][: stride.bit_length() - 2],
+        "depths": [2, 2, 2, 2][: stride.bit_length() - 2],
+    },
+    "vit": lambda stride: {
+        "model_type": "vit",
+        "patch_size": stride,
+        "hidden_size": 96,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 192,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    },
+}
 
 
 def pretrain(setting: Setting, folder: Path) -> None:
@@ -44,34 +75,56 @@ def pretrain(setting: Setting, folder: Path) -> None:
         return
     torch.set_num_threads(1)
     torch.manual_seed(setting.seed)
-    pairs = _training_pairs(setting)
-    config = _config(setting)
-    processor = build_processor(config, pairs)
-    model = build_model(config, processor)
+    pairs = training_pairs(setting)
+    model, processor = build(setting, pairs)
     train(model, TrainingSet.of(pairs, processor), "CLIP", setting, setting.epochs, setting.seed)
     processor.save_pretrained(start)
     model.save_pretrained(start)
 
 
+def build(setting: Setting, pairs: Dataset) -> tuple[TierModel, TierProcessor]:
+    """A model of random weights, and a processor whose vocabulary is that of the pairs' texts."""
+    config = _config(setting)
+    processor = build_processor(config, pairs)
+    return build_model(config, processor), processor
+
+
 def run_rows(setting: Setting, folder: Path, names: list[str]) -> None:
     """For each row a file `folder/<row>.json` with its measures; rows whose file is there are not run again."""
     torch.set_num_threads(1)
-    data, test, start = None, None, folder / "start"
+    rows, test = Rows(setting, folder), None
     for name in names:
         file = folder / f"{file_name(name)}.json"
         if file.is_file():
             continue
-        processor = TierProcessor.from_pretrained(start)
-        model = TierModel.from_pretrained(start)
-        if name == "start":
-            model = model.to(device())
-        else:
-            data = TrainingSet.of(_training_pairs(setting), processor) if data is None else data
-            train(model, data, name, setting, setting.more_epochs, setting.seed + 1_000)
+        model, processor = rows.model(name)
         if test is None:
             test = HeldOutSet.of(held_out_pairs(setting.num_test, setting.image_size, setting.section), processor)
         measures = measure(model, processor, test)
         replace_json(file, {"row": name, "setting": asdict(setting), "measures": measures})
+
+
+@dataclass
+class Rows:
+    """The models of a seed: `folder/start`, and `folder/<row>` for each row that is trained."""
+
+    setting: Setting
+    folder: Path
+    data: TrainingSet | None = None
+    """Drawn when the first row is trained."""
+
+    def model(self, name: str) -> tuple[TierModel, TierProcessor]:
+        """A row's model, trained and saved where it is not there."""
+        start, own = self.folder / "start", self.folder / file_name(name)
+        processor = TierProcessor.from_pretrained(start)
+        if (own / "config.json").is_file():
+            return TierModel.from_pretrained(own).to(device()), processor
+        model = TierModel.from_pretrained(start)
+        if self.data is None:
+            self.data = TrainingSet.of(training_pairs(self.setting), processor)
+        train(model, self.data, name, self.setting, self.setting.more_epochs, self.setting.seed + 1_000)
+        model.save_pretrained(own)
+        return model, processor
 
 
 def train(model: TierModel, data: TrainingSet, row: str, setting: Setting, epochs: int, order_seed: int) -> None:
@@ -82,23 +135,32 @@ def train(model: TierModel, data: TrainingSet, row: str, setting: Setting, epoch
     steps = len(data) // setting.batch_size
     scheduler = build_scheduler(optimizer, config.optimizer, steps * epochs)
     order = torch.Generator().manual_seed(order_seed)
-    special = torch.tensor(model.config.special_token_ids, device=model.device)
-    local_loss = ROWS[row]
     for _ in range(epochs):
         for rows in torch.randperm(len(data), generator=order).split(setting.batch_size)[:steps]:
-            batch = data.batch(rows, model.device)
-            out = model(**batch, output_patch_weights=True)
-            mask = batch["attention_mask"].bool()
-            content = mask & ~torch.isin(batch["input_ids"], special)
-            pairs = Pairs.of(out, mask, content, model.logit_scale.exp())
-            loss = model.contrastive_loss(out.text_embeds, out.image_embeds) + local_loss(pairs)
-            loss.backward()
+            loss_of_row(model, data, rows, row).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.max_grad_norm or float("inf"))
             optimizer.step()
             optimizer.zero_grad()
             scheduler.step()
             with torch.no_grad():
                 model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+
+
+def loss_of_row(
+    model: TierModel, data: TrainingSet, rows: torch.Tensor, row: str, chunk_size: int | None = None
+) -> torch.Tensor:
+    """CLIP's loss of a batch of these rows of the data, plus the local loss of the table's row."""
+    batch = data.batch(rows, model.device)
+    out = model(**batch, output_patch_weights=True)
+    mask = batch["attention_mask"].bool()
+    special = torch.tensor(model.config.special_token_ids, device=model.device)
+    content = mask & ~torch.isin(batch["input_ids"], special)
+    more: dict = {"chunk_size": chunk_size}
+    if row in SENTENCE_ROWS:
+        inputs, more["owners"] = data.batch_sentences(rows, model.device)
+        more["sentences"] = normalize(model.encode_text(**inputs).embeds, dim=-1)
+    pairs = Pairs.of(out, mask, content, model.logit_scale.exp(), **more)
+    return model.contrastive_loss(out.text_embeds, out.image_embeds) + (ROWS | SENTENCE_ROWS)[row](pairs)
 
 
 def device() -> torch.device:
@@ -110,9 +172,11 @@ def file_name(row: str) -> str:
 
 
 def _config(setting: Setting):
-    return load_config(CONFIG, ["--model.image_size", str(setting.image_size), "--seed", str(setting.seed)])
+    vision = json.dumps(ENCODERS[setting.encoder](setting.stride))
+    options = {"model.image_size": setting.image_size, "seed": setting.seed, "model.vision_config": vision}
+    return load_config(CONFIG, [part for name, value in options.items() for part in (f"--{name}", str(value))])
 
 
-def _training_pairs(setting: Setting):
+def training_pairs(setting: Setting):
     options = {"image_size": setting.image_size, "section": setting.section, "seed": setting.seed}
     return load_pairs("synthetic", "train", num_images=setting.num_pairs, **options)

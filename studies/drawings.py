@@ -1,6 +1,7 @@
 # Licensed under the Apache License, Version 2.0.
 """The study's drawings as tensors in memory, and what its models are measured by on those that they never saw."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,11 +35,26 @@ class TrainingSet:
     """(N, T), padded"""
     attention_mask: torch.Tensor
     """(N, T)"""
+    sentence_ids: torch.Tensor
+    """(U, T) of the different sentences of all texts."""
+    sentence_mask: torch.Tensor
+    """(U, T)"""
+    sentences: list[list[int]]
+    """For each pair the rows of its sentences."""
 
     @classmethod
     def of(cls, pairs: Dataset, processor: TierProcessor) -> "TrainingSet":
-        texts = processor(text=pairs["text"][:])
-        return cls(_pixels(pairs, processor), texts["input_ids"], texts["attention_mask"])
+        texts, split = processor(text=pairs["text"][:]), [sentences_of(text) for text in pairs["text"][:]]
+        unique = {sentence: row for row, sentence in enumerate(sorted({s for own in split for s in own}))}
+        sentences = processor(text=list(unique))
+        return cls(
+            _pixels(pairs, processor),
+            texts["input_ids"],
+            texts["attention_mask"],
+            sentences["input_ids"],
+            sentences["attention_mask"],
+            [[unique[sentence] for sentence in own] for own in split],
+        )
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -53,6 +69,24 @@ class TrainingSet:
             "attention_mask": mask[:, :longest],
         }
         return {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
+
+    def batch_sentences(
+        self, rows: torch.Tensor, device: torch.device
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """The S sentences of these rows' texts, as inputs of the text encoder, and the row (S,) that each is of."""
+        own = [self.sentences[row] for row in rows.tolist()]
+        chosen = torch.tensor([sentence for sentences in own for sentence in sentences])
+        owners = torch.repeat_interleave(torch.arange(len(own)), torch.tensor([len(sentences) for sentences in own]))
+        mask = self.sentence_mask[chosen]
+        longest = int(mask.sum(dim=1).max())
+        inputs = {"input_ids": self.sentence_ids[chosen, :longest], "attention_mask": mask[:, :longest]}
+        return {name: value.to(device, non_blocking=True) for name, value in inputs.items()}, owners.to(device)
+
+
+def sentences_of(text: str) -> list[str]:
+    """The different sentences of a report, without the numbers of a list."""
+    text = re.sub(r"(?<!\S)\d+\. ", "", text)
+    return list(dict.fromkeys(re.split(r"(?<=\.)\s+", text.strip())))
 
 
 @dataclass
@@ -107,7 +141,7 @@ def measure(model: TierModel, processor: TierProcessor, test: HeldOutSet) -> dic
     """
     model.eval()
     prompts = load_prompts("synthetic")
-    embedded = [_embed_images(model, pixels) for pixels in test.pixel_values.split(250)]
+    embedded = [embed_images(model, pixels) for pixels in test.pixel_values.split(250)]
     images, patches, weights = (torch.cat(part) for part in zip(*embedded))
     sides = {
         side: torch.stack([embed_sentences(model, processor, lists[side]) for lists in prompts.values()])
@@ -115,7 +149,7 @@ def measure(model: TierModel, processor: TierProcessor, test: HeldOutSet) -> dic
     }
     scores = {side: (images @ embeds.T).cpu().numpy() for side, embeds in sides.items()}
     difference = scores["positive"] - scores["negative"]
-    texts = _embed_texts(model, processor, test.texts)
+    texts = embed_texts(model, processor, test.texts)
     ranks = wrong_before(images.cpu().numpy(), texts.cpu().numpy(), np.unique(test.texts, return_inverse=True)[1])
     return {
         "AUROC": _mean_over_findings(roc_auc_score, test.labels, difference),
@@ -126,13 +160,13 @@ def measure(model: TierModel, processor: TierProcessor, test: HeldOutSet) -> dic
     } | _maps(model, processor, test, patches, weights)
 
 
-def _embed_images(model: TierModel, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def embed_images(model: TierModel, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of n pictures the embeddings (n, D), those of the patches (n, P, D), both of unit length, and weights (n, P)."""
     image = model.encode_image(pixels.to(model.device))
     return normalize(image.embeds, dim=-1), normalize(image.local_embeds, dim=-1), model.patch_weights(image)
 
 
-def _embed_texts(model: TierModel, processor: TierProcessor, texts: list[str]) -> torch.Tensor:
+def embed_texts(model: TierModel, processor: TierProcessor, texts: list[str]) -> torch.Tensor:
     parts = [processor(text=texts[i : i + 250]).to(model.device) for i in range(0, len(texts), 250)]
     return normalize(torch.cat([model.encode_text(**part).embeds for part in parts]), dim=-1)
 
@@ -150,7 +184,7 @@ def _laterality(model: TierModel, processor: TierProcessor, test: HeldOutSet, im
     other = [phrase.replace("left", "?").replace("right", "left") for phrase in own]
     other = [phrase.replace("?", "right") for phrase in other]
     unique = sorted({*own, *other})
-    embeds = dict(zip(unique, _embed_texts(model, processor, [phrase.capitalize() for phrase in unique])))
+    embeds = dict(zip(unique, embed_texts(model, processor, [phrase.capitalize() for phrase in unique])))
     is_left = np.array(["left" in phrase for phrase in own])
     towards_own = [float(images[test.rows[i]] @ (embeds[a] - embeds[b])) for i, a, b in zip(chosen, own, other)]
     scores, findings = np.where(is_left, towards_own, -np.array(towards_own)), test.findings[chosen]
@@ -163,7 +197,7 @@ def _maps(
     grid, size = int(patches.shape[1] ** 0.5), test.masks.shape[1:]
     no_finding = embed_sentences(model, processor, load_no_finding("synthetic"))
     unique, index = np.unique(test.phrases, return_inverse=True)
-    embeds = _embed_texts(model, processor, unique.tolist())[index]  # (M, D)
+    embeds = embed_texts(model, processor, unique.tolist())[index]  # (M, D)
     numbers = defaultdict(list)
     for chosen in torch.arange(len(embeds)).split(256):
         rows = test.rows[chosen]

@@ -14,71 +14,104 @@ With a GPU all processes share it.
 import argparse
 import json
 import multiprocessing
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import scipy.stats
+import torch
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
-from continued import Setting, file_name, pretrain, run_rows  # noqa: E402
-from local_losses import ROWS  # noqa: E402
+from continued import ENCODERS, Setting, file_name, pretrain, run_rows  # noqa: E402
+from local_losses import ROWS, SENTENCE_ROWS  # noqa: E402
 
 from modeling_tier.evaluation.tables import aligned  # noqa: E402
 from modeling_tier.files import replace_json  # noqa: E402
 
 
 START = "start"  # the trained CLIP model before any of the rows
+ALL_ROWS = (*ROWS, *SENTENCE_ROWS)
+SIZES = ("num_pairs", "num_test", "image_size", "stride", "epochs", "more_epochs")
 
 
 def main() -> None:
-    arguments = parse_arguments()
-    if arguments.table:
-        print(table(json.loads(arguments.table.read_text())["rows"]))
-        return
-    names = ("num_pairs", "num_test", "image_size", "section", "epochs", "more_epochs")
-    setting = Setting(seed=0, **{name: getattr(arguments, name) for name in names})
-    rows = [START, *arguments.rows]
-    run(setting, arguments.seeds, rows, arguments.output_dir, arguments.processes)
-    results = read(arguments.output_dir, arguments.seeds, rows)
-    print(table(results))
-    about = {"setting": {name: getattr(setting, name) for name in names}, "seeds": arguments.seeds}
-    replace_json(arguments.output_dir / "results.json", about | {"rows": results})
-
-
-def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+    add_arguments(parser, ALL_ROWS)
+    arguments = parser.parse_args()
+    if arguments.table:
+        print(table(json.loads(arguments.table.read_text())["rows"]))
+        return
+    rows = [START, *arguments.rows]
+    run(setting_of(arguments), arguments.seeds, rows, arguments.output_dir, arguments.processes)
+    results = of_seeds(arguments.output_dir, arguments.seeds, rows)
+    print(table(results))
+    save(arguments, results)
+
+
+def add_arguments(parser: argparse.ArgumentParser, rows: Sequence[str], with_start: bool = False) -> None:
+    """What all commands of the study take. By default they run the rows `rows`."""
+    choices = [START] * with_start + list(ALL_ROWS)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/trained_start"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12, 13, 14])
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW")
+    parser.add_argument("--rows", nargs="+", default=list(rows), choices=choices, metavar="ROW")
     parser.add_argument("--processes", type=int, default=1, help="each with one thread")
-    for name in ("num_pairs", "num_test", "image_size", "epochs", "more_epochs"):
+    for name in SIZES:
         parser.add_argument(f"--{name}", type=int, default=getattr(Setting, name))
-    parser.add_argument("--table", type=Path, metavar="FILE", help="only print the tables of such a results.json")
     parser.add_argument("--section", default=Setting.section, choices=["impression", "findings", "both"])
-    return parser.parse_args()
+    parser.add_argument("--encoder", default=Setting.encoder, choices=list(ENCODERS), help="of the images")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="only print the tables of such a results file")
 
 
-def run(setting: Setting, seeds: list[int], rows: list[str], output_dir: Path, processes: int) -> None:
+def setting_of(arguments: argparse.Namespace) -> Setting:
+    """That of the arguments, with seed 0."""
+    return Setting(seed=0, **{name: getattr(arguments, name) for name in (*SIZES, "section", "encoder")})
+
+
+def save(
+    arguments: argparse.Namespace, results: dict[str, list[dict[str, float]]], name: str = "results.json"
+) -> None:
+    """The results beside their setting, their seeds and the machine, in the output folder."""
+    on_gpu = torch.cuda.is_available()
+    machine = torch.cuda.get_device_name() if on_gpu else "CPU, one thread a process"
+    about = {
+        "command": shlex.join(["python", f"studies/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "setting": asdict(setting_of(arguments)) | {"seed": None},
+        "seeds": arguments.seeds,
+        "machine": f"{machine}, torch {torch.__version__}, float32" + " (convolutions in TF32)" * on_gpu,
+    }
+    replace_json(arguments.output_dir / name, about | {"rows": results})
+
+
+def run(
+    setting: Setting,
+    seeds: list[int],
+    rows: list[str],
+    output_dir: Path,
+    processes: int,
+    run_part: Callable[[Setting, Path, list[str]], None] = run_rows,
+) -> None:
     """First every seed's start, then the rows, dealt out so that a process has rows of few seeds."""
     settings = {output_dir / str(seed): replace(setting, seed=seed) for seed in seeds}
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         list(pool.map(pretrain, settings.values(), settings))
         parts = max(1, processes // len(seeds))
         jobs = [(own, folder, rows[part::parts]) for part in range(parts) for folder, own in settings.items()]
-        list(pool.map(run_rows, *zip(*jobs)))
+        list(pool.map(run_part, *zip(*jobs)))
 
 
-def read(output_dir: Path, seeds: list[int], rows: list[str]) -> dict[str, list[dict[str, float]]]:
+def of_seeds(
+    output_dir: Path, seeds: list[int], rows: list[str], ending: str = "json"
+) -> dict[str, list[dict[str, float]]]:
     """Measures of each row, in the order of the seeds."""
-    files = {row: [output_dir / str(seed) / f"{file_name(row)}.json" for seed in seeds] for row in rows}
+    files = {row: [output_dir / str(seed) / f"{file_name(row)}.{ending}" for seed in seeds] for row in rows}
     return {row: [json.loads(file.read_text())["measures"] for file in own] for row, own in files.items()}
 
 

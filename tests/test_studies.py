@@ -1,6 +1,7 @@
 # Licensed under the Apache License, Version 2.0.
 """The study's local losses against their formulas, a token at a time, and its measures against the evaluation's."""
 
+import dataclasses
 import json
 import math
 import sys
@@ -11,13 +12,17 @@ import pytest
 import torch
 
 from modeling_tier.evaluation import evaluate_zero_shot, load_model, load_prompts
+from tests.processes import in_processes
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
-from continued import Setting, pretrain, run_rows  # noqa: E402
-from drawings import HeldOutSet, held_out_pairs, measure  # noqa: E402
-from local_losses import ROWS, Pairs  # noqa: E402
-from trained_start import differences, means, read, table  # noqa: E402
+from continued import Setting, pretrain, run_rows, training_pairs  # noqa: E402
+from cost_of_losses import Case, costs  # noqa: E402
+from drawings import MAPS, HeldOutSet, TrainingSet, held_out_pairs, measure, sentences_of  # noqa: E402
+from embedded import Pairs  # noqa: E402
+from local_losses import ROWS, SENTENCE_ROWS  # noqa: E402
+from maps_of_sentences import AREAS, Places, kinds_of_tokens, measure_row, tables  # noqa: E402
+from trained_start import differences, means, of_seeds, table  # noqa: E402
 
 
 def drawn_pairs(seed: int = 0, dtype=torch.float64) -> Pairs:
@@ -31,9 +36,8 @@ def drawn_pairs(seed: int = 0, dtype=torch.float64) -> Pairs:
     mask = torch.arange(6)[None] < lengths[:, None]
     content = mask & (torch.arange(6)[None] > 0) & (torch.arange(6)[None] < lengths[:, None] - 1)
     weights = torch.rand(5, 9, generator=generator, dtype=dtype) / 9
-    return Pairs(
-        unit(5, 8), unit(5, 8), unit(5, 6, 8), unit(5, 9, 8), weights, mask, content, torch.tensor(7.0, dtype=dtype)
-    )
+    rows = unit(5, 8), unit(5, 8), unit(5, 6, 8), unit(5, 9, 8), weights, mask, content
+    return Pairs(*rows, torch.tensor(7.0, dtype=dtype), unit(9, 8), torch.tensor([0, 0, 1, 2, 2, 2, 3, 4, 4]))
 
 
 def entropy(values: np.ndarray) -> float:
@@ -137,6 +141,46 @@ def by_flair(p: Pairs) -> float:
     return sum(np.log1p(np.exp(-scores[i, j] if i == j else scores[i, j])) for i in range(5) for j in range(5)) / 5
 
 
+def own_maps(p: Pairs, i: int) -> np.ndarray:
+    """(K, P) of the sentences of pair i."""
+    return p.sentences[p.owners == i].numpy() @ p.patches[i].numpy().T
+
+
+def by_positives(p: Pairs, attends: bool = False) -> float:
+    sentences, owners = p.sentences.numpy(), p.owners.tolist()
+    scores = np.zeros((9, 5))
+    for s in range(9):
+        for j in range(5):
+            patches = p.patches[j].numpy()
+            image = unit(softmax(7 * patches @ sentences[s]) @ patches) if attends else p.image[j].numpy()
+            scores[s, j] = 7 * image @ sentences[s]
+    losses = []
+    for i in range(5):
+        own = [s for s in range(9) if owners[s] == i]
+        others = [s for s in range(9) if owners[s] != i]
+        to_image = np.mean([cross_entropy(scores[s], i) for s in own])
+        to_text = np.mean([cross_entropy(scores[[s, *others], i], 0) for s in own])
+        losses.append((to_image + to_text) / 2)
+    return np.mean(losses)
+
+
+def by_sentence_entropy(p: Pairs) -> float:
+    return 0.2 * np.mean([np.mean([entropy(row / 0.5) for row in own_maps(p, i)]) for i in range(5)])
+
+
+def by_sentence_patch_entropy(p: Pairs) -> float:
+    return 0.2 * np.mean([np.mean([entropy(column / 0.5) for column in own_maps(p, i).T]) for i in range(5)])
+
+
+def by_likeness(p: Pairs) -> float:
+    values = []
+    for i in range(5):
+        matrix = np.corrcoef(np.atleast_2d(own_maps(p, i))).reshape(len(own_maps(p, i)), -1)
+        two = [max(matrix[j, k], 0) for j in range(len(matrix)) for k in range(j)]
+        values.append(np.mean(two) if two else 0.0)
+    return 0.1 * np.mean(values)
+
+
 FORMULAS = {
     "TIER 0.2, 0.1 at temperature 0.5": by_tier,
     "TIER 0.2, 0 at temperature 0.5, no special tokens": by_tier_content,
@@ -148,23 +192,88 @@ FORMULAS = {
     "VL-CABS, 1": lambda p: both_ways(attended_scores(p)),
     "FLAIR-like, 1": by_flair,
     "CLIP": lambda p: 0.0,
+    "sentences as positives, 1": by_positives,
+    "VL-CABS over sentences, 0.1": lambda p: 0.1 * by_positives(p, attends=True),
+    "entropy of sentences, 0.2 at temperature 0.5": by_sentence_entropy,
+    "patch entropy over sentences, 0.2": by_sentence_patch_entropy,
+    "unlike maps of sentences, 0.1": by_likeness,
 }
+ALL_ROWS = ROWS | SENTENCE_ROWS
 
 
 @pytest.mark.parametrize("row", FORMULAS)
 def test_a_local_loss_is_its_formula(row):
     pairs = drawn_pairs()
-    assert float(ROWS[row](pairs)) == pytest.approx(float(FORMULAS[row](pairs)), abs=1e-12)
+    assert float(ALL_ROWS[row](pairs)) == pytest.approx(float(FORMULAS[row](pairs)), abs=1e-12)
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if row != "CLIP"])
+def loss_and_gradients(row: str, pairs: Pairs) -> dict[str, torch.Tensor]:
+    """The gradients of all embeddings, at the positions that are no padding, and of the scale."""
+    names = ("text", "image", "tokens", "patches", "patch_weights", "scale", "sentences")
+    for name in names:
+        setattr(pairs, name, getattr(pairs, name).detach().clone().requires_grad_())
+    loss = ALL_ROWS[row](pairs)
+    if loss.requires_grad:
+        loss.backward()
+    values = {name: getattr(pairs, name) for name in names}
+    return {"loss": loss.detach()} | {
+        name: torch.zeros_like(value) if value.grad is None else value.grad for name, value in values.items()
+    }
+
+
+@pytest.mark.parametrize("row", ALL_ROWS)
+@pytest.mark.parametrize("chunk_size", [2])
+def test_chunks_change_neither_a_local_loss_nor_its_gradient(row, chunk_size):
+    expected = loss_and_gradients(row, drawn_pairs())
+    actual = loss_and_gradients(row, dataclasses.replace(drawn_pairs(), chunk_size=chunk_size))
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=1e-10, atol=1e-12, msg=f"{row}: {name}")
+
+
+def of_a_process(rank: int, chunk_size: int | None) -> dict[str, dict[str, torch.Tensor]]:
+    """Three pairs in the first process, two in the other, whose longest text is shorter."""
+    pairs = drawn_pairs().part(*((0, 3), (3, 5))[rank])
+    if rank == 1:
+        pairs = dataclasses.replace(pairs, tokens=pairs.tokens[:, :6], mask=pairs.mask[:, :6])
+    else:
+        pairs = dataclasses.replace(
+            pairs, **{name: torch.nn.functional.pad(getattr(pairs, name), (0, 2)) for name in ("mask", "content")}
+        )
+        pairs.tokens = torch.nn.functional.pad(pairs.tokens, (0, 0, 0, 2), value=3.0)
+    pairs.chunk_size = chunk_size
+    return {row: loss_and_gradients(row, pairs) for row in ALL_ROWS}
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_a_local_loss_over_processes_is_that_of_all_their_pairs(chunk_size):
+    """Gradients are those of DDP, whose mean over the processes is that of the loss."""
+    first, second = in_processes(2, of_a_process, chunk_size)
+    for row in ALL_ROWS:
+        expected = loss_and_gradients(row, drawn_pairs())
+        for name, value in expected.items():
+            one, other = first[row][name], second[row][name]
+            if name == "tokens":
+                one = one[:, :6]
+            if name == "loss":
+                together = torch.stack([one, other])
+                value = value.expand(2)
+            elif name == "scale":
+                together = (one + other) / 2
+            else:
+                together = torch.cat([one, other]) / 2
+            torch.testing.assert_close(
+                together.double(), value.double(), rtol=1e-5, atol=1e-6, msg=f"{row}, {chunk_size}: {name}"
+            )
+
+
+@pytest.mark.parametrize("row", [row for row in ALL_ROWS if row not in ("CLIP", "sentences as positives, 1")])
 def test_padding_changes_neither_a_local_loss_nor_its_gradient(row):
     results = []
     for value in (0.0, 3.0):
         pairs = drawn_pairs()
         tokens = pairs.tokens.masked_fill(~pairs.mask.unsqueeze(2), value)
         pairs.tokens, pairs.patches = tokens.requires_grad_(), pairs.patches.requires_grad_()
-        loss = ROWS[row](pairs)
+        loss = ALL_ROWS[row](pairs)
         loss.backward()
         token_grad = torch.zeros_like(tokens) if tokens.grad is None else tokens.grad
         results.append((loss.detach(), token_grad[pairs.mask], pairs.patches.grad))
@@ -208,8 +317,97 @@ def test_a_row_is_not_run_again_and_the_table_has_all(studied):
     pretrain(setting, folder)
     run_rows(setting, folder, ["start", "CLIP", "TIER 0.2, 0"])
     assert {file: file.stat().st_mtime_ns for file in folder.glob("*.json")} == before
-    text = table(read(folder.parent, [3], ["start", "CLIP", "TIER 0.2, 0"]))
+    text = table(of_seeds(folder.parent, [3], ["start", "CLIP", "TIER 0.2, 0"]))
     assert text.count("TIER 0.2, 0") == 2 and "AUROC left/right" in text and "nan" not in text
+
+
+def test_sentences_of_a_report_are_without_numbers_and_each_once():
+    assert sentences_of("1. Small nodule. 2. Edema. 3. Small nodule.") == ["Small nodule.", "Edema."]
+    assert sentences_of("No acute findings.") == ["No acute findings."]
+
+
+def test_the_sentences_of_a_batch_are_those_of_its_texts(studied):
+    setting, folder = studied
+    _, processor = load_model(str(folder / "start"))
+    pairs = training_pairs(setting)
+    data, rows = TrainingSet.of(pairs, processor), torch.tensor([5, 3, 90, 3])
+    inputs, owners = data.batch_sentences(rows, torch.device("cpu"))
+    expected = [(i, sentence) for i, row in enumerate(rows) for sentence in sentences_of(pairs["text"][int(row)])]
+    assert owners.tolist() == [i for i, _ in expected]
+    for ids, mask, (_, sentence) in zip(inputs["input_ids"], inputs["attention_mask"], expected):
+        assert ids[mask.bool()].tolist() == processor.tokenizer(sentence)["input_ids"]
+
+
+def test_a_row_over_sentences_trains(studied):
+    setting, folder = studied
+    run_rows(setting, folder, ["unlike maps of sentences, 0.1"])
+    assert json.loads((folder / "unlike_maps_of_sentences__0.1.json").read_text())["measures"]["AUROC"] > 0
+
+
+def test_kinds_of_tokens(studied):
+    _, processor = load_model(str(studied[1] / "start"))
+    kinds = kinds_of_tokens(processor, "There is pulmonary edema.")
+    assert list(dict.fromkeys(kinds)) == ["[CLS]", "other words", "finding", "[SEP] and full stop"]
+    assert (kinds.count("[CLS]"), kinds.count("[SEP] and full stop")) == (1, 2)
+    assert "side and zone" in kinds_of_tokens(processor, "Left upper lobe consolidation.")
+
+
+def test_places_are_what_lies_at_the_centres_of_the_patches():
+    """A picture of 4 x 4 patches of two pixels: two regions, the heart and the lungs, one below the other."""
+    masks = np.zeros((2, 8, 8), dtype=bool)
+    masks[0, 0:2, 0:4], masks[1, 0:2, 2:6] = True, True
+    heart, lungs = np.zeros((8, 8), dtype=bool), np.zeros((8, 8), dtype=bool)
+    heart[2:4, 2:6], lungs[2:6, 2:4] = True, True
+    test = HeldOutSet(None, [], None, np.array([0, 0]), np.array(["a", "b"]), np.array(["A.", "B."]), masks)
+    places = Places.of(test, [{"heart": heart, "lungs": lungs}], 4)
+    own, another, in_heart, in_lungs, outer, elsewhere = range(6)
+    assert places.areas[0].tolist() == [
+        *(own, own, another, outer),
+        *(outer, in_heart, in_heart, outer),
+        *(outer, in_lungs, elsewhere, outer),
+        *(outer, outer, outer, outer),
+    ]
+    assert places.areas[1, :4].tolist() == [another, own, own, outer]
+
+
+@pytest.mark.slow
+def test_measures_of_sentences_are_those_of_the_models_maps(studied):
+    setting, folder = studied
+    measure_row(setting, folder, ["start"])
+    measured = json.loads((folder / "start.sentences.json").read_text())["measures"]
+    model, processor = load_model(str(folder / "start"))
+    test = HeldOutSet.of(held_out_pairs(setting.num_test, setting.image_size, setting.section), processor)
+    maps, token_entropies = [], {}
+    for row, phrase in zip(test.rows, test.phrases):
+        out = model.get_similarity_map(test.pixel_values[row : row + 1], **processor(text=[str(phrase)]))
+        maps.append(out.text_to_patch[0].flatten().numpy())
+        for kind, own in zip(kinds_of_tokens(processor, str(phrase)), out.token_to_patch[0].flatten(1).numpy()):
+            token_entropies.setdefault(kind, []).append(entropy(own))
+    two = [
+        (i, k)
+        for k in range(len(maps))
+        for i in range(k)
+        if test.rows[i] == test.rows[k] and test.findings[i] != test.findings[k]
+    ]
+    correlation = np.mean([np.corrcoef(maps[i], maps[k])[0, 1] for i, k in two])
+    assert measured["correlation, cosine"] == pytest.approx(correlation, abs=1e-4)
+    same = np.mean([maps[i].argmax() == maps[k].argmax() for i, k in two])
+    assert measured["same peak, cosine"] == pytest.approx(same, abs=1e-6)
+    for kind, values in token_entropies.items():
+        assert measured[f"entropy, {kind}"] == pytest.approx(np.mean(values), abs=1e-4)
+    assert measured["correlation with the sentence, [CLS]"] == pytest.approx(1, abs=1e-5)
+    for kind in MAPS:
+        assert sum(measured[f"peak in {area}, {kind}"] for area in AREAS) == pytest.approx(1)
+    assert "elsewhere" in tables(of_seeds(folder.parent, [3], ["start"], "sentences.json"))
+
+
+@pytest.mark.slow
+def test_costs_are_those_of_the_rows_beside_clip():
+    case = Case(Setting(seed=0, num_pairs=8), 8, chunk_size=4)
+    measured = costs(case, ["FILIP, 1"], rounds=1)
+    assert list(measured) == ["CLIP", "FILIP, 1"]
+    assert measured["CLIP"]["peak ratio"] == 1 and measured["CLIP"]["time ratio"] == [1, 1, 1]
+    assert measured["FILIP, 1"]["peak ratio"] > 1
 
 
 def test_the_tables_of_the_document_are_those_of_the_results():

@@ -42,6 +42,8 @@ class Study(NamedTuple):
     report: Report
     pixels: np.ndarray
     regions: list[Region]
+    organs: dict[str, np.ndarray]
+    """Masks (size, size) of the "heart" and of the "lungs" beside it."""
 
 
 def synthetic_pairs(
@@ -132,7 +134,7 @@ def _draw_subject(split: str, subject: int, size: int, seed: int) -> Iterator[St
     for visit in range(number_of_studies):
         findings = _follow_up(rng, findings) if visit else sample_findings(rng)
         view = "AP" if rng.random() < 0.3 else "PA"
-        pixels, regions = render(rng, anatomy, findings, size, view)
+        pixels, regions, organs = render(rng, anatomy, findings, size, view)
         yield Study(
             subject_id=_spread(number, 10_000_000),
             study_id=_spread(number * max(_STUDIES) + visit, 50_000_000),
@@ -142,6 +144,7 @@ def _draw_subject(split: str, subject: int, size: int, seed: int) -> Iterator[St
             report=write_report(rng, findings, view),
             pixels=pixels,
             regions=regions,
+            organs=organs,
         )
 
 

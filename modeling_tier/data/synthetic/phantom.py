@@ -160,7 +160,7 @@ def sample_findings(rng: np.random.Generator) -> list[Finding]:
 
 def render(
     rng: np.random.Generator, anatomy: Anatomy, findings: list[Finding], size: int, view: str = "PA"
-) -> tuple[np.ndarray, list[Region]]:
+) -> tuple[np.ndarray, list[Region], dict[str, np.ndarray]]:
     """
     Draw one exposure.
 
@@ -172,7 +172,8 @@ def render(
         view: "PA" or "AP"; the heart is nearer to the tube and looks wider on AP.
 
     Returns:
-        the picture, (size, size) uint8, and a region for each finding and side.
+        the picture, (size, size) uint8, a region for each finding and side, and the masks (size, size) of the
+        "heart" and of the "lungs" beside it.
     """
     canvas = _place(rng, anatomy, size)
     by_name = {finding.name: finding for finding in findings}
@@ -199,7 +200,8 @@ def render(
         _effusion(canvas, picture, finding, lungs, heart)
     if finding := by_name.get("Support Devices"):
         _device(canvas, picture, finding.zone, heart_centre)
-    return _expose(canvas, picture), canvas.regions
+    organs = {"heart": heart_depth > 0, "lungs": (lungs["left"] + lungs["right"] > 0.5) & (heart_depth <= 0)}
+    return _expose(canvas, picture), canvas.regions, organs
 
 
 def _lungs(canvas: _Canvas, anatomy: Anatomy) -> dict[str, np.ndarray]:
