@@ -45,18 +45,19 @@ class Setting:
     """Pixels between two patches: 8, 16 or 32."""
 
 
-# By name, what --model.vision_config is for a stride. The ResNet halves the picture twice and then once a stage but
-# the first; the ViT has about as many weights.
+# By name, what --model.vision_config is for a side of the pictures and a stride. The ResNet halves the picture twice
+# and then once in each stage but the first; the ViT has about as many weights.
 ENCODERS = {
-    "resnet": lambda stride: {
+    "resnet": lambda side, stride: {
         "model_type": "resnet",
         "layer_type": "basic",
         "embedding_size": 32,
         "hidden_sizes": [48, 96, 96, 96][: stride.bit_length() - 2],
         "depths": [2, 2, 2, 2][: stride.bit_length() - 2],
     },
-    "vit": lambda stride: {
+    "vit": lambda side, stride: {
         "model_type": "vit",
+        "image_size": side,
         "patch_size": stride,
         "hidden_size": 96,
         "num_hidden_layers": 4,
@@ -172,7 +173,7 @@ def file_name(row: str) -> str:
 
 
 def _config(setting: Setting):
-    vision = json.dumps(ENCODERS[setting.encoder](setting.stride))
+    vision = json.dumps(ENCODERS[setting.encoder](setting.image_size, setting.stride))
     options = {"model.image_size": setting.image_size, "seed": setting.seed, "model.vision_config": vision}
     return load_config(CONFIG, [part for name, value in options.items() for part in (f"--{name}", str(value))])
 

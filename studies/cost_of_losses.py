@@ -92,7 +92,7 @@ def peak(case: Case, row: str) -> float:
     return peak_of_two_steps(partial(case.make, row), "float32")
 
 
-def costs(case: Case, rows: list[str], rounds: int) -> dict[str, dict]:
+def measure_costs(case: Case, rows: list[str], rounds: int) -> dict[str, dict]:
     """Of each row the seconds of a step, their ratios to CLIP's (quartiles), and peaks likewise."""
     rows = [BASELINE, *(row for row in rows if row != BASELINE)]
     threads = torch.get_num_threads()
@@ -145,7 +145,7 @@ def main() -> None:
     for batch_size in arguments.batch_sizes:
         for chunk_size in (None, arguments.chunk_size):
             case = Case(Setting(seed=0, num_pairs=batch_size), batch_size, chunk_size)
-            rows = costs(case, arguments.rows, arguments.rounds)
+            rows = measure_costs(case, arguments.rows, arguments.rounds)
             results.append({"batch_size": batch_size, "chunk_size": chunk_size, "rows": rows})
             print(aligned(lines(results[-1])), flush=True)
     machine = torch.cuda.get_device_name() if DEVICE == "cuda" else "CPU, one thread"

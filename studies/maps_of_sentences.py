@@ -97,6 +97,7 @@ def measure(
     """
     For each kind of map: the correlation over the patches of the maps of two phrases of one picture that name
     different findings, and how often both have their peak in the same patch; the fraction of peaks in each of `AREAS`.
+    The correlation of a phrase's map with that of "no finding", and the standard deviation over the patches of either.
     For each of `TOKENS`, by cosines: entropy over the patches in nats, correlation with the map of the sentence, and
     the fraction of peaks in the region that the phrase names. "area, ..." and "regions' correlation" say the same of
     the drawings themselves.
@@ -109,11 +110,15 @@ def measure(
     embeds = embed_texts(model, processor, unique.tolist()).cpu()[index]
     no_finding = embed_sentences(model, processor, load_no_finding("synthetic")).cpu()
     own_patches = patches[test.rows]
-    cosines = torch.einsum("md,mpd->mp", embeds, own_patches)
-    subtracted, scale = cosines - own_patches @ no_finding, weights[test.rows] * weights.shape[1]
+    cosines, of_no_finding = torch.einsum("md,mpd->mp", embeds, own_patches), own_patches @ no_finding
+    subtracted, scale = cosines - of_no_finding, weights[test.rows] * weights.shape[1]
     two = _phrases_of_one_picture(test)
     measures = {"regions' correlation": _correlation(*(torch.from_numpy(places.own[i] * 1.0) for i in two))}
     measures |= {f"area, {area}": float((places.areas == i).mean()) for i, area in enumerate(AREAS)}
+    measures["correlation with no finding"] = _correlation(cosines, of_no_finding)
+    measures["spread, cosine"] = float(cosines.std(dim=1).mean())
+    measures["spread, no finding"] = float(of_no_finding.std(dim=1).mean())
+    measures["spread, cosine - no finding"] = float(subtracted.std(dim=1).mean())
     for kind, maps in zip(MAPS, (cosines, subtracted, cosines * scale, subtracted * scale)):
         peaks = maps.argmax(dim=1).numpy()
         measures[f"correlation, {kind}"] = _correlation(*(maps[i] for i in two))
@@ -180,7 +185,8 @@ def tables(results: dict[str, list[dict[str, float]]]) -> str:
     """How alike the maps are, where their peaks stand, and the tokens: means (standard deviations) over the seeds."""
     names = list(next(iter(results.values()))[0])
     likeness = [name for name in names if name.startswith(("correlation, ", "same peak, "))]
-    groups = [likeness] + [[f"peak in {area}, {kind}" for area in AREAS] for kind in MAPS]
+    spreads = [name for name in names if name.startswith(("correlation with no", "spread, "))]
+    groups = [likeness, spreads] + [[f"peak in {area}, {kind}" for area in AREAS] for kind in MAPS]
     groups += [[f"{name}, {kind}" for kind in TOKENS] for name in ("entropy", "correlation with the sentence")]
     groups += [[f"pointing, {kind}" for kind in TOKENS]]
     drawn = next(iter(results.values()))[0]

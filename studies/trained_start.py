@@ -45,15 +45,23 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add_arguments(parser, ALL_ROWS)
+    parser.add_argument("--cost_rounds", type=int, default=5, help="of steps that are timed at the end; 0: none")
     arguments = parser.parse_args()
     if arguments.table:
-        print(table(json.loads(arguments.table.read_text())["rows"]))
+        about = json.loads(arguments.table.read_text())
+        print(table(about["rows"], about.get("costs", {})))
         return
     rows = [START, *arguments.rows]
     run(setting_of(arguments), arguments.seeds, rows, arguments.output_dir, arguments.processes)
     results = of_seeds(arguments.output_dir, arguments.seeds, rows)
-    print(table(results))
-    save(arguments, results)
+    costs = {}
+    if arguments.cost_rounds:
+        from cost_of_losses import Case, measure_costs
+
+        setting = replace(setting_of(arguments), num_pairs=Setting.batch_size)
+        costs = measure_costs(Case(setting, setting.batch_size), arguments.rows, arguments.cost_rounds)
+    print(table(results, costs))
+    save(arguments, results, costs=costs)
 
 
 def add_arguments(parser: argparse.ArgumentParser, rows: Sequence[str], with_start: bool = False) -> None:
@@ -76,18 +84,22 @@ def setting_of(arguments: argparse.Namespace) -> Setting:
 
 
 def save(
-    arguments: argparse.Namespace, results: dict[str, list[dict[str, float]]], name: str = "results.json"
+    arguments: argparse.Namespace, results: dict[str, list[dict[str, float]]], name: str = "results.json", **more
 ) -> None:
-    """The results beside their setting, their seeds and the machine, in the output folder."""
-    on_gpu = torch.cuda.is_available()
-    machine = torch.cuda.get_device_name() if on_gpu else "CPU, one thread a process"
+    """The results, and what else there is, beside their setting, seeds and machine, in the output folder."""
     about = {
         "command": shlex.join(["python", f"studies/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "setting": asdict(setting_of(arguments)) | {"seed": None},
         "seeds": arguments.seeds,
-        "machine": f"{machine}, torch {torch.__version__}, float32" + " (convolutions in TF32)" * on_gpu,
+        "machine": machine(),
     }
-    replace_json(arguments.output_dir / name, about | {"rows": results})
+    replace_json(arguments.output_dir / name, about | {"rows": results} | more)
+
+
+def machine() -> str:
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}, float32 (convolutions in TF32)"
+    return f"CPU, one thread a process, torch {torch.__version__}, float32"
 
 
 def run(
@@ -115,9 +127,15 @@ def of_seeds(
     return {row: [json.loads(file.read_text())["measures"] for file in own] for row, own in files.items()}
 
 
-def table(results: dict[str, list[dict[str, float]]]) -> str:
-    """The means over the seeds, and the differences to CLIP's row, where there is one."""
-    parts = [aligned(means(results))]
+def table(results: dict[str, list[dict[str, float]]], costs: dict[str, dict] | None = None) -> str:
+    """The means over the seeds with the costs of a step, and the differences to CLIP's row, where there is one."""
+    lines = means(results)
+    if costs:
+        lines[0] += ["time to CLIP's", "peak memory to CLIP's"]
+        for line in lines[1:]:
+            cost = costs.get(line[0])
+            line += [f"{cost['time ratio'][1]:.2f}", f"{cost['peak ratio']:.2f}"] if cost else ["", ""]
+    parts = [aligned(lines)]
     if "CLIP" in results:
         parts.append(aligned(differences(results)))
     return "\n\n".join(parts)

@@ -16,8 +16,9 @@ from tests.processes import in_processes
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
-from continued import Setting, pretrain, run_rows, training_pairs  # noqa: E402
-from cost_of_losses import Case, costs  # noqa: E402
+import growth  # noqa: E402
+from continued import Setting, build, pretrain, run_rows, training_pairs  # noqa: E402
+from cost_of_losses import Case, measure_costs  # noqa: E402
 from drawings import MAPS, HeldOutSet, TrainingSet, held_out_pairs, measure, sentences_of  # noqa: E402
 from embedded import Pairs  # noqa: E402
 from local_losses import ROWS, SENTENCE_ROWS  # noqa: E402
@@ -321,6 +322,35 @@ def test_a_row_is_not_run_again_and_the_table_has_all(studied):
     assert text.count("TIER 0.2, 0") == 2 and "AUROC left/right" in text and "nan" not in text
 
 
+def test_costs_stand_in_the_table_beside_the_means(studied):
+    results = of_seeds(studied[1].parent, [3], ["start", "CLIP"])
+    lines = table(results, {"CLIP": {"time ratio": [0.9, 1.23, 1.5], "peak ratio": 4.56}}).splitlines()
+    assert "time to CLIP's" in lines[0] and lines[2].split()[-2:] == ["1.23", "4.56"]
+
+
+@pytest.mark.slow
+def test_growth_has_a_line_for_each_size(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(growth.SIZES, "small", {"num_pairs": 64, "more_epochs": 1})
+    arguments = ["--sizes", "small", "--seeds", "3", "--rows", "CLIP", "TIER 0.2, 0"]
+    arguments += ["--epochs", "1", "--num_test", "60", "--output_dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["studies/growth.py", *arguments])
+    growth.main()
+    printed = capsys.readouterr().out
+    assert "TIER 0.2, 0, minus CLIP" in printed and printed.count("small") == 2
+    assert growth.table(json.loads((tmp_path / "growth.json").read_text())["sizes"]) + "\n" == printed
+
+
+@pytest.mark.parametrize(
+    "size, patches",
+    [("128 px, 64 patches", 64), ("128 px, 256 patches", 256), ("224 px, 49 patches", 49), ("ViT", 64)],
+)
+def test_a_size_has_as_many_patches_as_it_says(size, patches):
+    setting = Setting(seed=0, **{**growth.SIZES[size], "num_pairs": 16})
+    model, _ = build(setting, training_pairs(setting))
+    pixels = torch.zeros(1, 3, setting.image_size, setting.image_size)
+    assert model.eval().encode_image(pixels).local_embeds.shape[1] == patches
+
+
 def test_sentences_of_a_report_are_without_numbers_and_each_once():
     assert sentences_of("1. Small nodule. 2. Edema. 3. Small nodule.") == ["Small nodule.", "Edema."]
     assert sentences_of("No acute findings.") == ["No acute findings."]
@@ -404,7 +434,7 @@ def test_measures_of_sentences_are_those_of_the_models_maps(studied):
 @pytest.mark.slow
 def test_costs_are_those_of_the_rows_beside_clip():
     case = Case(Setting(seed=0, num_pairs=8), 8, chunk_size=4)
-    measured = costs(case, ["FILIP, 1"], rounds=1)
+    measured = measure_costs(case, ["FILIP, 1"], rounds=1)
     assert list(measured) == ["CLIP", "FILIP, 1"]
     assert measured["CLIP"]["peak ratio"] == 1 and measured["CLIP"]["time ratio"] == [1, 1, 1]
     assert measured["FILIP, 1"]["peak ratio"] > 1

@@ -1,0 +1,100 @@
+# Licensed under the Apache License, Version 2.0.
+"""
+What becomes of the difference between TIER and CLIP when the study grows: more pairs, larger pictures, more patches,
+a ViT. For each size the rows of `trained_start.py`, and one table of differences to CLIP's row, seed by seed.
+
+    python studies/growth.py --sizes study "2,000 pairs" --seeds 0 1 [--processes 2] [--rows CLIP "VL-CABS, 0.1"]
+    python studies/growth.py --table studies/results/growth.json
+
+What is done is not run again. Pictures of 224 pixels take 5 GB of memory a process.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
+from continued import Setting  # noqa: E402
+from trained_start import ALL_ROWS, START, differences, machine, means, of_seeds, run  # noqa: E402
+
+from modeling_tier.evaluation.tables import aligned  # noqa: E402
+from modeling_tier.files import replace_json  # noqa: E402
+
+
+# What differs from the study's own size: 8,000 pairs, 64 pixels, 8 x 8 patches, a ResNet.
+SIZES = {
+    "study": {},
+    "2,000 pairs": {"num_pairs": 2_000},
+    "32,000 pairs": {"num_pairs": 32_000},
+    "128 px, 64 patches": {"image_size": 128, "stride": 16},
+    "128 px, 256 patches": {"image_size": 128, "stride": 8},
+    "224 px, 49 patches": {"image_size": 224, "stride": 32},
+    "224 px, 196 patches": {"image_size": 224, "stride": 16},
+    "ViT": {"encoder": "vit"},
+    "ViT, 224 px, 196 patches": {"encoder": "vit", "image_size": 224, "stride": 16},
+}
+ROWS = ("CLIP", "TIER 0.2, 0 at temperature 0.5", "VL-CABS, 0.1")
+MEASURES = (
+    "AUROC",
+    "pointing, cosine",
+    "pointing, cosine - no finding",
+    "pointing, contribution",
+    "pointing, contribution - no finding",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/growth"))
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES), metavar="SIZE")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ALL_ROWS), metavar="ROW")
+    parser.add_argument("--processes", type=int, default=1, help="each with one thread")
+    parser.add_argument("--epochs", type=int, default=Setting.epochs)
+    parser.add_argument("--num_test", type=int, default=Setting.num_test)
+    parser.add_argument("--table", type=Path, metavar="FILE", help="only print the table of such a results file")
+    arguments = parser.parse_args()
+    if arguments.table:
+        print(table(json.loads(arguments.table.read_text())["sizes"]))
+        return
+    common, sizes = Setting(seed=0, epochs=arguments.epochs, num_test=arguments.num_test), {}
+    about = {"command": shlex.join(["python", "studies/growth.py", *sys.argv[1:]]), "machine": machine()}
+    about |= {"setting": asdict(common) | {"seed": None}, "seeds": arguments.seeds}
+    for name in arguments.sizes:
+        folder = arguments.output_dir / name.replace(", ", "_").replace(",", "").replace(" ", "_")
+        rows = [START, *arguments.rows]
+        run(replace(common, **SIZES[name]), arguments.seeds, rows, folder, arguments.processes)
+        sizes[name] = of_seeds(folder, arguments.seeds, rows)
+        replace_json(arguments.output_dir / "growth.json", about | {"sizes": sizes})  # after each, should it stop
+    print(table(sizes))
+
+
+def table(sizes: dict[str, dict[str, list[dict[str, float]]]]) -> str:
+    return "\n\n".join(aligned(lines) for lines in tables(sizes))
+
+
+def tables(sizes: dict[str, dict[str, list[dict[str, float]]]]) -> list[list[list[str]]]:
+    """CLIP's row of each size; then, for each other row, its differences to CLIP's at each size."""
+    rows = [row for row in next(iter(sizes.values())) if row not in (START, "CLIP")]
+    of_clip, gains = [], {row: [] for row in rows}
+    for size, results in sizes.items():
+        lines = {line[0]: line[1:] for line in means(results, MEASURES)}
+        of_clip.append([size, *lines["CLIP"]])
+        lines = {line[0]: line[1:] for line in differences(results, MEASURES)}
+        for row in rows:
+            gains[row].append([size, *lines[row]])
+    return [[["CLIP", *MEASURES], *of_clip]] + [[[f"{row}, minus CLIP", *MEASURES], *gains[row]] for row in rows]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
