@@ -623,6 +623,15 @@ class TierModel(TierPreTrainedModel):
             hidden_states = torch.cat([hidden_states[:, :1], patches], dim=1) if with_class_token else patches
         return with_pooled_norm(self.vision_model, hidden_states), grid
 
+    @property
+    def no_contributions(self) -> str | None:
+        """Why this model has no maps of contributions; None if it has them."""
+        origins = {"cls": "that of a class token", "attention": "attention's with a perceptron behind it"}
+        if self.config.image_pooling not in origins:
+            return None
+        origin = origins[self.config.image_pooling]
+        return f"this model's global embedding is {origin}, which is no sum over the patches"
+
     def patch_weights(self, image: TierEncoding) -> torch.Tensor:
         """
         The weights (N, P) by which the cosines of N images' patches with a text sum to the cosine of the image with
@@ -631,14 +640,10 @@ class TierModel(TierPreTrainedModel):
         Raises:
             ValueError: if the global embedding is not the mean of the patches'.
         """
-        if self.config.image_pooling != "mean":
-            reasons = {
-                "cls": "that of a class token, which is no sum over the patches",
-                "attention": "attention's with a perceptron behind it, which is no sum over the patches",
-            }
+        if self.no_contributions:
             raise ValueError(
-                "Only with image_pooling='mean' does a patch contribute a part of the score; this model's global "
-                f"embedding is {reasons[self.config.image_pooling]}. Use its cosines."
+                "Only with image_pooling='mean' does a patch contribute a part of the score; "
+                f"{self.no_contributions}. Use its cosines."
             )
         dtype = torch.promote_types(image.local_embeds.dtype, torch.float32)
         norm = torch.linalg.vector_norm(image.local_embeds, dim=-1, dtype=dtype)  # (N, P)

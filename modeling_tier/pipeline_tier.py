@@ -149,6 +149,8 @@ class TierZeroShotPipeline(Pipeline):
                 - `map` (`maps="array"`): float32 array (H, W) over the pixels of the original picture, cosines of the
                   patches with the positive embedding, or their contributions, bilinear in between; NaN where the
                   processor cuts the picture
+                - `grid` (`maps="array"`): height and width in patches; a contribution times their number P is on the
+                  scale of cosines
                 - `overlay` (`maps="overlay"`): this map over the picture, as [`overlay_map`] paints it; of
                   contributions, P times theirs, so that a patch of mean length has the colour of its cosine
                 - `note`, only where the score says little: the tokenizer does not know words of the positive
@@ -187,10 +189,10 @@ class TierZeroShotPipeline(Pipeline):
             map_kind: as for a call of the pipeline.
 
         Returns:
-            `{"words": [W words], "maps": float32 array (W, H, W')}`: for each word the cosines with the patches over
-            the pixels of the original picture, as `maps="array"`; of a word of several tokens their mean. Words that
-            the tokenizer cuts off are missing. A list of these for a list of pictures or of sentences; two lists must
-            be of one length, and go together item by item.
+            `{"words": [W words], "maps": float32 array (W, H, W'), "grid": as of a call}`: for each word the cosines
+            with the patches over the pixels of the original picture, as `maps="array"`; of a word of several tokens
+            their mean. Words that the tokenizer cuts off are missing. A list of these for a list of pictures or of
+            sentences; two lists must be of one length, and go together item by item.
 
         Raises:
             ValueError: if the sentence has no word, or the tokenizer cannot tell where its tokens stand.
@@ -218,7 +220,8 @@ class TierZeroShotPipeline(Pipeline):
             kind = self.defaults.replaced(map_kind=map_kind).map_kind
             tokens = self.model.get_similarity_map(pixel_values, kind=kind, **inputs.to(self.device)).token_to_patch[0]
             coarse = torch.stack([tokens[positions].mean(dim=0) for _, positions in words]).float().cpu().numpy()
-        return {"words": [word for word, _ in words], "maps": self._over_picture(coarse, seen)}
+        maps = self._over_picture(coarse, seen)
+        return {"words": [word for word, _ in words], "maps": maps, "grid": coarse.shape[1:]}
 
     def save_pretrained(self, save_directory, **kwargs):
         """Write model, processor and code: a folder from which this pipeline can be loaded again."""
@@ -277,7 +280,7 @@ class TierZeroShotPipeline(Pipeline):
             limit = 1.0 if map_kind == "cosine" else 1 / math.prod(answer["maps"].shape[2:])
             for row, fine in zip(rows, self._over_picture(answer["maps"][0].numpy(), answer)):
                 if maps == "array":
-                    row["map"] = fine
+                    row.update(map=fine, grid=tuple(answer["maps"].shape[2:]))
                 else:
                     row["overlay"] = overlay_map(answer["picture"], fine, limit)
         return rows

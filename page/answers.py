@@ -1,6 +1,7 @@
 # Licensed under the Apache License, Version 2.0.
 """What the page computes: pictures, texts as a person writes them, and what each model makes of both."""
 
+import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,7 @@ from PIL import Image
 
 from modeling_tier import TierZeroShotPipeline
 from modeling_tier.data.synthetic import draw_studies, region_phrase
+from modeling_tier.evaluation import load_no_finding
 from modeling_tier.loading import load_model
 from modeling_tier.reading_tier import MAX_ASPECT_RATIO, ReadingOptions, open_radiograph
 
@@ -23,6 +25,12 @@ NOTICE = (
     f"{WARNING} A score is not a probability, and a coloured region is no proof of a finding: it is where the picture "
     "is most like the words."
 )
+COSINE, CONTRIBUTION, MINUS_NO_FINDING = "cosine", "contribution", "contribution_minus_no_finding"
+MAP_KINDS = {
+    COSINE: "cosine of each patch",
+    CONTRIBUTION: "contribution of each patch to the score",
+    MINUS_NO_FINDING: "contribution, minus that of “no finding”",
+}
 FINDINGS = (
     "cardiomegaly",
     "left pneumothorax",
@@ -65,12 +73,17 @@ class Picture:
 class Cell(NamedTuple):
     """What one model makes of one text."""
 
-    cosines: np.ndarray
-    """float32 (H, W) over the picture, at most 256 pixels a side; NaN where the model does not look."""
+    values: np.ndarray
+    """
+    The map, float32 (H, W) over the picture, at most 256 pixels a side; NaN where the model does not look.
+    Contributions are multiplied by the number of patches: their mean is the cosine of the picture with the text.
+    """
     low: float
     high: float
     peak: tuple[float, float]
-    """Where the largest cosine is, as fractions of the width and of the height."""
+    """Where the largest value is, as fractions of the width and of the height."""
+    kind: str = COSINE
+    """One of `MAP_KINDS`."""
     score: float | None = None
     difference: float | None = None
     note: str | None = None
@@ -129,6 +142,7 @@ def describe_model(pipeline: TierZeroShotPipeline) -> dict:
         "lambda_patch": config.lambda_patch,
         "vision": config.vision_config.model_type,
         "text": config.text_config.model_type,
+        "no_contributions": pipeline.model.no_contributions,
     }
 
 
@@ -188,24 +202,47 @@ def check_length(subject: str, text: str, limit: int) -> None:
         raise ValueError(f"{subject} may have at most {limit:,} characters; this text has {len(text):,}.")
 
 
-def read_findings(models: dict[str, TierZeroShotPipeline], picture: Picture, findings: list[str]) -> Answers:
-    """Scores and maps of the findings, as the pipelines give them."""
+def check_map_kind(kind: str) -> None:
+    """Raise ValueError for a kind of map that there is not."""
+    if kind not in MAP_KINDS:
+        raise ValueError(f"The kind of map must be one of {', '.join(MAP_KINDS)}; got {kind!r}.")
+
+
+def read_findings(
+    models: dict[str, TierZeroShotPipeline], picture: Picture, findings: list[str], kind: str = COSINE
+) -> Answers:
+    """
+    Scores and maps of the findings, as the pipelines give them.
+
+    Args:
+        models: as [`load_models`] gives them.
+        picture: the radiograph.
+        findings: as [`split_findings`] gives them.
+        kind: one of `MAP_KINDS`; a model that has no contributions gives cosines, as its cells say.
+    """
+    check_map_kind(kind)
     small = picture.small
     cells: dict[str, dict[str, Cell]] = {finding: {} for finding in findings}
     for label, pipeline in models.items():
-        answers = pipeline(small, findings=findings, maps="array")
+        answers, maps = _maps(pipeline, small, findings, kind)
         # Scores are always of the picture as it is. Maps of thousands of pixels a side nobody sees.
         exact = answers if small is picture.image else pipeline(picture.image, findings=findings)
-        for answer, scored in zip(answers, exact):
-            cell = _cell(answer["map"])._replace(
+        for finding, values, scored in zip(findings, maps, exact):
+            cell = _cell(values, _kind_of(pipeline, kind))._replace(
                 score=scored["score"], difference=scored["difference"], note=scored.get("note")
             )
-            cells[answer["finding"]][label] = cell
+            cells[finding][label] = cell
     return Answers(picture, [Row(finding, by_model) for finding, by_model in cells.items()])
 
 
-def read_words(models: dict[str, TierZeroShotPipeline], picture: Picture, sentence: str) -> Answers:
-    """The map of a sentence, then of each of its words. A word that a tokenizer truncates has no cell."""
+def read_words(
+    models: dict[str, TierZeroShotPipeline], picture: Picture, sentence: str, kind: str = COSINE
+) -> Answers:
+    """
+    The map of a sentence, then of each of its words, of a kind as for [`read_findings`]. A word that a tokenizer
+    truncates has no cell.
+    """
+    check_map_kind(kind)
     check_length("A sentence", sentence, MAX_SENTENCE_LENGTH)
     sentence = clean_text(sentence)
     if not sentence:
@@ -213,23 +250,59 @@ def read_words(models: dict[str, TierZeroShotPipeline], picture: Picture, senten
     if len(sentence.split()) > MAX_WORDS:
         raise ValueError(f"A sentence may have at most {MAX_WORDS} words; this one has {len(sentence.split())}.")
     small = picture.small
-    # The pipeline wants both kinds of sentences; only the map is used, which is of the positive ones.
-    prompt = {sentence: {"positive": [sentence], "negative": [sentence]}}
-    cells = {name: _cell(pipeline(small, prompt, maps="array")[0]["map"]) for name, pipeline in models.items()}
-    rows = [Row(sentence, cells)]
+    rows = [Row(sentence, {})]
     for label, pipeline in models.items():
-        words = pipeline.word_maps(small, sentence)
-        for i, (word, cosines) in enumerate(zip(words["words"], words["maps"]), start=1):
+        _, (whole,) = _maps(pipeline, small, _only_positive(sentence, [sentence]), kind)
+        words, maps = _word_maps(pipeline, small, sentence, kind)
+        for i, (word, values) in enumerate(zip([sentence, *words], [whole, *maps])):
             if i == len(rows):
                 rows.append(Row(word, {}))
-            rows[i].cells[label] = _cell(cosines)
+            rows[i].cells[label] = _cell(values, _kind_of(pipeline, kind))
     return Answers(picture, rows)
 
 
-def _cell(cosines: np.ndarray) -> Cell:
-    row, column = np.unravel_index(np.nanargmax(cosines), cosines.shape)
-    peak = (column + 0.5) / cosines.shape[1], (row + 0.5) / cosines.shape[0]
-    step = -(-max(cosines.shape) // MAX_MAP_SIDE)  # a map is smooth: every n-th pixel shows it
-    kept = cosines[step // 2 :: step, step // 2 :: step] if min(cosines.shape) > step // 2 else cosines[:, :1]
-    low, high = float(np.nanmin(cosines)), float(np.nanmax(cosines))
-    return Cell(np.array(kept, dtype=np.float32), low, high, (float(peak[0]), float(peak[1])))
+def _kind_of(pipeline: TierZeroShotPipeline, kind: str) -> str:
+    """The kind of map that a model shows where this one is asked for."""
+    return COSINE if pipeline.model.no_contributions else kind
+
+
+def _only_positive(name: str, sentences: list[str]) -> dict[str, dict[str, list[str]]]:
+    """The pipeline wants both kinds of sentences; only the map is used, which is of the positive ones."""
+    return {name: {"positive": sentences, "negative": sentences}}
+
+
+def _maps(
+    pipeline: TierZeroShotPipeline, image: Image.Image, findings: list[str] | dict, kind: str
+) -> tuple[list[dict], np.ndarray]:
+    """The pipeline's rows, and their maps (F, H, W), scaled as the values of a [`Cell`]."""
+    if _kind_of(pipeline, kind) == COSINE:
+        rows = pipeline(image, findings=findings, maps="array")
+        return rows, np.stack([row["map"] for row in rows])
+    rows = pipeline(image, findings=findings, maps="array", map_kind="contribution")
+    maps = np.stack([row["map"] for row in rows]) * math.prod(rows[0]["grid"])
+    return rows, maps - _no_finding_map(pipeline, image) if kind == MINUS_NO_FINDING else maps
+
+
+def _word_maps(
+    pipeline: TierZeroShotPipeline, image: Image.Image, sentence: str, kind: str
+) -> tuple[list[str], np.ndarray]:
+    if _kind_of(pipeline, kind) == COSINE:
+        words = pipeline.word_maps(image, sentence)
+        return words["words"], words["maps"]
+    words = pipeline.word_maps(image, sentence, map_kind="contribution")
+    maps = words["maps"] * math.prod(words["grid"])
+    return words["words"], maps - _no_finding_map(pipeline, image) if kind == MINUS_NO_FINDING else maps
+
+
+def _no_finding_map(pipeline: TierZeroShotPipeline, image: Image.Image) -> np.ndarray:
+    """The contributions to the cosine with the sentences that the evaluation takes for "no finding"."""
+    return _maps(pipeline, image, _only_positive("no finding", load_no_finding(None)), CONTRIBUTION)[1][0]
+
+
+def _cell(values: np.ndarray, kind: str) -> Cell:
+    row, column = np.unravel_index(np.nanargmax(values), values.shape)
+    peak = (column + 0.5) / values.shape[1], (row + 0.5) / values.shape[0]
+    step = -(-max(values.shape) // MAX_MAP_SIDE)  # a map is smooth: every n-th pixel shows it
+    kept = values[step // 2 :: step, step // 2 :: step] if min(values.shape) > step // 2 else values[:, :1]
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    return Cell(np.array(kept, dtype=np.float32), low, high, (float(peak[0]), float(peak[1])), kind)

@@ -3,15 +3,19 @@
 
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import gradio as gr
+from gradio.components import Component
 from starlette.middleware import Middleware
 
 from modeling_tier import TierZeroShotPipeline
 
 from . import rendering
 from .answers import (
+    COSINE,
     FINDINGS,
+    MAP_KINDS,
     MAX_FINDING_LENGTH,
     MAX_FINDINGS,
     MAX_SENTENCE_LENGTH,
@@ -26,7 +30,7 @@ from .answers import (
     split_findings,
 )
 from .api import Endpoints
-from .painting import BY_COSINE, STRETCHED, archive, data_uri
+from .painting import BY_VALUE, STRETCHED, archive, data_uri
 from .sessions import Session, Sessions
 from .theme import theme
 from .uploads import MAX_UPLOAD_BYTES, Upload, UploadMiddleware, Uploads, file_chooser
@@ -53,6 +57,15 @@ _DOWNLOAD = """content => {
 }"""
 
 
+class Asked(NamedTuple):
+    """What a user asks of a picture: the values of the components, in the order in which events hand them on."""
+
+    findings: str
+    sentence: str
+    colours: str = BY_VALUE
+    kind: str = COSINE
+
+
 class Handlers:
     """
     What happens on each event of a page. The methods return new values of the components that `_connect` names; a
@@ -67,11 +80,11 @@ class Handlers:
         self.models, self.sessions, self.drawings = models, sessions, draw_pictures()
 
         # Functions of their own, whose arguments have no model in them: see zero_gpu.py.
-        def findings_of(picture: Picture, findings: list[str]) -> Answers:
-            return read_findings(models, picture, findings)
+        def findings_of(picture: Picture, findings: list[str], kind: str) -> Answers:
+            return read_findings(models, picture, findings, kind)
 
-        def words_of(picture: Picture, sentence: str) -> Answers:
-            return read_words(models, picture, sentence)
+        def words_of(picture: Picture, sentence: str, kind: str) -> Answers:
+            return read_words(models, picture, sentence, kind)
 
         self.read_findings, self.read_words = findings_of, words_of
 
@@ -91,27 +104,35 @@ class Handlers:
     def show_first(self) -> tuple:
         """What every window begins with."""
         session = Session()
-        shown = self._look(session, self.drawings[0], "\n".join(FINDINGS), SENTENCE, BY_COSINE)
+        shown = self._look(session, self.drawings[0], Asked("\n".join(FINDINGS), SENTENCE))
         self.first = session.findings, session.words
         return shown
 
-    def choose(self, session: Session, drawing: int, findings: str, sentence: str, colours: str) -> tuple:
+    def choose(self, session: Session, drawing: int, *asked: str) -> tuple:
         picture = self.drawings[drawing]
-        shown = self._look(session, picture, findings, sentence, colours)
+        shown = self._look(session, picture, Asked(*asked))
         session.own = None
         return rendering.preview(picture), *shown
 
-    def take(self, session: Session, upload: Upload | None, findings: str, sentence: str, colours: str) -> tuple:
+    def take(self, session: Session, upload: Upload | None, *asked: str) -> tuple:
         picture = read_upload(upload)
-        shown = self._look(session, picture, findings, sentence, colours)
+        shown = self._look(session, picture, Asked(*asked))
         session.own = picture
         return None, rendering.preview(picture), *shown
 
-    def read(self, session: Session, drawing: int | None, findings: str, colours: str) -> tuple:
-        return self._look_findings(session, self._current(session, drawing), findings, colours)
+    def read(self, session: Session, drawing: int | None, *asked: str) -> tuple:
+        return self._look_findings(session, self._current(session, drawing), Asked(*asked))
 
-    def split(self, session: Session, drawing: int | None, sentence: str, colours: str) -> tuple:
-        return self._look_words(session, self._current(session, drawing), sentence, colours)
+    def split(self, session: Session, drawing: int | None, *asked: str) -> tuple:
+        return self._look_words(session, self._current(session, drawing), Asked(*asked))
+
+    def switch_kind(self, session: Session, word: int, colours: str, kind: str) -> tuple:
+        """What is shown, by maps of another kind: the models look again."""
+        _check_kept(session)
+        findings, words = session.findings, session.words
+        session.findings = self.read_findings(findings.picture, [row.text for row in findings.rows], kind)
+        session.words = self.read_words(words.picture, words.rows[0].text, kind)
+        return self.recolour(session, word, colours)
 
     def switch_word(self, session: Session, colours: str, word: int) -> tuple:
         _check_kept(session)
@@ -130,19 +151,18 @@ class Handlers:
             raise ValueError("The picture is no longer kept. Choose it again, or choose a drawing.")
         return session.own if drawing is None else self.drawings[drawing]
 
-    def _look(self, session: Session, picture: Picture, findings: str, sentence: str, colours: str) -> tuple:
-        shown = self._look_findings(session, picture, findings, colours)
-        return *shown, *self._look_words(session, picture, sentence, colours)
+    def _look(self, session: Session, picture: Picture, asked: Asked) -> tuple:
+        return *self._look_findings(session, picture, asked), *self._look_words(session, picture, asked)
 
-    def _look_findings(self, session: Session, picture: Picture, findings: str, colours: str) -> tuple:
-        answers = session.findings = self.read_findings(picture, split_findings(findings))
+    def _look_findings(self, session: Session, picture: Picture, asked: Asked) -> tuple:
+        answers = session.findings = self.read_findings(picture, split_findings(asked.findings), asked.kind)
         status = rendering.status(answers, len(self.models))
-        return status, rendering.scores(answers, list(self.models)), rendering.maps(answers, colours)
+        return status, rendering.scores(answers, list(self.models)), rendering.maps(answers, asked.colours)
 
-    def _look_words(self, session: Session, picture: Picture, sentence: str, colours: str) -> tuple:
-        answers = session.words = self.read_words(picture, sentence)
+    def _look_words(self, session: Session, picture: Picture, asked: Asked) -> tuple:
+        answers = session.words = self.read_words(picture, asked.sentence, asked.kind)
         choices = [(row.text if i else UNSPLIT, i) for i, row in enumerate(answers.rows)]
-        return gr.Radio(choices=choices, value=0), rendering.maps(answers, colours, 0)
+        return gr.Radio(choices=choices, value=0), rendering.maps(answers, asked.colours, 0)
 
 
 def _check_kept(session: Session) -> None:
@@ -163,6 +183,7 @@ def build_page(models: dict[str, TierZeroShotPipeline]) -> gr.Blocks:
     uploads, sessions = Uploads(), Sessions()
     handlers = Handlers(models, sessions)
     first = handlers.show_first()
+    described = {label: describe_model(pipeline) for label, pipeline in models.items()}
     handlers.use_gpu()
     with _blocks() as page:
         gr.HTML(rendering.head())
@@ -171,8 +192,8 @@ def build_page(models: dict[str, TierZeroShotPipeline]) -> gr.Blocks:
             with gr.Column(scale=3, min_width=300, elem_id="tier-questions"):
                 questions = _questions(handlers.drawings, uploads)
             with gr.Column(scale=8, min_width=300, elem_id="tier-answers"):
-                answers = _answers(first)
-        gr.HTML(rendering.about({label: describe_model(pipeline) for label, pipeline in models.items()}))
+                answers = _answers(first, described)
+        gr.HTML(rendering.about(described))
         _connect(page, handlers, questions, answers, alert)
         endpoints = Endpoints(handlers.read_findings, uploads)
         for endpoint in (endpoints.scores, endpoints.overlay):
@@ -246,19 +267,33 @@ def _questions(drawings: list[Picture], uploads: Uploads) -> SimpleNamespace:
     return SimpleNamespace(drawing=drawing, file=file, preview=preview, findings=findings, run=run)
 
 
-def _answers(first: tuple) -> SimpleNamespace:
-    """The right column: scores, maps, and the maps of single words; `first` is what they begin with."""
+def _answers(first: tuple, described: dict[str, dict]) -> SimpleNamespace:
+    """
+    The right column: scores, maps, and the maps of single words.
+
+    Args:
+        first: what they begin with.
+        described: each model, as [`describe_model`] gives it.
+    """
     first_status, first_scores, first_maps, first_word, first_word_maps = first
     gr.HTML('<h2 id="tier-scores-title">Scores</h2>')
     status = gr.HTML(first_status, js_on_load="element.setAttribute('role', 'status')", elem_id="tier-status")
     scores = gr.HTML(first_scores, elem_id="tier-scores")
     gr.HTML("<h2>Maps</h2>")
+    kind = gr.Radio(
+        [(label, name) for name, label in MAP_KINDS.items()],
+        value=COSINE,
+        label="What the maps show",
+        info=rendering.kinds_explained(described),
+        interactive=any(about["no_contributions"] is None for about in described.values()),
+        elem_id="tier-kind",
+    )
     with gr.Row():
         strength = gr.Slider(
             0, 100, 70, step=5, label="Strength of the colours, %", min_width=260, elem_id="tier-strength"
         )
         colours = gr.Radio(
-            [BY_COSINE, STRETCHED], value=BY_COSINE, label="Colours", min_width=260, elem_id="tier-colours"
+            [BY_VALUE, STRETCHED], value=BY_VALUE, label="Colours", min_width=260, elem_id="tier-colours"
         )
     maps = gr.HTML(first_maps, elem_id="tier-maps")
     gr.HTML("<h2>Single words</h2>")
@@ -276,7 +311,7 @@ def _answers(first: tuple) -> SimpleNamespace:
     word_maps = gr.HTML(first_word_maps, elem_id="tier-word-maps")
     download = gr.Button("Download these results (zip)", elem_id="tier-download")
     packed = gr.Textbox(visible="hidden")
-    return SimpleNamespace(**{name: value for name, value in locals().items() if not name.startswith("first")})
+    return SimpleNamespace(**{name: value for name, value in locals().items() if isinstance(value, Component)})
 
 
 def _connect(
@@ -285,7 +320,7 @@ def _connect(
     """Which event calls which handler, with the values of which components, and what it changes."""
     q, a = questions, answers
     finding_outputs, word_outputs = [a.status, a.scores, a.maps], [a.word, a.word_maps]
-    asked = [q.findings, a.sentence, a.colours]
+    asked = [q.findings, a.sentence, a.colours, a.kind]
 
     def on(events, handler: Callable, inputs: list, outputs: list):
         return gr.on(
@@ -302,11 +337,12 @@ def _connect(
     on(q.drawing.input, handlers.choose, [q.drawing, *asked], [q.preview, *finding_outputs, *word_outputs])
     taken = on(q.file.upload, handlers.take, [q.file, *asked], [q.drawing, q.preview, *finding_outputs, *word_outputs])
     taken.then(lambda: None, None, q.file, api_visibility="private")
-    read = on(q.run.click, handlers.read, [q.drawing, q.findings, a.colours], finding_outputs)
+    read = on(q.run.click, handlers.read, [q.drawing, *asked], finding_outputs)
     read.then(None, alert, None, js=_SCROLL_TO_SCORES)
-    on([a.split.click, a.sentence.submit], handlers.split, [q.drawing, a.sentence, a.colours], word_outputs)
+    on([a.split.click, a.sentence.submit], handlers.split, [q.drawing, *asked], word_outputs)
     on(a.word.input, handlers.switch_word, [a.colours, a.word], [a.word_maps])
     on(a.colours.input, handlers.recolour, [a.word, a.colours], [a.maps, a.word_maps])
+    on(a.kind.input, handlers.switch_kind, [a.word, a.colours, a.kind], [a.maps, a.word_maps])
     packed = on(a.download.click, handlers.pack, [a.colours], [a.packed])
     packed.then(None, a.packed, None, js=_DOWNLOAD)
     a.strength.input(None, a.strength, None, js=_SET_STRENGTH)

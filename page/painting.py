@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from modeling_tier import TierZeroShotPipeline, overlay_map
-from modeling_tier.maps_tier import NEGATIVE_COLOUR, POSITIVE_COLOUR
+from modeling_tier.maps_tier import NEGATIVE_COLOUR, OVERLAY_OPACITY, POSITIVE_COLOUR
 
 from .answers import NOTICE, WARNING, Answers, Cell, Row, describe_model
 
 
-BY_COSINE, STRETCHED = "by cosine, alike for all maps of a model", "stretched, each map over its own range"
+BY_VALUE, STRETCHED = "by value, alike for all maps of a model", "stretched, each map over its own range"
 
 _SHEET_SIDE, _GAP, _HEAD, _FOOT = 320, 16, 90, 64
 
@@ -33,8 +33,13 @@ def colour_limits(rows: list[Row], colours: str) -> dict[str, float]:
 
 
 def painted_values(cell: Cell, colours: str) -> np.ndarray:
-    """What is painted of a map: its cosines, or where they lie between the smallest (0) and the largest (1)."""
-    return (cell.cosines - cell.low) / max(cell.high - cell.low, 1e-12) if colours == STRETCHED else cell.cosines
+    """What is painted of a map: its values, or where they lie between the smallest (0) and the largest (1)."""
+    return (cell.values - cell.low) / max(cell.high - cell.low, 1e-12) if colours == STRETCHED else cell.values
+
+
+def kind_in_words(kind: str) -> str:
+    """What the numbers of a map are, as briefly as they are written below it."""
+    return kind.partition("_")[0]
 
 
 def map_layer(values: np.ndarray, limit: float) -> Image.Image:
@@ -46,8 +51,8 @@ def map_layer(values: np.ndarray, limit: float) -> Image.Image:
 
 def painted_over(image: Image.Image, cell: Cell, limit: float = 1.0) -> Image.Image:
     """An image under the colours of a map, as [`overlay_map`] paints them."""
-    layer = map_layer(cell.cosines, limit).resize(image.size, Image.Resampling.BILINEAR)
-    opacity = layer.getchannel("A").point(lambda alpha: round(0.7 * alpha))
+    layer = map_layer(cell.values, limit).resize(image.size, Image.Resampling.BILINEAR)
+    opacity = layer.getchannel("A").point(lambda alpha: round(OVERLAY_OPACITY * alpha))
     return Image.composite(layer.convert("RGB"), image.convert("RGB"), opacity)
 
 
@@ -107,7 +112,7 @@ def contact_sheet(answers: Answers, colours: str) -> Image.Image:
     column = _SHEET_SIDE + _GAP
     sheet = _Sheet(_GAP + (1 + len(labels)) * column, _HEAD + len(rows) * height)
     sheet.write(_GAP, 10, f"{picture.name}: where the words point")
-    sheet.write(_GAP, 30, f"Colours {colours}. The ring is at the largest cosine.")
+    sheet.write(_GAP, 30, f"Colours {colours}. The ring is at the largest value.")
     sheet.write(_GAP, 50, WARNING, colour="#9a1c1c")
     small = picture.small.convert("RGB").resize(size)
     for top, row in zip(range(_HEAD, sheet.image.height, height), rows):
@@ -129,12 +134,12 @@ def _add_map(
     limit: float,
 ) -> None:
     left, top = corner
-    below = small.resize(cell.cosines.shape[::-1])
+    below = small.resize(cell.values.shape[::-1])
     painted = overlay_map(below, painted_values(cell, colours), limit)
     sheet.image.paste(painted.resize(small.size), corner)
     sheet.ring(left + cell.peak[0] * small.width, top + cell.peak[1] * small.height)
     score = "" if cell.score is None else f"score {number(cell.score)}, "
-    text = f"{label}: {score}cosine {number(cell.low)} to {number(cell.high)}"
+    text = f"{label}: {score}{kind_in_words(cell.kind)} {number(cell.low)} to {number(cell.high)}"
     sheet.write(left, top + small.height + 4, text, left + _SHEET_SIDE)
 
 
@@ -154,6 +159,11 @@ def archive(models: dict[str, TierZeroShotPipeline], findings: Answers, words: A
     return buffer.getvalue()
 
 
+def shown_map(cell: Cell) -> dict:
+    """The numbers of a map."""
+    return {"kind": cell.kind, "lowest": cell.low, "highest": cell.high, "highest_at": list(cell.peak)}
+
+
 def _numbers(answers: Answers) -> dict:
     texts = []
     for row in answers.rows:
@@ -161,7 +171,7 @@ def _numbers(answers: Answers) -> dict:
         for label, cell in row.cells.items():
             scores = {} if cell.score is None else {"score": cell.score, "difference": cell.difference}
             scores |= {"note": cell.note} if cell.note else {}
-            models[label] = scores | {"lowest_cosine": cell.low, "highest_cosine": cell.high, "highest_at": cell.peak}
+            models[label] = scores | shown_map(cell)
         texts.append({"text": row.text, "models": models})
     width, height = answers.picture.image.size
     return {"picture": {"name": answers.picture.name, "width": width, "height": height}, "texts": texts}

@@ -11,6 +11,7 @@ from .painting import (
     colour_limits,
     data_uri,
     encoded,
+    kind_in_words,
     map_layer,
     number,
     painted_values,
@@ -86,7 +87,22 @@ def maps(answers: Answers, colours: str, chosen: int | None = None) -> str:
         height=picture.image.height,
         picture=_shown(picture),
         position=position_in_words,
+        kind=kind_in_words,
+        kinds={label: kind_in_words(cell.kind) for label, cell in rows[0].cells.items()},
     )
+
+
+def kinds_explained(models: dict[str, dict]) -> str:
+    """What the kinds of maps are good for, and which models have cosines alone; of `describe_model`."""
+    text = (
+        "Every model has cosines, and TIER's loss works on them. On drawings the contributions minus those of "
+        "“no finding” point best."
+    )
+    without = {label: about["no_contributions"] for label, about in models.items() if about["no_contributions"]}
+    for reason in dict.fromkeys(without.values()):
+        labels = [label for label, own in without.items() if own == reason]
+        text += f" {', '.join(labels)}: cosines alone; {reason}."
+    return text
 
 
 def _shown(picture: Picture) -> str:

@@ -24,7 +24,7 @@ class Session:
         pictures = [answers.picture for answers in (self.findings, self.words) if answers] + [self.own]
         images = {id(picture.image): picture.image for picture in pictures if picture}
         rows = [row for answers in (self.findings, self.words) if answers for row in answers.rows]
-        maps = sum(cell.cosines.nbytes for row in rows for cell in row.cells.values())
+        maps = sum(cell.values.nbytes for row in rows for cell in row.cells.values())
         return maps + sum(image.width * image.height * len(image.getbands()) for image in images.values())
 
 

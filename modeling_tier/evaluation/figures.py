@@ -336,8 +336,7 @@ def _shown_kinds(model: TierModel, no_finding: list[str] | None) -> list[str]:
     """Of `localisation.MAPS`, those of [`plot_similarity_maps`] for this model."""
     if not no_finding:
         return ["plain"]
-    contributes = model.config.image_pooling == "mean"
-    return ["plain", "minus_no_finding"] + (["contribution_minus_no_finding"] if contributes else [])
+    return ["plain", "minus_no_finding"] + ([] if model.no_contributions else ["contribution_minus_no_finding"])
 
 
 @torch.no_grad()

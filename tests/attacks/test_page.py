@@ -25,7 +25,8 @@ import psutil
 import pytest
 from PIL import Image, PngImagePlugin
 
-from page.painting import BY_COSINE
+from page.answers import COSINE
+from page.painting import BY_VALUE
 from tests.page.fixtures import Server, Visitor, pixels
 
 
@@ -262,7 +263,7 @@ def join(server: Server, function: str, data: list) -> list | None:
 
 def ask(text: str) -> Callable[[Server], object]:
     def attack(server: Server):
-        answers = join(server, "read", [0, text, BY_COSINE]) + join(server, "split", [0, text, BY_COSINE])
+        answers = "".join(join(server, name, [0, text, text, BY_VALUE, COSINE]) for name in ("read", "split"))
         assert answers.count('"success":true') == 2, "an event failed without a message"
         return answers
 
@@ -412,21 +413,23 @@ def requests() -> Iterator[Attack]:
         {},
         "x",
         None,
-        [None] * 4,
-        [[]] * 4,
-        [{"a": 1}] * 4,
-        [10**30] * 4,
-        [-1] * 4,
-        [1.5] * 4,
+        [None] * 5,
+        [[]] * 5,
+        [{"a": 1}] * 5,
+        [10**30] * 5,
+        [-1] * 5,
+        [1.5] * 5,
     ):
         for function in ("read", "take"):
             yield f"{function} of {str(data)[:30]}", event(function, data)
     for function, data in {
-        "switch_word": [BY_COSINE, 99],
+        "switch_word": [BY_VALUE, 99],
         "recolour": [0, "another"],
-        "pack": [BY_COSINE],
-        "choose": [99, "a", "a", BY_COSINE],
-        "split": [0, "a", "<script>alert(1)</script>"],
+        "pack": [BY_VALUE],
+        "choose": [99, "a", "a", BY_VALUE, COSINE],
+        "split": [0, "a", "a", "<script>alert(1)</script>", COSINE],
+        "read": [0, "a", "a", BY_VALUE, "<script>alert(1)</script>"],
+        "switch_kind": [0, BY_VALUE, "plain"],
     }.items():
         yield f"{function} of {data}", event(function, data)
     for path in (
@@ -448,11 +451,11 @@ def requests() -> Iterator[Attack]:
         ),
     ):
         file = {"path": path, "meta": {"_type": "gradio.FileData"}}
-        yield f"take of {path[:40]}", event("take", [file, "a", "a", BY_COSINE])
+        yield f"take of {path[:40]}", event("take", [file, "a", "a", BY_VALUE, COSINE])
         url = {"path": "x", "url": path, "meta": {"_type": "gradio.FileData"}}
-        yield f"take with the url {path[:40]}", event("take", [url, "a", "a", BY_COSINE])
+        yield f"take with the url {path[:40]}", event("take", [url, "a", "a", BY_VALUE, COSINE])
     for key in ("", "x" * 10**5, "../../x", "<script>alert(1)</script>", None, 5, ["a"], {"a": 1}):
-        yield f"session {str(key)[:30]}", event("read", [0, "a", BY_COSINE], session_hash=key)
+        yield f"session {str(key)[:30]}", event("read", [0, "a", "a", BY_VALUE, COSINE], session_hash=key)
     yield "JSON of 10,000 lists", http("POST", "/gradio_api/queue/join", content=b"[" * 10_000)
     yield "JSON that is none", http("POST", "/gradio_api/queue/join", content=b"{")
     yield "a body of 50 MB", http("POST", "/gradio_api/queue/join", content=b'{"data": ["' + b"x" * 5 * 10**7 + b'"]}')
@@ -551,7 +554,7 @@ def what_broke(
     if not server.is_empty():
         return f"left: {server.files()}, {server.page.uploads.num_bytes()} bytes"
     try:
-        shown = Visitor(server).call("read", 0, "cardiomegaly", BY_COSINE)
+        shown = Visitor(server).call("read", 0, "cardiomegaly", "a", BY_VALUE, COSINE)
     except httpx.HTTPError as error:
         return f"the page does not answer: {error!r}"
     return None if shown and "cardiomegaly" in shown[1] else "the page does not answer others"

@@ -16,7 +16,8 @@ from transformers import BertConfig, CLIPImageProcessor
 
 from modeling_tier import TierConfig, TierModel, TierProcessor, TierZeroShotPipeline
 from page import build_page, launch
-from page.painting import BY_COSINE
+from page.answers import COSINE
+from page.painting import BY_VALUE
 
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -24,7 +25,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 @pytest.fixture(scope="session")
 def page_models(tokenizer) -> dict[str, TierZeroShotPipeline]:
-    """Two small ones of random weights."""
+    """Two small ones of random weights; the second has contributions."""
     from conftest import IMAGE_SIZE, TEXT_CONFIGS, VISION_CONFIGS
 
     text = BertConfig(**TEXT_CONFIGS["bert"].to_diff_dict() | {"vocab_size": len(tokenizer)})
@@ -35,7 +36,11 @@ def page_models(tokenizer) -> dict[str, TierZeroShotPipeline]:
     for seed, name in enumerate(("clip", "tier")):
         torch.manual_seed(seed)
         config = TierConfig(
-            text_config=text, vision_config=VISION_CONFIGS["clip"], projection_dim=16, logit_scale_init_value=1.5
+            text_config=text,
+            vision_config=VISION_CONFIGS["clip"],
+            projection_dim=16,
+            logit_scale_init_value=1.5,
+            image_pooling="mean" if name == "tier" else "cls",
         )
         processor = TierProcessor(image_processor=image_processor, tokenizer=tokenizer)
         made[name] = TierZeroShotPipeline(model=TierModel(config).eval(), processor=processor)
@@ -96,10 +101,12 @@ class Visitor:
                         return message["output"].get("data") if message["success"] else None
         return None
 
-    def take(self, path: str, findings: str = "left effusion", sentence: str = "Left effusion.") -> dict:
+    def take(
+        self, path: str, findings: str = "left effusion", sentence: str = "Left effusion.", kind: str = COSINE
+    ) -> dict:
         """What the page shows of an upload: `alert`, `status`, `preview`, `scores`, ..."""
         file = {"path": path, "orig_name": Path(path).name, "meta": {"_type": "gradio.FileData"}}
-        values = self.call("take", file, findings, sentence, BY_COSINE)
+        values = self.call("take", file, findings, sentence, BY_VALUE, kind)
         names = ("drawing", "preview", "status", "scores", "maps", "word", "word_maps", "alert")
         return dict(zip(names, values, strict=True)) if values else {}
 

@@ -8,12 +8,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from modeling_tier import load_radiograph, overlay_map
-from page.answers import Cell, Picture, Row, draw_pictures, read_findings, read_upload, read_words, split_findings
+from modeling_tier.evaluation import load_no_finding
+from page.answers import (
+    CONTRIBUTION,
+    COSINE,
+    MINUS_NO_FINDING,
+    Cell,
+    Picture,
+    Row,
+    describe_model,
+    draw_pictures,
+    read_findings,
+    read_upload,
+    read_words,
+    split_findings,
+)
 from page.painting import (
-    BY_COSINE,
+    BY_VALUE,
     STRETCHED,
     archive,
     colour_limits,
@@ -21,7 +36,7 @@ from page.painting import (
     painted_values,
     position_in_words,
 )
-from page.rendering import scores
+from page.rendering import kinds_explained, maps, scores
 from page.uploads import Upload
 from tests.page.fixtures import pixels
 
@@ -40,7 +55,7 @@ def test_scores_and_maps_are_those_of_the_pipeline(page_models, radiograph):
         for row, expected in zip(rows, read(str(radiograph), findings=FINDINGS, maps="array")):
             cell, cosines = row.cells[name], expected["map"]
             assert (cell.score, cell.difference) == (expected["score"], expected["difference"])
-            np.testing.assert_array_equal(cell.cosines, cosines)
+            np.testing.assert_array_equal(cell.values, cosines)
             assert (cell.low, cell.high) == (np.nanmin(cosines), np.nanmax(cosines))
             x, y = int(cell.peak[0] * 90), int(cell.peak[1] * 60)
             assert cosines[y, x] == cell.high
@@ -54,7 +69,7 @@ def test_a_large_picture_keeps_its_scores_and_gets_small_maps(page_models):
         for row, expected in zip(rows, read(picture, findings=FINDINGS, maps="array")):
             cell = row.cells[name]
             assert cell.score == expected["score"]
-            assert max(cell.cosines.shape) <= 256
+            assert max(cell.values.shape) <= 256
             assert (cell.low, cell.high) == pytest.approx(
                 (np.nanmin(expected["map"]), np.nanmax(expected["map"])), abs=0.02
             )
@@ -69,7 +84,62 @@ def test_a_sentence_comes_first_and_then_its_words(page_models, radiograph):
         sentence = {"a": {"positive": ["Large left effusion."], "negative": ["no"]}}
         whole = read(str(radiograph), findings=sentence, maps="array")[0]["map"]
         for row, expected in zip(rows, [whole, *words]):
-            np.testing.assert_allclose(row.cells[name].cosines, expected, atol=1e-6)
+            np.testing.assert_allclose(row.cells[name].values, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [CONTRIBUTION, MINUS_NO_FINDING])
+def test_contributions_are_those_of_the_model(page_models, radiograph, kind):
+    """By `get_similarity_map` itself; their mean over the patches is the cosine of the picture with the sentence."""
+    picture = Picture("a", load_radiograph(radiograph))
+    read = page_models["tier"]
+    model, processor = read.model, read.processor
+    pixel_values = processor(images=str(radiograph))["pixel_values"]
+
+    def coarse(sentence: str) -> torch.Tensor:
+        maps = model.get_similarity_map(pixel_values, **processor(text=sentence), kind="contribution").text_to_patch
+        return maps[0] * maps[0].numel()
+
+    with torch.no_grad():
+        expected = coarse("left pleural effusion.")
+        image, text = (
+            torch.nn.functional.normalize(features.pooler_output, dim=-1)
+            for features in (
+                model.get_image_features(pixel_values),
+                model.get_text_features(**processor(text=["left pleural effusion.", *load_no_finding(None)])),
+            )
+        )
+        cosine = (image @ text[0]).item()
+        assert expected.mean().item() == pytest.approx(cosine, abs=1e-5)
+        if kind == MINUS_NO_FINDING:
+            mean = text[1:].mean(dim=0)
+            expected = expected - sum(map(coarse, load_no_finding(None))) / (len(text) - 1) / mean.norm()
+    (row,) = read_findings(page_models, picture, FINDINGS[:1], kind).rows
+    cell = row.cells["tier"]
+    assert cell.kind == kind and cell.score == read(str(radiograph), findings=FINDINGS[:1])[0]["score"]
+    # The picture is 60 by 90, of which the model sees the middle 60; a map is smooth between the centres of patches.
+    size = 60 // expected.shape[0]
+    at = size // 2 + size * torch.arange(expected.shape[0])
+    shown = torch.from_numpy(cell.values)[at][:, 15 + at]
+    np.testing.assert_allclose(shown, expected, atol=np.ptp(expected.numpy()) / size)
+
+
+def test_a_model_without_contributions_keeps_its_cosines_and_the_page_says_why(page_models, radiograph):
+    picture = Picture("a", load_radiograph(radiograph))
+    for read, text in ((read_findings, FINDINGS), (read_words, "Left effusion.")):
+        plain, other = (read(page_models, picture, text, kind) for kind in (COSINE, CONTRIBUTION))
+        for row, changed in zip(plain.rows, other.rows, strict=True):
+            assert {label: cell.kind for label, cell in changed.cells.items()} == {
+                "clip": COSINE,
+                "tier": CONTRIBUTION,
+            }
+            np.testing.assert_array_equal(changed.cells["clip"].values, row.cells["clip"].values)
+            assert np.nanmax(np.abs(changed.cells["tier"].values - row.cells["tier"].values)) > 0.01
+    page = maps(other, BY_VALUE)
+    assert "<b>clip</b> cosine" in page and "<b>tier</b> contribution" in page
+    about = kinds_explained({label: describe_model(read) for label, read in page_models.items()})
+    assert "clip: cosines alone; this model's global embedding is that of a class token" in about
+    with pytest.raises(ValueError, match="must be one of cosine, contribution, contribution_minus_no_finding"):
+        read_findings(page_models, picture, FINDINGS, "plain")
 
 
 def test_why_a_score_says_little_is_shown(page_models):
@@ -129,9 +199,9 @@ def test_colours_are_alike_for_all_maps_of_a_model_or_stretched_for_each():
         return Cell(np.array([[low, high, np.nan]], dtype=np.float32), low, high, (0.5, 0.5))
 
     rows = [Row("a", {"x": cell(-0.2, 0.1), "y": cell(0.0, 0.5)}), Row("b", {"x": cell(0.1, 0.15)})]
-    assert colour_limits(rows, BY_COSINE) == {"x": 0.2, "y": 0.5}
+    assert colour_limits(rows, BY_VALUE) == {"x": 0.2, "y": 0.5}
     assert colour_limits(rows, STRETCHED) == {"x": 1.0, "y": 1.0}
-    np.testing.assert_array_equal(painted_values(rows[1].cells["x"], BY_COSINE), rows[1].cells["x"].cosines)
+    np.testing.assert_array_equal(painted_values(rows[1].cells["x"], BY_VALUE), rows[1].cells["x"].values)
     np.testing.assert_allclose(painted_values(rows[1].cells["x"], STRETCHED), [[0, 1, np.nan]], atol=1e-6)
 
 
@@ -163,7 +233,7 @@ def test_the_archive_holds_all_numbers_and_maps(page_models, radiograph):
     picture = Picture("röntgen.png", load_radiograph(radiograph))
     findings = read_findings(page_models, picture, FINDINGS)
     words = read_words(page_models, picture, "left effusion")
-    check_archive(archive(page_models, findings, words, BY_COSINE), page_models, radiograph, "röntgen.png")
+    check_archive(archive(page_models, findings, words, BY_VALUE), page_models, radiograph, "röntgen.png")
 
 
 def check_archive(content: bytes, page_models, radiograph: Path, name: str) -> None:
@@ -179,7 +249,7 @@ def check_archive(content: bytes, page_models, radiograph: Path, name: str) -> N
         ):
             assert text["text"] == expected["finding"]
             assert text["models"][label]["score"] == pytest.approx(expected["score"], abs=1e-6)
-            assert text["models"][label]["highest_cosine"] == pytest.approx(np.nanmax(expected["map"]), abs=1e-6)
+            assert text["models"][label]["highest"] == pytest.approx(np.nanmax(expected["map"]), abs=1e-6)
     assert [text["text"] for text in results["words"]["texts"]] == ["left effusion", "left", "effusion"]
     for sheet, number in (("findings.png", 2), ("words.png", 3)):
         assert sheets[sheet].width > 3 * 320 and sheets[sheet].height > number * 200

@@ -52,9 +52,20 @@ def test_an_overlay_is_the_pipelines(client, page_models, radiograph):
         expected = overlay_map(load_radiograph(str(radiograph)), answer["map"])
         assert head == "data:image/png;base64" and shown.shape == (60, 90, 3)
         assert np.abs(shown - np.asarray(expected).astype(int)).max() <= 2  # alpha is rounded twice
-        assert row["highest_cosine"] == pytest.approx(np.nanmax(answer["map"]), abs=1e-6)
+        assert row["highest"] == pytest.approx(np.nanmax(answer["map"]), abs=1e-6)
         x, y = row["highest_at"]
         assert answer["map"][int(y * 60), int(x * 90)] == np.nanmax(answer["map"])
+
+
+def test_an_overlay_of_contributions(client, page_models, radiograph):
+    rows = client.predict(image=handle_file(radiograph), finding=FINDINGS[0], kind="contribution", api_name="/overlay")
+    assert {row["model"]: row["kind"] for row in rows} == {"clip": "cosine", "tier": "contribution"}
+    (answer,) = page_models["tier"](str(radiograph), FINDINGS[:1], maps="array", map_kind="contribution")
+    values = answer["map"] * np.prod(answer["grid"])
+    assert rows[1]["lowest"] == pytest.approx(np.nanmin(values), abs=1e-6)
+    assert rows[1]["highest"] == pytest.approx(np.nanmax(values), abs=1e-6)
+    with pytest.raises(AppError, match="must be one of cosine, contribution"):
+        client.predict(image=handle_file(radiograph), finding=FINDINGS[0], kind="plain", api_name="/overlay")
 
 
 def test_the_example_of_the_documentation_runs(server, tmp_path, monkeypatch):

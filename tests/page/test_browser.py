@@ -178,8 +178,23 @@ def test_strength_and_colours_can_be_set(visit):
     assert soon(window, lambda: layer.evaluate("image => getComputedStyle(image).opacity") == "0")
     before = layer.get_attribute("src")
     window.get_by_role("radio", name=STRETCHED).check()
-    window.locator("#tier-maps").get_by_text("each map's smallest cosine").wait_for()
+    window.locator("#tier-maps").get_by_text("each map's smallest value").wait_for()
     assert soon(window, lambda: layer.get_attribute("src") != before)
+
+
+def test_maps_can_show_contributions(visit):
+    window = visit()
+    layers = window.locator("#tier-maps .tier-map img")
+    clip, tier = (layers.nth(i) for i in range(2))
+    before = clip.get_attribute("src"), tier.get_attribute("src")
+    window.get_by_role("radio", name="contribution, minus that of “no finding”").check()
+    window.locator("#tier-maps .tier-legend").get_by_text("contribution").wait_for()
+    assert clip.get_attribute("src") == before[0] and tier.get_attribute("src") != before[1]
+    assert "contributions from" in window.locator("#tier-word-maps img").nth(1).get_attribute("alt")
+    window.get_by_role("radio", name="Large", exact=True).check()
+    window.locator("#tier-word-maps").get_by_role("heading", name="Large", exact=True).wait_for()
+    assert "contributions from" in window.locator("#tier-word-maps img").nth(1).get_attribute("alt")
+    assert "class token" in window.locator("#tier-kind").inner_text()
 
 
 def test_what_cannot_be_read_is_said_and_changes_nothing(visit, server, tmp_path):

@@ -22,8 +22,8 @@ import psutil
 import pytest
 from PIL import Image
 
-from page.answers import Picture
-from page.painting import BY_COSINE
+from page.answers import COSINE, Picture
+from page.painting import BY_VALUE
 from page.sessions import Session, Sessions
 from page.uploads import MAX_UPLOAD_BYTES, safe_name
 from tests.page.fixtures import Visitor, pixels
@@ -184,12 +184,12 @@ def test_only_ones_own_token_opens_an_upload(server, radiograph, tmp_path):
     ],
 )
 def test_a_text_that_is_too_much_or_nothing_is_refused(server, function, text, message):
-    assert message in Visitor(server).call(function, 0, text, BY_COSINE)[-1]
+    assert message in Visitor(server).call(function, 0, text, text, BY_VALUE, COSINE)[-1]
 
 
 def test_a_surrogate_in_a_finding_is_replaced(server):
     visitor = Visitor(server)
-    data = [0, "left EFFUSION", BY_COSINE]
+    data = [0, "left EFFUSION", "Effusion.", BY_VALUE, COSINE]
     body = json.dumps({"data": data, "fn_index": server.functions["read"], "session_hash": visitor.key})
     visitor.http.post(
         "/queue/join",
