@@ -70,9 +70,14 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--suite",
-        metavar="FILE",
-        help="evaluate on all data sets that a YAML file names, such as configs/suite.yaml, in one table beside "
-        "published numbers",
+        metavar="NAME",
+        help="evaluate on several data sets, in one table beside published numbers: carzero, localisation or tier, or "
+        "a YAML file such as configs/suite.yaml",
+    )
+    add(
+        "--data_root",
+        metavar="DIR",
+        help="folder that holds the data sets of a suite, raw or prepared, in folders of their usual names",
     )
     add("--dataset", default="synthetic", help="data set, a key of modeling_tier.data.DATASETS (default: %(default)s)")
     add("--split", choices=SPLITS, default="test", help="(default: %(default)s)")

@@ -29,6 +29,7 @@ PROMPT_NAMES = {
 }
 
 SPLITS = ("train", "test")
+_TABLES = ("{0}.json", "{0}/{0}.json", "ChestX_Det10_{0}.json")
 _SIDE = 1024  # pixels of the published pictures, in which boxes are given
 
 
@@ -48,7 +49,7 @@ def chestxdet10(split: str = "test", data_dir: str | os.PathLike | None = None, 
     """
     check_split("chestxdet10", split, SPLITS)
     folder = need_folder("chestxdet10", data_dir, f"the folder with {split}.json and {split}_data")
-    path = find_table(folder, [f"{split}.json", f"{split}/{split}.json", f"ChestX_Det10_{split}.json"])
+    path = find_table(folder, [name.format(split) for name in _TABLES])
     images = _images(path)
     if with_boxes:
         images = {name: boxes for name, boxes in images.items() if boxes}
@@ -129,5 +130,7 @@ RECORD = DatasetRecord(
     licence=None,
     access="from Deepwise AI Lab, and the pictures under the NIH's terms of use",
     id_patterns={"an image of ChestX-Det10": rf"{ID_START}\d{{5}}\.png{ID_END}"},
+    folders=("chestx-det10*", "chestx-det-10*", "chestxdet*"),
+    files=(tuple(name.format("test") for name in _TABLES),),
     findings=LABELS,
 )

@@ -116,6 +116,11 @@ RECORD = DatasetRecord(
     name="chexlocalize",
     load=chexlocalize,
     title="CheXlocalize",
+    folders=("chexlocalize*", "."),
+    files=(
+        tuple(f"{part}gt_segmentations_*.json" for part in ("CheXlocalize/", "")),
+        tuple(f"{part}/{_SPLITS['test']}_labels.csv".lstrip("/") for part in _IMAGES),
+    ),
     address="https://stanfordaimi.azurewebsites.net/datasets/23c56a0d-15de-405b-87c8-99c30138950c",
     licence="Stanford University Dataset Research Use Agreement",
     access="registration with Stanford AIMI, under a research use agreement",

@@ -523,6 +523,8 @@ RECORD = DatasetRecord(
     licence="PhysioNet Credentialed Health Data License 1.5.0",
     access="credentialed access at PhysioNet, under a data use agreement: neither pictures nor reports may be passed "
     "on",
+    folders=("mimic-cxr*", "physionet.org/files/mimic-cxr-jpg"),
+    files=(tuple(f"mimic-cxr-{version}-split.csv" for version in _VERSIONS),),
     data_use_agreement=True,
     id_patterns=ID_PATTERNS,
     distinctive_ids=DISTINCTIVE_IDS,

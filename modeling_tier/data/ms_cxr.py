@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from .columns import SPLITS, check_choice, check_split, make_pairs, pair_features
 from .mimic_cxr import DISTINCTIVE_IDS, ID_PATTERNS, official_splits
+from .mimic_cxr import RECORD as MIMIC_CXR
 from .pictures import box_regions, picture_size, undecoded
 from .prepared import is_prepared, load_prepared, prepared_splits
 from .record import DatasetRecord
@@ -23,6 +24,7 @@ MIMIC_SPLITS = ("all", *SPLITS)
 
 _NAMES = [f"MS_CXR_Local_Alignment_v{version}.{kind}" for kind in ("csv", "json") for version in ("1.1.0", "1.0.0")]
 _NAMES = [*_NAMES, "ms_cxr.csv"]
+_BOX_FOLDERS = ("ms-cxr*", "physionet.org/files/ms-cxr", ".")
 _TEXTS = ("category_name", "label_text", "dicom_id", "path")
 _NUMBERS = ("x", "y", "w", "h", "image_width", "image_height")
 _OUR_SPLITS = {"validate": "validation", "valid": "validation", "val": "validation"}
@@ -244,6 +246,9 @@ RECORD = DatasetRecord(
     data_use_agreement=True,
     id_patterns=ID_PATTERNS,
     patients="mimic_cxr",
+    folders=MIMIC_CXR.folders,
+    files=MIMIC_CXR.files,
+    companions={"boxes": tuple(f"{part}/{name}" for part in _BOX_FOLDERS for name in _NAMES)},
     distinctive_ids=DISTINCTIVE_IDS,
     findings=(
         *("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Lung Opacity", "Pleural Effusion", "Pneumonia"),

@@ -9,7 +9,7 @@ import pandas as pd
 from datasets import Dataset
 
 from .columns import SPLITS, VIEWS, check_choice, check_split, hashed_split, make_pairs, pair_features
-from .openi_xml import images_of_reports, reports_folder
+from .openi_xml import XML_FOLDERS, images_of_reports, reports_folder
 from .padchest import chosen_names
 from .record import ID_START, DatasetRecord
 from .sections import SECTIONS, section_text
@@ -205,6 +205,8 @@ RECORD = DatasetRecord(
     name="openi",
     load=openi,
     title="Open-I",
+    folders=("open-i*", "openi*", "iu-x-ray*", "iu-xray*", "indiana*", "nlmcxr*", "."),
+    files=((_REPORTS, *(f"{name}/*.xml".lstrip("/") for name in XML_FOLDERS)),),
     address="https://openi.nlm.nih.gov/",
     licence="CC BY-NC-ND 4.0",
     licence_address="https://creativecommons.org/licenses/by-nc-nd/4.0/",

@@ -20,12 +20,12 @@ from .rejected import RejectedRow, reject, short
 from .tables import warn_skipped
 
 
-_FOLDERS = ("ecgen-radiology", "reports/ecgen-radiology", "NLMCXR_reports/ecgen-radiology", "reports", "")
+XML_FOLDERS = ("ecgen-radiology", "reports/ecgen-radiology", "NLMCXR_reports/ecgen-radiology", "reports", "")
 
 
 def reports_folder(folder: Path) -> Path | None:
     """The folder of the XML files in that of the data set; None if there is none."""
-    return next((folder / name for name in _FOLDERS if next((folder / name).glob("*.xml"), None)), None)
+    return next((folder / name for name in XML_FOLDERS if next((folder / name).glob("*.xml"), None)), None)
 
 
 def images_of_reports(folder: Path) -> pd.DataFrame:

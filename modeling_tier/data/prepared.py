@@ -96,17 +96,23 @@ def load_prepared_set(name: str, defaults: dict, split: str, options: dict) -> D
     before = preparation(folder)
     if before["dataset"] != name:
         raise ValueError(f"{folder} was prepared from the data set {before['dataset']!r}, not from {name!r}.")
+    check_options_kept(folder, defaults, options)
+    pairs = load_prepared(folder, split)
+    return pairs.to_iterable_dataset(num_shards=min(MAX_SHARDS, len(pairs))) if options.get("streaming") else pairs
+
+
+def check_options_kept(folder: Path, defaults: dict, options: dict) -> None:
+    """Raise ValueError if a folder was prepared with other options of its loader than these."""
+    before = preparation(folder)["options"]
     for option, value in options.items():
         if option in NOT_KEPT:
             continue
-        kept = before["options"].get(option, defaults[option])
+        kept = before.get(option, defaults[option])
         if json.loads(json.dumps([value, kept], default=str)) != [kept, kept]:
             raise ValueError(
                 f"{folder} was prepared with {option} {kept!r}, not {value!r}: prepare another folder, or leave the "
                 "option out."
             )
-    pairs = load_prepared(folder, split)
-    return pairs.to_iterable_dataset(num_shards=min(MAX_SHARDS, len(pairs))) if options.get("streaming") else pairs
 
 
 def load_prepared(folder: Path, split: str) -> Dataset:

@@ -34,6 +34,10 @@ class DatasetRecord:
         id_patterns: regular expressions of its ids (patients, studies, images), each with the words for a message;
             nothing that matches one is published.
         distinctive_ids: keys of `id_patterns` that no published vocabulary of a tokenizer matches by chance.
+        folders: names that people give its folder, in lower case and with hyphens for blanks and underscores; `*` is
+            any text, and `.` the folder around all data sets. Its own name need not be listed.
+        files: what its folder holds: of each tuple at least one, as patterns below the folder, with or without .gz.
+        companions: options that name a file which may be in another folder, with patterns of that file like `folders`.
         findings: names of its findings. Empty: they are not known beforehand.
         public_findings: whether the names of its findings are published by its owners, so that they may be shown.
     """
@@ -50,6 +54,9 @@ class DatasetRecord:
     data_use_agreement: bool = False
     id_patterns: Mapping[str, str] = field(default_factory=dict)
     distinctive_ids: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+    files: tuple[tuple[str, ...], ...] = ()
+    companions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     findings: tuple[str, ...] = ()
     public_findings: bool = True
 

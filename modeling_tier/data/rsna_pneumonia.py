@@ -105,5 +105,7 @@ RECORD = DatasetRecord(
     id_patterns={
         "an image of RSNA's challenge": rf"{ID_START}[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}{ID_END}"
     },
+    folders=("rsna*",),
+    files=(tuple(_TABLES),),
     findings=LABELS,
 )

@@ -108,5 +108,7 @@ RECORD = DatasetRecord(
     licence="terms of the challenge: no passing on",
     access="registration with Kaggle, under the challenge's terms",
     id_patterns={"an image of SIIM-ACR": rf"{ID_START}1\.2\.276\.0\.7230010\.3\.1\.\d[\d.]{{10,}}{ID_END}"},
+    folders=("siim*",),
+    files=(tuple(_TABLES),),
     findings=LABELS,
 )

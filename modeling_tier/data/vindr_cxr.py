@@ -151,5 +151,7 @@ RECORD = DatasetRecord(
     access="credentialed access at PhysioNet, under a data use agreement",
     data_use_agreement=True,
     id_patterns={"an image of VinDr-CXR": rf"{ID_START}[0-9a-f]{{32}}{ID_END}"},
+    folders=("vindr*", "physionet.org/files/vindr-cxr"),
+    files=(("annotations/image_labels_test.csv", "image_labels_test.csv"),),
     findings=LABELS,
 )

@@ -53,7 +53,9 @@ def configuration(arguments: argparse.Namespace, given: list[str]) -> Evaluation
 def data_options(arguments: argparse.Namespace, given: list[str]) -> tuple[DataChoice, DataChoice | None]:
     """The data set, with the options of the first model's own training on it and what the command line says."""
     given_options = _given_options(given)
-    options = _training_options(Path(arguments.model[0]), arguments.dataset) if arguments.model else {}
+    options = {}
+    if arguments.model and not arguments.suite:  # a suite has the same images whatever a model was trained on
+        options = _training_options(Path(arguments.model[0]), arguments.dataset)
     drawn = {"num_images": arguments.num_images} if arguments.dataset == "synthetic" else {}
     drawn |= {} if arguments.seed is None else {"seed": arguments.seed}
     drawn |= {} if arguments.max_images is None else {"max_images": arguments.max_images}

@@ -15,13 +15,21 @@ from urllib.parse import quote
 from PIL import Image
 
 
+@dataclass(frozen=True)
+class Link:
+    text: str
+    address: str
+    """Relative to the folder of the document, or of the web."""
+
+
 # What a cell holds: a text, or pieces that stay whole (a number, its interval), or a list with one text per line.
-Cell = str | tuple[str, ...] | list[str]
+Cell = str | tuple[str, ...] | list[str] | Link
 
 # Pixels from which a figure is not made smaller than its texts can be read, but scrolls in its box.
 _WIDE = 1000
 # In print: rows up to which a table stays on one page, and columns from which an interval may be cut into two lines.
 _SHORT, _MANY = 15, 8
+_ADDRESS = "/:#?&=%"  # characters of an address that stay as they are
 
 
 @dataclass
@@ -50,6 +58,9 @@ class Table:
     rows: list[list[Cell]]
     texts: bool = False
     """Whether the cells are texts, set to the left, and not numbers."""
+    apart: list[list[Cell]] = field(default_factory=list)
+    """Further rows, which are of another origin: set apart, under a heading of their own."""
+    apart_title: str = ""
 
 
 @dataclass
@@ -84,6 +95,8 @@ class Section:
 
 def flat_text(cell: Cell) -> str:
     """The pieces of a cell on one line."""
+    if isinstance(cell, Link):
+        return cell.text
     return cell if isinstance(cell, str) else " ".join(cell)
 
 
@@ -117,15 +130,20 @@ def _block_markdown(block, folder: Path) -> str:
         case Folded(title, blocks):
             inside = [_block_markdown(block, folder) for block in blocks]
             return "\n\n".join([f"<details><summary>{_plain(title)}</summary>", *inside, "</details>"])
-        case Table(caption, columns, rows, texts):
+        case Table(caption, columns, rows, texts, apart, title):
             rule = ["---", *["---" if texts else "---:"] * (len(columns) - 1)]
             lines = [[_plain(column) for column in columns], rule]
             lines += [[_cell_markdown(cell) for cell in row] for row in rows]
+            if apart:
+                lines += [[f"*{_plain(title)}*", *[""] * (len(columns) - 1)]]
+                lines += [[_cell_markdown(cell) for cell in row] for row in apart]
             body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
             return f"**{_plain(caption)}**\n\n{body}"
 
 
 def _cell_markdown(cell: Cell) -> str:
+    if isinstance(cell, Link):
+        return f"[{_plain(cell.text)}]({quote(cell.address, safe=_ADDRESS)})"
     return "<br>".join(map(_plain, cell)) if isinstance(cell, list) else _plain(flat_text(cell))
 
 
@@ -200,21 +218,30 @@ def _block_html(block) -> str:
         case Folded(title, blocks):
             inside = "\n".join(map(_block_html, blocks))
             return f"<details>\n<summary>{html.escape(title)}</summary>\n{inside}\n</details>"
-        case Table(caption, columns, rows, texts):
+        case Table(caption, columns, rows, texts, apart, title):
             head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in columns)
-            body = "\n".join(
-                f'<tr{_mean(row)}><th scope="row">{html.escape(flat_text(row[0]))}</th>'
-                + "".join(f"<td>{_cell_html(cell)}</td>" for cell in row[1:])
-                + "</tr>"
-                for row in rows
-            )
+            body = f"<tbody>\n{_rows_html(rows)}\n</tbody>"
+            if apart:
+                heading = (
+                    f'<tr><th scope="rowgroup" colspan="{len(columns)}"><span>{html.escape(title)}</span></th></tr>'
+                )
+                body += f'\n<tbody class="apart">\n{heading}\n{_rows_html(apart)}\n</tbody>'
             kinds = ["texts" if texts else "numbers"]
-            kinds += ["short"] * (len(rows) <= _SHORT) + ["many"] * (len(columns) > _MANY)
+            kinds += ["short"] * (len(rows) + len(apart) <= _SHORT) + ["many"] * (len(columns) > _MANY)
             return (
                 f'<div class="scroll" tabindex="0" role="group" aria-label="Table"><table class="'
                 f'{" ".join(kinds)}">\n<caption><span>{html.escape(caption)}</span></caption>\n'
-                f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>"
+                f"<thead><tr>{head}</tr></thead>\n{body}\n</table></div>"
             )
+
+
+def _rows_html(rows: list[list[Cell]]) -> str:
+    return "\n".join(
+        f'<tr{_mean(row)}><th scope="row">{html.escape(flat_text(row[0]))}</th>'
+        + "".join(f"<td>{_cell_html(cell)}</td>" for cell in row[1:])
+        + "</tr>"
+        for row in rows
+    )
 
 
 def _mean(row: list[Cell]) -> str:
@@ -224,6 +251,8 @@ def _mean(row: list[Cell]) -> str:
 def _cell_html(cell: Cell) -> str:
     if isinstance(cell, list):
         return "<br>".join(map(html.escape, cell))
+    if isinstance(cell, Link):
+        return f'<a href="{html.escape(quote(cell.address, safe=_ADDRESS))}">{html.escape(cell.text)}</a>'
     if isinstance(cell, tuple):
         return " ".join(f"<span>{html.escape(piece)}</span>" for piece in cell)
     return html.escape(cell)

@@ -37,6 +37,8 @@ from .zero_shot import finding_order, map_rows
 
 TEXTS = ("sentence", "token")
 MAX_TOKENS = 30
+# The maps whose numbers are the main ones: of sentences against boxes, over the pixels, plain cosines.
+MAIN_MAPS = {"text": TEXTS[0], "place": REGIONS[0], "resolution": RESOLUTIONS[0], "map": MAPS[0]}
 # With fewer subjects of a class there is no interval; with few it covers less than it says.
 MIN_SUBJECTS, FEW_SUBJECTS = 2, 10
 # Relative difference of the fraction of the picture that a region takes, up to which two models see the same picture.
@@ -496,7 +498,7 @@ def _localise(evidence: Evidence) -> None:
         row = dict(zip(("text", "place", "resolution", "map"), kind))
         row |= {"num_maps": len(maps.keys), "chance": by_finding["chance"]["mean"]["value"]}
         rows.append(row | {m.name: by_finding[m.name]["mean"] for m in map_measures()})
-        if kind == (TEXTS[0], REGIONS[0], RESOLUTIONS[0], MAPS[0]):
+        if kind == (*MAIN_MAPS.values(),):
             evidence.metrics["localisation_intervals"] = {m.name: by_finding[m.name] for m in map_measures()}
     evidence.metrics["localisation_maps"] = rows
     evidence.metrics["localisation_tokens"] = _tokens(scored)

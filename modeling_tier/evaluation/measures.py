@@ -28,6 +28,7 @@ SEARCH = "table of a search"
 SEARCH_FIGURE = "figure of a search"
 DEMO = "table of the demo"
 TOKENS = "table of single tokens"
+SUITE = "tables of a suite"
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ MEASURES = [
         larger_is_better=True,
         hub_name="roc_auc",
         chooses_best=True,
-        shown={MAIN: 1, SCREEN: 1, CARD: 1, SEARCH: 1, SEARCH_FIGURE: 1, DEMO: 1},
+        shown={MAIN: 1, SCREEN: 1, CARD: 1, SEARCH: 1, SEARCH_FIGURE: 1, DEMO: 1, SUITE: 1},
     ),
     Measure(
         "average_precision",
@@ -191,7 +192,7 @@ MEASURES = [
         reference_word="chance",
         hub_name="pointing_game",
         chooses_best=True,
-        shown={MAIN: 7, SCREEN: 5, CARD: 1, SEARCH: 2, SEARCH_FIGURE: 2, DEMO: 4, TOKENS: 1},
+        shown={MAIN: 7, SCREEN: 5, CARD: 1, SEARCH: 2, SEARCH_FIGURE: 2, DEMO: 4, TOKENS: 1, SUITE: 2},
     ),
     Measure(
         "chance",
@@ -212,7 +213,7 @@ MEASURES = [
         of_map="cnr",
         hub_name="cnr",
         chooses_best=True,
-        shown={MAIN: 8, SCREEN: 7, CARD: 2, SEARCH: 3, SEARCH_FIGURE: 3, DEMO: 5, TOKENS: 3},
+        shown={MAIN: 8, SCREEN: 7, CARD: 2, SEARCH: 3, SEARCH_FIGURE: 3, DEMO: 5, TOKENS: 3, SUITE: 4},
     ),
     Measure(
         "miou",
@@ -223,7 +224,7 @@ MEASURES = [
         larger_is_better=True,
         of_map="mious",
         hub_name="miou",
-        shown={MAIN: 9, SCREEN: 8, CARD: 3, TOKENS: 4},
+        shown={MAIN: 9, SCREEN: 8, CARD: 3, TOKENS: 4, SUITE: 5},
     ),
     Measure(
         "iou",

@@ -1,92 +1,156 @@
 # Licensed under the Apache License, Version 2.0.
 """
-Models on several data sets, in one table beside published numbers: `evaluate_zeroshot.py --suite FILE`.
+Models on several data sets, in one table beside published numbers: `evaluate_zeroshot.py --suite NAME_OR_FILE`.
 
     protocol: carzero
+    measures: [auroc, pointing_game]
     sets:
       chestxray14: {data_dir: timm/nih-chest-xray-14}
-      padchest20: {dataset: padchest, data_dir: /data/padchest, findings: rarest}
+      padchest20: {dataset: padchest, findings: rarest}
 
-Each set has the options of its loader, its `split` (test), and its `dataset`, where the column is called otherwise.
+Each set has the options of its loader, its `split` (test), its `image_ids` (a file with the images to take), and its
+`dataset`, where the column is called otherwise. One without `data_dir` is looked for under --data_root. `measures`:
+those that the tables show; by default all.
 """
 
 import argparse
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
 from ..data import DATASETS
+from ..data.find_folder import find_folder
 from ..data.parquet import is_hub_name
-from ..files import replace_text
+from ..files import replace_json, replace_text
 from .command import configuration
+from .document import as_html, as_markdown
+from .measures import SUITE, shown_in
 from .protocols import PROTOCOLS
-from .run import run_evaluation
+from .run import METRICS_FILE, EvaluationConfig, run_evaluation
+from .suite_page import SuiteResults, suite_sections, suite_summary
 
 
-TABLE = "suite.md"
-_PUBLISHED = Path(__file__).with_name("published.yaml")
-_MEASURES = {"auroc": "AUROC", "pointing_game": "Pointing game"}
-_OWN = ("dataset", "split")
+PAGE = "suite"
+_SUITES = Path(__file__).with_name("suites")
+_OWN = ("dataset", "split", "image_ids")
+_KEYS = ("sets", "protocol", "measures")
+# Options of evaluate_zeroshot.py that are of one data set.
+_OF_ONE_SET = ("scores", "data_dir", "image_ids", "max_images", "prompts", "validation_split", "validation_dataset")
 
 
-def run_suite(arguments: argparse.Namespace, given: list[str]) -> str | None:
+@dataclass(frozen=True)
+class Suite:
+    """What is evaluated, and how."""
+
+    name: str
+    protocol: str | None
+    measures: list[str]
+    sets: dict[str, dict]
+    """Options of each data set, those of `_OWN` among them."""
+
+
+@dataclass
+class Plan:
+    """The data sets of a suite that are there."""
+
+    found: dict[str, dict] = field(default_factory=dict)
+    """By name, the options with the folder."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """By name, why."""
+
+
+def suite_names() -> list[str]:
+    """The suites that come along."""
+    return sorted(path.stem for path in _SUITES.glob("*.yaml"))
+
+
+def run_suite(arguments: argparse.Namespace, given: list[str]) -> SuiteResults | None:
     """
-    Evaluate every set of a suite that is there, each in a folder of its own, and write `suite.md`. What was scored
-    before is not scored again.
+    Evaluate every set of a suite that is there, each in a folder of its own, and write `suite.html`, `suite.md` and
+    `metrics.json`. What was scored before is not scored again. A set that cannot be evaluated does not stop the
+    others.
 
     Args:
         arguments: the options of `evaluate_zeroshot.py`, `suite` among them.
         given: options that would be of one data set, which must not be there.
 
-    Returns the table; None in all processes but the first.
+    Returns the results; None in all processes but the first.
 
     Raises:
-        ValueError: for a file that is not of the form above, or a set of which something is wrong.
+        ValueError: for a file that is not of the form above, options that do not exist, or, when the others are
+            done, a set that could not be evaluated.
     """
-    if given or not arguments.output_dir:
-        raise ValueError("--suite needs --output_dir; options of the data sets stand in its file.")
-    protocol, sets = read_suite(Path(arguments.suite))
-    results, absent = {}, {}
-    for name, options in sets.items():
-        folder = str(options.get("data_dir") or "")
-        if folder and not Path(folder).exists() and not is_hub_name(folder):
-            absent[name] = f"there is no {folder}"
-            print(f"{name}: {absent[name]}: skipped.")
-            continue
-        print(f"=== {name}")
-        chosen = {key: value for key, value in options.items() if key not in _OWN}
-        own = {"dataset": options.get("dataset", name), "split": options.get("split", "test"), "data_dir": None}
-        own |= {"output_dir": str(Path(arguments.output_dir) / name), "protocol": protocol or arguments.protocol}
-        try:
-            config = configuration(
-                argparse.Namespace(**vars(arguments) | own), [f"--data.options={json.dumps(chosen)}"]
-            )
-            results[name] = run_evaluation(config)
-        except ValueError as error:
-            raise ValueError(f"{arguments.suite}, {name}: {error}") from error
-    if not results:
+    _check(arguments, given)
+    suite = read_suite(arguments.suite)
+    plan = find_sets(suite, Path(arguments.data_root) if arguments.data_root else None)
+    for name, options in plan.found.items():
+        print(f"{name}: {options.get('data_dir', 'no folder')}")
+    for name, reason in plan.skipped.items():
+        print(f"{name} is skipped: {reason}.")
+    if not plan.found:
         raise ValueError(f"{arguments.suite}: none of its data sets is there.")
+    output = Path(arguments.output_dir)
+    configs = {name: _configuration(arguments, suite, name, options) for name, options in plan.found.items()}
+    results, failed = _evaluate(configs)
     if None in results.values():
         return None
-    table = suite_table(results, absent)
-    replace_text(Path(arguments.output_dir) / TABLE, table)
-    print(f"\n{table}\nIt is also in {Path(arguments.output_dir) / TABLE}")
-    return table
+    done = SuiteResults(
+        suite=suite.name,
+        protocol=suite.protocol or arguments.protocol,
+        measures=suite.measures,
+        results=results,
+        skipped=plan.skipped | failed,
+        command=_command(arguments),
+    )
+    if results:
+        _write(done, output)
+    if failed:
+        raise ValueError(" ".join(f"{name} could not be evaluated: {reason}" for name, reason in failed.items()))
+    return done
 
 
-def read_suite(path: Path) -> tuple[str | None, dict[str, dict]]:
-    """The protocol, if the file names one, and the options of each set."""
+def _check(arguments: argparse.Namespace, given: list[str]) -> None:
+    if given or not arguments.output_dir:
+        raise ValueError("--suite needs --output_dir; options of the data sets stand in its file.")
+    if not arguments.model:
+        raise ValueError("--suite needs --model.")
+    for name in _OF_ONE_SET:
+        if getattr(arguments, name):
+            raise ValueError(f"--{name} is of one data set: with --suite, options of the data sets stand in its file.")
+    if arguments.data_root and not Path(arguments.data_root).is_dir():
+        raise ValueError(f"There is no folder {arguments.data_root} (--data_root).")
+
+
+def read_suite(name_or_path: str | Path) -> Suite:
+    """
+    Read a suite that comes along, or one of the user's.
+
+    Raises:
+        ValueError: if there is none of that name, or the file is not of the form above.
+    """
+    known = suite_names()
+    path = _SUITES / f"{name_or_path}.yaml" if name_or_path in known else Path(name_or_path)
+    if not path.is_file():
+        raise ValueError(f"There is no suite {name_or_path}: name one of {known}, or the path of a YAML file.")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as YAML: {str(error).splitlines()[0]}") from error
     sets = content.get("sets") if isinstance(content, dict) else None
-    if not isinstance(sets, dict) or not sets or set(content) - {"sets", "protocol"}:
-        raise ValueError(f"{path} must have the keys 'sets' (data sets with their options) and 'protocol' alone.")
-    protocol = content.get("protocol")
+    if not isinstance(sets, dict) or not sets or set(content) - set(_KEYS):
+        raise ValueError(
+            f"{path} must have the keys 'sets' (data sets with their options), 'protocol' and 'measures' alone."
+        )
+    protocol, measures = content.get("protocol"), content.get("measures")
     if protocol is not None and protocol not in PROTOCOLS:
         raise ValueError(f"{path}: protocol must be one of {list(PROTOCOLS)}; got {protocol!r}.")
+    shown = [measure.name for measure in shown_in(SUITE)]
+    if measures is not None and (
+        not isinstance(measures, list) or not measures or not set(map(str, measures)) <= set(shown)
+    ):
+        raise ValueError(f"{path}: measures must be a list of {shown}; got {measures!r}.")
     for name, options in sets.items():
         if not isinstance(name, str) or Path(name).name != name:
             raise ValueError(f"{path}: the name of a set is that of its folder; got {name!r}.")
@@ -94,78 +158,73 @@ def read_suite(path: Path) -> tuple[str | None, dict[str, dict]]:
             raise ValueError(f"{path}: {name} must hold the options of a data set; got {options!r}.")
         if options.get("dataset", name) not in DATASETS:
             raise ValueError(f"{path}: {name} is no data set; known are {sorted(DATASETS)} (dataset: NAME).")
-    return protocol, sets
+    return Suite(path.stem, protocol, measures or shown, sets)
 
 
-def suite_table(results: dict[str, dict], absent: dict[str, str] | None = None) -> str:
-    """
-    Of what metrics.json holds for each set: a table per measure in Markdown, with published rows.
-
-    A cell of ours has the 95% interval, the number of findings and images, and from the second model on the p of a
-    paired bootstrap against the first. A published number with another number of findings or images is in brackets:
-    it is of another task.
-    """
-    published = yaml.safe_load(_PUBLISHED.read_text(encoding="utf-8"))
-    first = next(iter(results.values()))
-    protocol = first["protocol"]["name"]
-    blocks = [f"# {', '.join([first['name'], *first['compared']])}, protocol {protocol}"]
-    for measure, title in _MEASURES.items():
-        measured = {
-            name: [_cell(result, model, measure) for model in _models(result)] for name, result in results.items()
-        }
-        columns = [name for name, cells in measured.items() if set(cells) != {"-"}]
-        if columns:
-            rows = [["", *columns], ["---"] * (len(columns) + 1)]
-            rows += [[model, *(measured[name][i] for name in columns)] for i, model in enumerate(_models(first))]
-            rows += [
-                [f"{model} (published)", *(_published(published, values, name, results[name]) for name in columns)]
-                for model, values in published[measure].items()
-                if protocol == published["protocol"] and set(values) & set(columns)
-            ]
-            blocks += [f"## {title}", "\n".join(f"| {' | '.join(row)} |" for row in rows)]
-    blocks.append(
-        f"Published: {published['source']}, protocol {published['protocol']}, not measured here; in brackets where "
-        "the number of findings or images is not ours. Under another protocol there are no published rows."
-    )
-    blocks += [f"{name} was skipped: {reason}." for name, reason in (absent or {}).items()]
-    return "\n\n".join(blocks) + "\n"
+def find_sets(suite: Suite, data_root: Path | None) -> Plan:
+    """The folder of each set: what its options say, or what is found under `data_root`."""
+    plan = Plan()
+    for name, options in suite.sets.items():
+        record = DATASETS[options.get("dataset", name)]
+        folder = str(options.get("data_dir") or "")
+        if folder:
+            if Path(folder).exists() or is_hub_name(folder):
+                plan.found[name] = options
+            else:
+                plan.skipped[name] = f"there is no {folder}"
+        elif not record.folders:  # drawn
+            plan.found[name] = options
+        elif data_root is None:
+            plan.skipped[name] = "it has no data_dir, and there is no --data_root"
+        else:
+            loader = {option: value for option, value in options.items() if option not in _OWN}
+            found = find_folder(data_root, record, loader, name)
+            if found.path:
+                plan.found[name] = options | found.options | {"data_dir": str(found.path)}
+            else:
+                plan.skipped[name] = found.reason
+    return plan
 
 
-def _models(result: dict) -> list[str]:
-    return [result["name"], *result["compared"]]
+def _configuration(arguments: argparse.Namespace, suite: Suite, name: str, options: dict) -> EvaluationConfig:
+    chosen = {key: value for key, value in options.items() if key not in _OWN}
+    own = {"dataset": options.get("dataset", name), "split": options.get("split", "test")}
+    own |= {"image_ids": options.get("image_ids"), "protocol": suite.protocol or arguments.protocol}
+    own |= {"output_dir": str(Path(arguments.output_dir) / name)}
+    try:
+        return configuration(argparse.Namespace(**vars(arguments) | own), [f"--data.options={json.dumps(chosen)}"])
+    except ValueError as error:
+        raise ValueError(f"{arguments.suite}, {name}: {error}") from error
 
 
-def _value(metrics: dict, measure: str) -> dict | None:
-    """Mean over the findings, with its interval."""
-    if measure == "auroc":
-        return metrics.get("classification", {}).get("image", {}).get("mean", {}).get("auroc")
-    return metrics.get("localisation_intervals", {}).get("pointing_game", {}).get("mean")
+def _evaluate(configs: dict[str, EvaluationConfig]) -> tuple[dict[str, dict | None], dict[str, str]]:
+    """The results of each set, and why others have none."""
+    from accelerate import PartialState
+
+    results, failed = {}, {}
+    for name, config in configs.items():
+        print(f"=== {name}")
+        try:
+            results[name] = run_evaluation(config)
+        except (ValueError, OSError) as error:
+            if PartialState().num_processes > 1:  # the others wait for this one
+                raise ValueError(f"{name}: {error}") from error
+            failed[name] = str(error)
+            print(f"{name} could not be evaluated: {error}")
+    return results, failed
 
 
-def _number_of_findings(metrics: dict, measure: str) -> int:
-    values = metrics["auroc"] if measure == "auroc" else metrics["localisation"][measure]
-    return sum(value is not None for name, value in values.items() if name != "mean")
+def _write(done: SuiteResults, output: Path) -> None:
+    title, sections = done.title, suite_sections(done)
+    replace_text(output / f"{PAGE}.html", as_html(title, sections))
+    table = as_markdown(title, sections, output)
+    replace_text(output / f"{PAGE}.md", table)
+    replace_json(output / METRICS_FILE, suite_summary(done))
+    print(f"\n{table}\n{PAGE}.html, {PAGE}.md and {METRICS_FILE} are in {output}")
 
 
-def _cell(result: dict, model: str, measure: str) -> str:
-    other = result["compared"].get(model)
-    metrics = other["metrics"] if other else result["metrics"]
-    value = _value(metrics, measure)
-    if not value or value["value"] is None:
-        return "-"
-    interval = f" ({value['low']:.3f} to {value['high']:.3f})" if value.get("low") is not None else ""
-    about = f"{_number_of_findings(metrics, measure)} findings, {metrics['num_images']:,} images"
-    p = None
-    if other and measure == "auroc":
-        p = (_value(other["difference"], measure) or {}).get("p_bootstrap")
-    return f"{value['value']:.3f}{interval}, {about}" + ("" if p is None else f", p = {p:.3g}")
-
-
-def _published(published: dict, values: dict, name: str, result: dict) -> str:
-    if name not in values:
-        return "-"
-    known, metrics = published["sets"][name], result["metrics"]
-    measure = "auroc" if values in published["auroc"].values() else "pointing_game"
-    ours = {"findings": _number_of_findings(metrics, measure), "images": metrics["num_images"]}
-    text = f"{values[name]:.3f}, " + ", ".join(f"{number:,} {key}" for key, number in known.items())
-    return text if all(ours[key] == number for key, number in known.items()) else f"[{text}]"
+def _command(arguments: argparse.Namespace) -> list[tuple[str, str]]:
+    """The options that name what was evaluated."""
+    options = [("suite", arguments.suite), *([("data_root", arguments.data_root)] if arguments.data_root else [])]
+    options += [("model", model) for model in arguments.model]
+    return [*options, ("output_dir", arguments.output_dir)]

@@ -2,6 +2,7 @@
 """Several data sets in one table, beside published numbers."""
 
 import json
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -13,8 +14,11 @@ from conftest import tier_config
 
 import evaluate_zeroshot
 from modeling_tier import TierModel
-from modeling_tier.evaluation.suite import read_suite, suite_table
-from tests.data.small_sets import chestxdet10, chestxray14
+from modeling_tier.evaluation.document import as_html, as_markdown
+from modeling_tier.evaluation.published import published
+from modeling_tier.evaluation.suite import read_suite, suite_names
+from modeling_tier.evaluation.suite_page import SuiteResults, suite_sections
+from tests.data.small_sets import chestxdet10, chestxray14, chexpert
 
 
 ROOT = Path(__file__).parents[2]
@@ -30,55 +34,127 @@ def run(processor, tmp_path, monkeypatch):
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # the command changes it
 
     def run(suite, *options):
-        (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite) if isinstance(suite, dict) else suite)
+        if isinstance(suite, dict) or "\n" in suite or ":" in suite or "[" in suite:
+            text = yaml.safe_dump(suite, sort_keys=False) if isinstance(suite, dict) else suite
+            (tmp_path / "suite.yaml").write_text(text)
+            suite = tmp_path / "suite.yaml"
         models = ["--model", tmp_path / "a", "--model", tmp_path / "b"]
-        command = ["evaluate_zeroshot.py", "--suite", tmp_path / "suite.yaml", *models, "--resamples", "20", *options]
-        monkeypatch.setattr(
-            sys, "argv", list(map(str, [*command, "--examples", "0", "--output_dir", tmp_path / "out"]))
-        )
+        command = ["evaluate_zeroshot.py", "--suite", suite, *models, "--resamples", "20", "--examples", "0"]
+        monkeypatch.setattr(sys, "argv", list(map(str, [*command, "--output_dir", tmp_path / "out", *options])))
         evaluate_zeroshot.main()
         return (tmp_path / "out/suite.md").read_text("utf-8")
 
     return run
 
 
+def table_rows(text: str, section: str) -> dict[str, list[str]]:
+    """The cells of the table of a section by the row's name."""
+    part = text.split(f"## {section}\n")[1].split("\n## ")[0]
+    lines = [line for line in part.splitlines() if line.startswith("|")]
+    rows = [[cell.strip().replace("\\", "") for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    return {row[0]: row[1:] for row in rows}
+
+
 @pytest.mark.filterwarnings("ignore")
-def test_a_suite(run, tmp_path):
-    (tmp_path / "nih").mkdir(), (tmp_path / "det").mkdir()
-    chestxray14(tmp_path / "nih"), chestxdet10(tmp_path / "det")
+def test_a_suite(run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "nih").mkdir(), (tmp_path / "root/ChestX-Det10").mkdir(parents=True)
+    chestxray14(tmp_path / "nih"), chestxdet10(tmp_path / "root/ChestX-Det10")
     sets = {
         "nih": {"dataset": "chestxray14", "data_dir": str(tmp_path / "nih")},
-        "chestxdet10": {"data_dir": str(tmp_path / "det")},
+        "chestxdet10": {},
+        "padchest": {},
         "chexpert": {"data_dir": "/nowhere/CheXpert", "by": "study"},
     }
-    table = run({"protocol": "carzero", "sets": sets})
+    options = "--data_root", tmp_path / "root"
+    table = run({"protocol": "carzero", "sets": sets}, *options)
+    said = capsys.readouterr().out
+    assert f"chestxdet10: {tmp_path / 'root/ChestX-Det10'}" in said, "the folder that was taken"
+    assert "padchest is skipped: no folder of it in" in said and "looked for padchest, padchest*" in said
     files = {name: tmp_path / "out" / name / "metrics.json" for name in ("nih", "chestxdet10")}
     numbers = {name: json.loads(path.read_text()) for name, path in files.items()}
     assert numbers["nih"]["protocol"]["name"] == "carzero"
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
+
     # Every image has the same labels of ChestX-ray14, so that no AUROC is defined there.
-    assert rows[0] == ["", "chestxdet10"] and rows[2][0] == "a" and rows[3][0] == "b"
+    rows = table_rows(table, "AUROC")
+    assert rows[""] == ["chestxdet10 (2 findings, 20 images)", "protocol", "source"]
     value = numbers["chestxdet10"]["metrics"]["auroc"]["mean"]
-    assert rows[2][1].startswith(f"{value:.3f} (") and rows[2][1].endswith("2 findings, 20 images")
+    assert rows["a"][0].startswith(f"{value:.3f} (") and rows["a"][1:] == ["carzero", "measured here"]
     other = numbers["chestxdet10"]["compared"]["b"]
     p = other["difference"]["classification"]["image"]["mean"]["auroc"]["p_bootstrap"]
-    assert rows[3][1].startswith(f"{other['metrics']['auroc']['mean']:.3f}") and rows[3][1].endswith(f"p = {p:.3g}")
-    assert ["CARZero (published)", "[0.796, 10 findings, 542 images]"] in rows, "of another number of findings"
-    assert "## Pointing game" in table and "RadZero, arXiv 2504.07416" in table
-    assert "chexpert was skipped: there is no /nowhere/CheXpert." in table
-    assert "published)" not in run({"protocol": "tier", "sets": {"chestxdet10": sets["chestxdet10"]}})
+    assert rows["b"][0].startswith(f"{other['metrics']['auroc']['mean']:.3f}") and rows["b"][0].endswith(
+        f"p = {p:.3f}"
+    )
+    assert rows["CARZero"] == ["[0.796] 10 findings, 542 images", "carzero", "RadZero, after CARZero"]
+    assert rows["CPO"] == ["[0.801] 10 findings, 542 images", "carzero", "CPO"]
+
+    rows = table_rows(table, "Pointing game")
+    assert [cell.split(" (")[0] for cell in rows[""][:2]] == ["nih", "chestxdet10"]
+    own = numbers["nih"]["compared"]["b"]["difference"]["localisation_maps"]
+    main = next(
+        e for e in own if (e["text"], e["place"], e["resolution"], e["map"]) == ("sentence", "box", "pixel", "plain")
+    )
+    assert rows["b"][0].endswith(f"p = {main['pointing_game']['p_bootstrap']:.3f}")
+    assert rows["VECL"] == ["-", "[0.683] 10 findings, images not known", "carzero, boxes", "VECL"]
+
+    summary = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert summary["sets"]["chestxdet10"]["measures"]["auroc"]["b"]["p"] == p and set(summary["skipped"]) == {
+        "padchest",
+        "chexpert",
+    }
+    page = (tmp_path / "out/suite.html").read_text("utf-8")
+    assert '<a href="chestxdet10/report.html">' in page and (tmp_path / "out/chestxdet10/report.html").is_file()
+    assert page.index("measured here") < page.index('<tbody class="apart">') < page.index("VECL")
+    assert "Not known: title and tables were not compared" in page and "there is no /nowhere/CheXpert" in page
+
+    def forbidden(*_, **__):
+        raise AssertionError("scored again")
+
+    monkeypatch.setattr(TierModel, "forward", forbidden)
+    assert run({"protocol": "carzero", "sets": sets}, *options) == table, "a second run scores nothing"
+    with pytest.raises(AssertionError, match="scored again"):
+        run({"protocol": "tier", "sets": {"chestxdet10": {}}}, *options, "--batch_size", "7")
 
 
-def test_a_published_number_of_the_same_task_has_no_brackets():
+@pytest.mark.filterwarnings("ignore")
+def test_a_set_that_cannot_be_evaluated_does_not_stop_the_others(run, tmp_path, capsys):
+    for name, write in {"chestxdet10": chestxdet10, "chestx-ray14": chestxray14}.items():
+        (tmp_path / "root" / name).mkdir(parents=True), write(tmp_path / "root" / name)
+    (tmp_path / "root/chestx-ray14/BBox_List_2017.csv").unlink()
+    suite = {"protocol": "tier", "sets": {"chestxray14": {}, "chestxdet10": {}}}
+    with pytest.raises(SystemExit, match="chestxray14 could not be evaluated: In the folder .* there is none of"):
+        run(suite, "--data_root", tmp_path / "root")
+    table = (tmp_path / "out/suite.md").read_text("utf-8")
+    assert "chestxray14 was skipped: In the folder" in table and "a" in table_rows(table, "AUROC")
+    assert "CARZero" not in table_rows(table, "AUROC"), "of another protocol"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_options_of_a_model_s_training_do_not_choose_the_images(run, tmp_path):
+    """A model that was trained on frontal images of a part of the patients is still judged on all."""
+    chexpert_folder = tmp_path / "root/CheXpert-v1.0"
+    chexpert_folder.mkdir(parents=True), chexpert(chexpert_folder)
+    training = {"data": {"name": "chexpert", "options": {"data_dir": "/elsewhere", "by": "image", "views": "frontal"}}}
+    (tmp_path / "a/training_config.yaml").write_text(yaml.safe_dump(training))
+    run({"protocol": "tier", "sets": {"chexpert": {"by": "study"}}}, "--data_root", tmp_path / "root")
+    options = json.loads((tmp_path / "out/chexpert/metrics.json").read_text())["options"]
+    assert options == {"by": "study", "data_dir": str(chexpert_folder)}
+
+
+def test_a_published_number_of_the_same_task_has_no_brackets(tmp_path):
     auroc = {f"finding {i}": 0.8 for i in range(14)} | {"mean": 0.8}
     mean = {"auroc": {"value": 0.8, "low": 0.79, "high": 0.81}}
     metrics = {"num_images": 22433, "auroc": auroc, "classification": {"image": {"mean": mean}}}
-    result = {"name": "ours", "compared": {}, "metrics": metrics, "protocol": {"name": "carzero"}}
-    table = suite_table({"chestxray14": result})
-    assert "| ours | 0.800 (0.790 to 0.810), 14 findings, 22,433 images |" in table
-    assert "| CARZero (published) | 0.811, 14 findings, 22,433 images |" in table
+    result = {"name": "ours", "compared": {}, "metrics": metrics, "protocol": {"name": "carzero", "score": "cosine"}}
+    result |= {"options": {}, "counts": {"images": 22433}, "dataset": "chestxray14", "split": "test"}
+    result["settings"] = {"resamples": 20, "confidence": 0.95}
+    done = SuiteResults("mine", "carzero", ["auroc"], {"chestxray14": result})
+    rows = table_rows(as_markdown(done.title, suite_sections(done), tmp_path), "AUROC")
+    assert rows[""][0] == "chestxray14 (14 findings, 22,433 images)"
+    assert rows["ours"][0] == "0.800 (0.790 to 0.810)" and rows["CARZero"][0] == "0.811"
     metrics["num_images"] = 25596
-    assert "| CARZero (published) | [0.811, 14 findings, 22,433 images] |" in suite_table({"chestxray14": result})
+    rows = table_rows(as_markdown(done.title, suite_sections(done), tmp_path), "AUROC")
+    assert rows["CARZero"][0] == "[0.811] 22,433 images"
+    assert "[0.811]" in as_html(done.title, suite_sections(done))
 
 
 @pytest.mark.parametrize(
@@ -91,9 +167,13 @@ def test_a_published_number_of_the_same_task_has_no_brackets():
         ("sets: {chexpert: 3}", "chexpert must hold the options"),
         ("sets: {../x: {dataset: chexpert}}", "the name of a set is that of its folder"),
         ("protocol: chexnet\nsets: {chexpert: {}}", "protocol must be one of"),
+        ("measures: [dise]\nsets: {chexpert: {}}", "measures must be a list of .*auroc.*; got"),
         ("sets: {chexpert: {data_dir: /nowhere}}", "none of its data sets is there"),
+        ("sets: {chexpert: {}}", "none of its data sets is there"),
         ("sets: {chestxray14: {data_dir: user/name, view: PA}}", "chestxray14: .*Unknown option 'view'"),
         ("a: [", "cannot be read as YAML"),
+        ("carzeroo", "There is no suite carzeroo: name one of .*'carzero', 'localisation', 'tier'"),
+        ("carzero", "carzero: none of its data sets is there"),
     ],
 )
 def test_a_bad_suite_is_named(run, content, message):
@@ -101,6 +181,34 @@ def test_a_bad_suite_is_named(run, content, message):
         run(content)
 
 
-def test_the_suite_that_comes_along_is_one():
-    protocol, sets = read_suite(ROOT / "configs/suite.yaml")
-    assert protocol == "carzero" and len(sets) == 8
+@pytest.mark.parametrize("option", ["--data_dir", "--image_ids", "--prompts", "--scores"])
+def test_options_of_one_data_set_are_refused(run, option):
+    with pytest.raises(SystemExit, match=f"error: {option} is of one data set"):
+        run("carzero", option, "x")
+
+
+def test_a_root_that_is_not_there(run):
+    with pytest.raises(SystemExit, match="There is no folder /nowhere"):
+        run("carzero", "--data_root", "/nowhere")
+
+
+def test_the_suites_that_come_along():
+    assert suite_names() == ["carzero", "localisation", "tier"]
+    sets = {name: read_suite(name).sets for name in suite_names()}
+    assert len(sets["carzero"]) == 8 and {"chexpert", "padchest"} == set(sets["tier"])
+    assert read_suite("tier").protocol == "tier" and "auroc" not in read_suite("localisation").measures
+    example = read_suite(ROOT / "configs/suite.yaml")
+    assert example.protocol == "carzero" and len(example.sets) == 9
+
+
+def test_every_published_row_has_a_protocol_and_a_source():
+    known, columns = published(), {name for suite in suite_names() for name in read_suite(suite).sets}
+    assert len({(row.model, row.measure, name) for row in known.rows for name in row.values}) == sum(
+        len(row.values) for row in known.rows
+    ), "a number twice"
+    for row in known.rows:
+        assert row.protocol in known.protocols and known.sources[row.source].short
+        assert set(row.values) <= columns & set(known.counts[row.measure])
+        assert all(0 < value < 1 for value in row.values.values())
+    cpo = next(row for row in known.rows if row.model == "CPO")
+    assert list(cpo.values.values()) == [0.844, 0.820, 0.851, 0.817, 0.925, 0.801] and cpo.protocol == "carzero"

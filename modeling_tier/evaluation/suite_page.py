@@ -1,0 +1,217 @@
+# Licensed under the Apache License, Version 2.0.
+"""The page of a suite: for each measure a table of models and data sets, with published numbers set apart."""
+
+import shlex
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from .document import Cell, Code, Definitions, Link, Paragraph, Section, Table
+from .evidence import MAIN_MAPS
+from .measures import BY_NAME, LOCALISATION
+from .published import PublishedRow, published
+from .report_cells import estimate_cell, listed, models_of
+from .tables import p_text
+
+
+@dataclass
+class SuiteResults:
+    """What was evaluated, and what came of it."""
+
+    suite: str
+    protocol: str
+    measures: list[str]
+    results: dict[str, dict]
+    """By data set, what its metrics.json holds."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """By data set, why there are none."""
+    command: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def models(self) -> list[str]:
+        return list(models_of(next(iter(self.results.values()))))
+
+    @property
+    def title(self) -> str:
+        return f"Suite {self.suite}: {listed(self.models)}"
+
+
+def suite_sections(done: SuiteResults) -> list[Section]:
+    sections = [Section("Summary", _summary(done))]
+    sections += [Section(BY_NAME[name].term, _measure(done, name)) for name in done.measures]
+    sections += [Section("Data sets", _data_sets(done)), Section("Published rows", _published_notes(done))]
+    words = " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in done.command)
+    sections.append(Section("To run it again", [Code(f"python evaluate_zeroshot.py {words}")] if words else []))
+    return [section for section in sections if section.blocks]
+
+
+def suite_summary(done: SuiteResults) -> dict:
+    """What metrics.json holds."""
+    return {
+        "suite": done.suite,
+        "protocol": done.protocol,
+        "models": done.models,
+        "sets": {
+            name: {
+                "dataset": result["dataset"],
+                "split": result["split"],
+                "options": result["options"],
+                "images": result["metrics"]["num_images"],
+                "fingerprints": result["fingerprints"],
+                "measures": {
+                    measure: {
+                        model: value | ({} if (p := p_against_first(result, model, measure)) is None else {"p": p})
+                        for model, metrics in models_of(result).items()
+                        if (value := mean_of(metrics, measure))
+                    }
+                    for measure in done.measures
+                },
+            }
+            for name, result in done.results.items()
+        },
+        "skipped": done.skipped,
+    }
+
+
+def mean_of(metrics: dict, measure: str) -> dict | None:
+    """Mean over the findings with its interval; None if it was not measured."""
+    if BY_NAME[measure].group == LOCALISATION:
+        value = metrics.get("localisation_intervals", {}).get(measure, {}).get("mean")
+    else:
+        value = metrics.get("classification", {}).get("image", {}).get("mean", {}).get(measure)
+    return None if value is None or value["value"] is None else value
+
+
+def p_against_first(result: dict, model: str, measure: str) -> float | None:
+    """Of the paired bootstrap over patients; None for the first model, and where the two cannot be compared."""
+    difference = result["compared"].get(model, {}).get("difference", {})
+    if BY_NAME[measure].group == LOCALISATION:
+        maps = difference.get("localisation_maps", [])
+        values = [
+            entry.get(measure) for entry in maps if tuple(entry[key] for key in MAIN_MAPS) == (*MAIN_MAPS.values(),)
+        ]
+        value = values[0] if values else None
+    else:
+        value = difference.get("classification", {}).get("image", {}).get("mean", {}).get(measure)
+    return (value or {}).get("p_bootstrap")
+
+
+def number_of_findings(metrics: dict, measure: str) -> int:
+    values = metrics["localisation"][measure] if BY_NAME[measure].group == LOCALISATION else metrics[measure]
+    return sum(value is not None and value == value for name, value in values.items() if name != "mean")
+
+
+def _counts(result: dict, measure: str) -> dict[str, int]:
+    metrics = result["metrics"]
+    return {"findings": number_of_findings(metrics, measure), "images": metrics["num_images"]}
+
+
+def _summary(done: SuiteResults) -> list:
+    first = next(iter(done.results.values()))
+    sets = f"{len(done.results)} data sets ({listed(done.results)})"
+    protocol = f"protocol {done.protocol!r}: {first['protocol']['score']}"
+    blocks: list = [Paragraph(f"{listed(done.models)}: evaluated zero-shot on {sets}, {protocol}.")]
+    text, settings = "In each cell the mean over the findings", first["settings"]
+    if settings["resamples"]:
+        text += f" and its {settings['confidence']:.0%} interval over the patients"
+        if len(done.models) > 1:
+            text += f"; p: of the paired bootstrap against {done.models[0]}"
+    blocks.append(Paragraph(text + "."))
+    for name, reason in done.skipped.items():
+        blocks.append(Paragraph(f"{name} was skipped: {reason.rstrip('.')}.", "note"))
+    blocks.append(Paragraph("For research. Neither the models nor this page are a medical device.", "note"))
+    return blocks
+
+
+def _measure(done: SuiteResults, measure: str) -> list:
+    columns = [
+        name for name, result in done.results.items() if any(mean_of(m, measure) for m in models_of(result).values())
+    ]
+    if not columns:
+        return []
+    counts = {name: _counts(done.results[name], measure) for name in columns}
+    rows: list[list[Cell]] = [
+        [model, *(_cell(done.results[name], model, measure) for name in columns), done.protocol, "measured here"]
+        for model in done.models
+    ]
+    others: list[list[Cell]] = [
+        [
+            row.model,
+            *(_published(row, name, counts[name]) for name in columns),
+            row.protocol,
+            published().sources[row.source].short,
+        ]
+        for row in published().of(measure, done.protocol, columns)
+    ]
+    heads = [f"{name} ({', '.join(_numbers(counts[name]))})" for name in columns]
+    title = "Published, not measured here; in brackets where it is of other findings or images than the column"
+    table = Table(
+        f"{BY_NAME[measure].term}: {BY_NAME[measure].definition.rstrip('.')}",
+        ["", *heads, "protocol", "source"],
+        rows,
+        apart=others,
+        apart_title=title,
+    )
+    return [table]
+
+
+def _numbers(counts: dict[str, int]) -> list[str]:
+    return [f"{number:,} {key if number != 1 else key.removesuffix('s')}" for key, number in counts.items()]
+
+
+def _cell(result: dict, model: str, measure: str) -> Cell:
+    cell = estimate_cell(mean_of(models_of(result)[model], measure))
+    p = p_against_first(result, model, measure)
+    if p is None:
+        return cell or "-"
+    *pieces, last = (cell,) if isinstance(cell, str) else cell
+    return *pieces, f"{last},", f"p {p_text(p)}" if p < 0.001 else f"p = {p_text(p)}"
+
+
+def _published(row: PublishedRow, name: str, ours: dict[str, int]) -> Cell:
+    if name not in row.values:
+        return "-"
+    known, number = published().counts[row.measure][name], f"{row.values[name]:.3f}"
+    other = {key: value for key, value in known.items() if value != ours[key]}
+    unknown = [f"{key} not known" for key in ours if key not in known]
+    pieces = [*_numbers(other), *unknown]
+    return (f"[{number}]" if other else number, *(f"{piece}," for piece in pieces[:-1]), *pieces[-1:])
+
+
+def _data_sets(done: SuiteResults) -> list:
+    rows: list[list[Cell]] = []
+    for name, result in done.results.items():
+        counts = result["counts"]
+        number = ", ".join(f"{counts[key]:,} {key}" for key in ("images", "studies", "subjects") if key in counts)
+        options = {key: value for key, value in result["options"].items() if key != "data_dir"}
+        rows.append(
+            [
+                name,
+                str(result["options"].get("data_dir") or "drawn"),
+                f"{result['dataset']}, {result['split']}"
+                + "".join(f", {key} {value}" for key, value in options.items()),
+                number,
+                Link("report", str(PurePosixPath(name, "report.html"))),
+            ]
+        )
+    caption = "What was read; each report has all measures by finding, curves and maps"
+    return [Table(caption, ["", "folder", "data set, split, options", "number", "report"], rows, texts=True)]
+
+
+def _published_notes(done: SuiteResults) -> list:
+    rows = [row for measure in done.measures for row in published().of(measure, done.protocol, list(done.results))]
+    if not rows:
+        return [Paragraph(f"There are no published rows of these data sets by the protocol {done.protocol!r}.")]
+    protocols = {row.protocol: str(published().protocols[row.protocol]) for row in rows}
+    sources = {published().sources[row.source].short: str(published().sources[row.source]) for row in rows}
+    text = (
+        "Numbers of other code, on the images that its authors chose. The sources take the own logit of a model, some "
+        "of them that of a cross-attention; here the score is a cosine. Maps here are of the phrase of each region, "
+        "smoothed only if the settings of a report say so."
+    )
+    return [
+        Paragraph(text),
+        Definitions(
+            {f"Protocol: {name}": note for name, note in protocols.items()}
+            | {f"Source: {name}": note for name, note in sources.items()}
+        ),
+    ]
