@@ -2,14 +2,15 @@
 """
 Published models, converted and evaluated zero-shot on the same data by the same sentences: one command, one table.
 
+    python benchmarks/model_zoo.py benchmarks/model_zoo.yaml --output_dir runs/zoo --suite carzero --data_root /data
     python benchmarks/model_zoo.py benchmarks/model_zoo.yaml --output_dir runs/zoo \\
         --dataset chexpert --data_dir /data/CheXpert-v1.0 --validation_split validation
 
 The YAML file names the models: under each name a `source` of `python -m modeling_tier.conversion` and its options.
 A folder `models/NAME` that is there already is taken as it is. All other options are those of evaluate_zeroshot.py;
 the first model is the one that the others are compared with. OUTPUT_DIR gets `models/`, the evaluation with its
-report, and the table as `zoo.md`. A model that cannot be read or converted is named at the end; the others are
-evaluated.
+report (of a suite, `evaluation/suite.html` and a folder for each data set), and the table as `zoo.md`. A model that
+cannot be read or converted is named at the end; the others are evaluated.
 """
 
 import argparse
@@ -25,8 +26,11 @@ sys.path.insert(0, str(ROOT))
 from evaluate_zeroshot import add_data_options, add_measuring_options, add_sentence_options  # noqa: E402
 from modeling_tier.conversion import SOURCES, convert  # noqa: E402
 from modeling_tier.evaluation.command import configuration  # noqa: E402
+from modeling_tier.evaluation.document import as_markdown  # noqa: E402
 from modeling_tier.evaluation.measures import SCREEN, SUMMARY, shown_in  # noqa: E402
 from modeling_tier.evaluation.run import run_evaluation  # noqa: E402
+from modeling_tier.evaluation.suite import run_suite  # noqa: E402
+from modeling_tier.evaluation.suite_page import suite_sections  # noqa: E402
 from modeling_tier.evaluation.tables import aligned, estimate, number  # noqa: E402
 
 
@@ -84,6 +88,20 @@ def _measured(metrics: dict) -> dict[str, str]:
     return cells | {"images": str(metrics["num_images"])}
 
 
+def evaluate(arguments: argparse.Namespace, options: list[str]) -> str | None:
+    """Evaluate the models on a data set or a suite; gives the table, or None in all processes but the first."""
+    if arguments.suite:
+        done = run_suite(arguments, options)
+        # Links are relative to the folder of zoo.md, which is around that of the suite.
+        return done and as_markdown(done.title, suite_sections(done, "evaluation"), Path(arguments.output_dir).parent)
+    result = run_evaluation(configuration(arguments, options))
+    if result is None:
+        return None
+    protocol, data = result["protocol"], f"{result['dataset']}, {result['split']}"
+    head = f"Zero-shot on {data}; protocol {protocol['name']!r}: {protocol['score']}."
+    return f"{head}\n\n```\n{aligned(zoo_table(result))}\n```\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("zoo", type=Path, help="YAML file with the models")
@@ -100,17 +118,14 @@ def main() -> None:
         if not folders:
             raise ValueError(f"No model could be converted: {json.dumps(failed, indent=2)}")
         arguments.model, arguments.output_dir = [str(folder) for folder in folders], str(output_dir / "evaluation")
-        result = run_evaluation(configuration(arguments, options))
+        table = evaluate(arguments, options)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    if result is None:  # not the first of several processes
+    if table is None:
         return
-    table = aligned(zoo_table(result))
     lines = [f"{name}: not evaluated. {reason}" for name, reason in failed.items()]
-    protocol, data = result["protocol"], f"{result['dataset']}, {result['split']}"
-    head = f"Zero-shot on {data}; protocol {protocol['name']!r}: {protocol['score']}."
-    (output_dir / "zoo.md").write_text(f"{head}\n\n```\n{table}\n```\n" + "".join(f"\n- {line}\n" for line in lines))
-    print("\n".join(["", head, "", table, *lines]))
+    (output_dir / "zoo.md").write_text(table + "".join(f"\n- {line}\n" for line in lines))
+    print("\n".join(["", *([] if arguments.suite else [table]), *lines]))  # a suite has printed its own
 
 
 if __name__ == "__main__":

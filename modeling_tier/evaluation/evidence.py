@@ -1,6 +1,7 @@
 # Licensed under the Apache License, Version 2.0.
 """Metrics with intervals, by image and by study, and what two models differ in."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -452,7 +453,7 @@ def _maps(evidence: Evidence, kind: tuple[str, str, str, str]) -> Maps:
     count = np.bincount(codes, minlength=len(unique))
 
     def mean(values: np.ndarray) -> np.ndarray:
-        columns = values[known].astype(np.float64).reshape(len(known), -1)
+        columns = values[known].astype(np.float64).reshape(len(known), math.prod(values.shape[1:]))
         sums = np.stack([np.bincount(codes, column, len(unique)) for column in columns.T], axis=1)
         return (sums / count[:, None]).reshape(len(unique), *values.shape[1:])
 

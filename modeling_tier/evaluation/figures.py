@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from ..cosines_tier import l2_normalize
+from ..data.pictures import read_picture, undecoded
 from ..maps_tier import NEGATIVE_COLOUR, OVERLAY_OPACITY, POSITIVE_COLOUR
 from ..modeling_tier import TierModel
 from ..processing_tier import TierProcessor
@@ -374,14 +375,17 @@ def _map(
 
 def _choose(dataset: Dataset, findings: list[str]) -> list[tuple[str, dict, str]]:
     """For each finding the row that shows it beside the fewest others, and its phrase."""
-    rows = list(dataset.select_columns(["labels", "regions"]))  # without opening the pictures
+    stored = undecoded(dataset)
+    rows = list(stored.select_columns(["labels", "regions"]))
     chosen = []
     for finding in findings:
         phrases = {i: [r["phrase"] for r in row["regions"] if r["finding"] == finding] for i, row in enumerate(rows)}
         showing = [i for i, row in enumerate(rows) if row["labels"].get(finding) == 1.0 and phrases[i]]
         if showing:
             index = min(showing, key=lambda i: sum(value == 1.0 for value in rows[i]["labels"].values()))
-            chosen.append((finding, dataset[index], phrases[index][0]))
+            row = stored[index]
+            row["image"] = read_picture(row["image"], row["image_id"])  # DICOM, too, as it was scored
+            chosen.append((finding, row, phrases[index][0]))
     return chosen
 
 

@@ -22,14 +22,6 @@ class Note:
     unknown: str = ""
     """What is not stated, or was not checked."""
 
-    def __str__(self) -> str:
-        parts = [
-            self.text,
-            *([self.address] if self.address else []),
-            *([f"Not known: {self.unknown}"] * bool(self.unknown)),
-        ]
-        return ". ".join(parts) + "."
-
 
 @dataclass(frozen=True)
 class PublishedRow:

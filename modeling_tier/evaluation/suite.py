@@ -101,7 +101,8 @@ def run_suite(arguments: argparse.Namespace, given: list[str]) -> SuiteResults |
         protocol=suite.protocol or arguments.protocol,
         measures=suite.measures,
         results=results,
-        skipped=plan.skipped | failed,
+        skipped=plan.skipped,
+        failed=failed,
         command=_command(arguments),
     )
     if results:

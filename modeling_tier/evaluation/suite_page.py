@@ -5,7 +5,7 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from .document import Cell, Code, Definitions, Link, Paragraph, Section, Table
+from .document import Cell, Code, Link, Paragraph, Section, Table
 from .evidence import MAIN_MAPS
 from .measures import BY_NAME, LOCALISATION
 from .published import PublishedRow, published
@@ -23,7 +23,9 @@ class SuiteResults:
     results: dict[str, dict]
     """By data set, what its metrics.json holds."""
     skipped: dict[str, str] = field(default_factory=dict)
-    """By data set, why there are none."""
+    """By data set that is not there, what was looked for."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """By data set that could not be evaluated, why."""
     command: list[tuple[str, str]] = field(default_factory=list)
 
     @property
@@ -35,10 +37,11 @@ class SuiteResults:
         return f"Suite {self.suite}: {listed(self.models)}"
 
 
-def suite_sections(done: SuiteResults) -> list[Section]:
+def suite_sections(done: SuiteResults, folder: str = "") -> list[Section]:
+    """The sections that have something to say; `folder`: that of the reports, from the page's own."""
     sections = [Section("Summary", _summary(done))]
     sections += [Section(BY_NAME[name].term, _measure(done, name)) for name in done.measures]
-    sections += [Section("Data sets", _data_sets(done)), Section("Published rows", _published_notes(done))]
+    sections += [Section("Data sets", _data_sets(done, folder)), Section("Published rows", _published_notes(done))]
     words = " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in done.command)
     sections.append(Section("To run it again", [Code(f"python evaluate_zeroshot.py {words}")] if words else []))
     return [section for section in sections if section.blocks]
@@ -69,6 +72,7 @@ def suite_summary(done: SuiteResults) -> dict:
             for name, result in done.results.items()
         },
         "skipped": done.skipped,
+        "failed": done.failed,
     }
 
 
@@ -118,6 +122,8 @@ def _summary(done: SuiteResults) -> list:
     blocks.append(Paragraph(text + "."))
     for name, reason in done.skipped.items():
         blocks.append(Paragraph(f"{name} was skipped: {reason.rstrip('.')}.", "note"))
+    for name, reason in done.failed.items():
+        blocks.append(Paragraph(f"{name} could not be evaluated: {reason.rstrip('.')}.", "warning"))
     blocks.append(Paragraph("For research. Neither the models nor this page are a medical device.", "note"))
     return blocks
 
@@ -177,7 +183,7 @@ def _published(row: PublishedRow, name: str, ours: dict[str, int]) -> Cell:
     return (f"[{number}]" if other else number, *(f"{piece}," for piece in pieces[:-1]), *pieces[-1:])
 
 
-def _data_sets(done: SuiteResults) -> list:
+def _data_sets(done: SuiteResults, folder: str) -> list:
     rows: list[list[Cell]] = []
     for name, result in done.results.items():
         counts = result["counts"]
@@ -190,7 +196,7 @@ def _data_sets(done: SuiteResults) -> list:
                 f"{result['dataset']}, {result['split']}"
                 + "".join(f", {key} {value}" for key, value in options.items()),
                 number,
-                Link("report", str(PurePosixPath(name, "report.html"))),
+                Link("report", str(PurePosixPath(folder, name, "report.html"))),
             ]
         )
     caption = "What was read; each report has all measures by finding, curves and maps"
@@ -201,17 +207,16 @@ def _published_notes(done: SuiteResults) -> list:
     rows = [row for measure in done.measures for row in published().of(measure, done.protocol, list(done.results))]
     if not rows:
         return [Paragraph(f"There are no published rows of these data sets by the protocol {done.protocol!r}.")]
-    protocols = {row.protocol: str(published().protocols[row.protocol]) for row in rows}
-    sources = {published().sources[row.source].short: str(published().sources[row.source]) for row in rows}
     text = (
         "Numbers of other code, on the images that its authors chose. The sources take the own logit of a model, some "
         "of them that of a cross-attention; here the score is a cosine. Maps here are of the phrase of each region, "
         "smoothed only if the settings of a report say so."
     )
-    return [
-        Paragraph(text),
-        Definitions(
-            {f"Protocol: {name}": note for name, note in protocols.items()}
-            | {f"Source: {name}": note for name, note in sources.items()}
-        ),
+    notes = {f"protocol {row.protocol}": published().protocols[row.protocol] for row in rows}
+    notes |= {f"source {published().sources[row.source].short}": published().sources[row.source] for row in rows}
+    lines: list[list[Cell]] = [
+        [name, note.text, note.unknown or "-", Link("page", note.address) if note.address else "-"]
+        for name, note in notes.items()
     ]
+    caption = "What the published numbers are, and what is not known of them"
+    return [Paragraph(text), Table(caption, ["", "what it is", "not known", "page"], lines, texts=True)]

@@ -18,7 +18,7 @@ from modeling_tier.evaluation.document import as_html, as_markdown
 from modeling_tier.evaluation.published import published
 from modeling_tier.evaluation.suite import read_suite, suite_names
 from modeling_tier.evaluation.suite_page import SuiteResults, suite_sections
-from tests.data.small_sets import chestxdet10, chestxray14, chexpert
+from tests.data.small_sets import chestxdet10, chestxray14, chexpert, rsna_pneumonia, siim_acr
 
 
 ROOT = Path(__file__).parents[2]
@@ -104,7 +104,11 @@ def test_a_suite(run, tmp_path, monkeypatch, capsys):
     page = (tmp_path / "out/suite.html").read_text("utf-8")
     assert '<a href="chestxdet10/report.html">' in page and (tmp_path / "out/chestxdet10/report.html").is_file()
     assert page.index("measured here") < page.index('<tbody class="apart">') < page.index("VECL")
-    assert "Not known: title and tables were not compared" in page and "there is no /nowhere/CheXpert" in page
+    assert (
+        "title and tables were not compared" in page
+        and 'href="https://arxiv.org/abs/2504.07416"' in page
+        and "there is no /nowhere/CheXpert" in page
+    )
 
     def forbidden(*_, **__):
         raise AssertionError("scored again")
@@ -124,8 +128,21 @@ def test_a_set_that_cannot_be_evaluated_does_not_stop_the_others(run, tmp_path, 
     with pytest.raises(SystemExit, match="chestxray14 could not be evaluated: In the folder .* there is none of"):
         run(suite, "--data_root", tmp_path / "root")
     table = (tmp_path / "out/suite.md").read_text("utf-8")
-    assert "chestxray14 was skipped: In the folder" in table and "a" in table_rows(table, "AUROC")
+    assert "chestxray14 could not be evaluated: In the folder" in table and "a" in table_rows(table, "AUROC")
     assert "CARZero" not in table_rows(table, "AUROC"), "of another protocol"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_dicom_pictures_are_drawn_and_regions_may_be_too_small_to_be_seen(run, tmp_path):
+    """The masks of SIIM-ACR's tree are two columns of 1,024: they cover no patch of what these models see."""
+    (tmp_path / "root/SIIM").mkdir(parents=True), siim_acr(tmp_path / "root/SIIM")
+    (tmp_path / "root/RSNA").mkdir(parents=True), rsna_pneumonia(tmp_path / "root/RSNA")
+    sets = {"siim_acr": {}, "rsna_pneumonia": {"with_boxes": True}}
+    table = run({"protocol": "carzero", "sets": sets}, "--data_root", tmp_path / "root", "--examples", "1")
+    assert table_rows(table, "AUROC")[""][0].startswith("siim_acr (1 finding, 20 images)")
+    assert "rsna_pneumonia (1 finding, 8 images)" in table_rows(table, "Pointing game")[""]
+    assert (tmp_path / "out/rsna_pneumonia/figures/similarity_maps.png").is_file()
 
 
 @pytest.mark.filterwarnings("ignore")
