@@ -112,7 +112,7 @@ MEASURES = [
         NEGATION,
         larger_is_better=True,
         short="AUROC, negated",
-        shown={MAIN: 5, SUMMARY: 1},
+        shown={MAIN: 5, SUMMARY: 1, SUITE: 6},
     ),
     Measure(
         "auroc_pair",

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import yaml
 
+from .measures import BY_NAME, LOCALISATION
+
 
 _FILE = Path(__file__).with_suffix(".yaml")
 
@@ -46,9 +48,14 @@ class Published:
     """By measure and data set, how many `findings` and `images` the numbers are of, as far as it is known."""
 
     def of(self, measure: str, protocol: str, sets: list[str]) -> list[PublishedRow]:
-        """The rows that may stand beside numbers of a measure: an AUROC by the same protocol alone."""
+        """
+        The rows that may stand beside numbers of a measure. Of classification, those by the same protocol alone; maps
+        are of phrases, whatever the protocol.
+        """
         rows = [row for row in self.rows if row.measure == measure and set(row.values) & set(sets)]
-        return [row for row in rows if measure != "auroc" or row.protocol == protocol]
+        return [
+            row for row in rows if BY_NAME[measure].group == LOCALISATION or row.protocol.split(",")[0] == protocol
+        ]
 
 
 @cache

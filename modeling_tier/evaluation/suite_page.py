@@ -100,8 +100,13 @@ def p_against_first(result: dict, model: str, measure: str) -> float | None:
 
 
 def number_of_findings(metrics: dict, measure: str) -> int:
-    values = metrics["localisation"][measure] if BY_NAME[measure].group == LOCALISATION else metrics[measure]
-    return sum(value is not None and value == value for name, value in values.items() if name != "mean")
+    """Those that the mean is over."""
+    if BY_NAME[measure].group == LOCALISATION:
+        values = metrics["localisation_intervals"][measure]
+    else:
+        by_finding = metrics["classification"]["image"].items()
+        values = {name: of_finding.get(measure) for name, of_finding in by_finding}
+    return sum(name != "mean" and bool(value) and value["value"] is not None for name, value in values.items())
 
 
 def _counts(result: dict, measure: str) -> dict[str, int]:
@@ -176,7 +181,7 @@ def _cell(result: dict, model: str, measure: str) -> Cell:
 def _published(row: PublishedRow, name: str, ours: dict[str, int]) -> Cell:
     if name not in row.values:
         return "-"
-    known, number = published().counts[row.measure][name], f"{row.values[name]:.3f}"
+    known, number = published().counts.get(row.measure, {}).get(name, {}), f"{row.values[name]:.3f}"
     other = {key: value for key, value in known.items() if value != ours[key]}
     unknown = [f"{key} not known" for key in ours if key not in known]
     pieces = [*_numbers(other), *unknown]
