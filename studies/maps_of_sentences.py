@@ -44,6 +44,7 @@ AREAS = ("own region", "another finding's", "heart", "lungs", "outer patches", "
 TOKENS = ("[CLS]", "finding", "side and zone", "other words", "[SEP] and full stop")
 SIDES_AND_ZONES = {"left", "right", "upper", "mid", "lower", "lobe", "lung", "basilar"}
 OTHER_WORDS = {"there", "is"}
+ENDING = "sentences.json"  # of the files of single rows
 
 
 @dataclass
@@ -79,7 +80,7 @@ def measure_row(setting: Setting, folder: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
     rows, test, organs = Rows(setting, folder), None, []
     for name in names:
-        file = folder / f"{file_name(name)}.sentences.json"
+        file = folder / f"{file_name(name)}.{ENDING}"
         if file.is_file():
             continue
         model, processor = rows.model(name)
@@ -204,10 +205,10 @@ def main() -> None:
         print(tables(json.loads(arguments.table.read_text())["rows"]))
         return
     setting = setting_of(arguments)
-    run(setting, arguments.seeds, arguments.rows, arguments.output_dir, arguments.processes, measure_row)
-    results = of_seeds(arguments.output_dir, arguments.seeds, arguments.rows, "sentences.json")
+    run(setting, arguments.seeds, arguments.rows, arguments.output_dir, arguments.processes, measure_row, ENDING)
+    results = of_seeds(arguments.output_dir, arguments.seeds, arguments.rows, ENDING)
     print(tables(results))
-    save(arguments, results, "sentences.json")
+    save(arguments, results, "maps_of_sentences.json")
 
 
 if __name__ == "__main__":

@@ -109,14 +109,21 @@ def run(
     output_dir: Path,
     processes: int,
     run_part: Callable[[Setting, Path, list[str]], None] = run_rows,
+    ending: str = "json",
 ) -> None:
     """First every seed's start, then the rows, dealt out so that a process has rows of few seeds."""
     settings = {output_dir / str(seed): replace(setting, seed=seed) for seed in seeds}
+    settings = {folder: own for folder, own in settings.items() if missing(folder, rows, ending)}
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         list(pool.map(pretrain, settings.values(), settings))
-        parts = max(1, processes // len(seeds))
+        parts = max(1, processes // max(1, len(settings)))
         jobs = [(own, folder, rows[part::parts]) for part in range(parts) for folder, own in settings.items()]
         list(pool.map(run_part, *zip(*jobs)))
+
+
+def missing(folder: Path, rows: list[str], ending: str = "json") -> list[str]:
+    """The rows of a seed that are not done."""
+    return [row for row in rows if not (folder / f"{file_name(row)}.{ending}").is_file()]
 
 
 def of_seeds(

@@ -4,6 +4,8 @@
 import dataclasses
 import json
 import math
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -24,6 +26,9 @@ from embedded import Pairs  # noqa: E402
 from local_losses import ROWS, SENTENCE_ROWS  # noqa: E402
 from maps_of_sentences import AREAS, Places, kinds_of_tokens, measure_row, tables  # noqa: E402
 from trained_start import differences, means, of_seeds, table  # noqa: E402
+
+
+ROOT = Path(__file__).parents[1]
 
 
 def drawn_pairs(seed: int = 0, dtype=torch.float64) -> Pairs:
@@ -344,11 +349,31 @@ def test_growth_has_a_line_for_each_size(tmp_path, monkeypatch, capsys):
     "size, patches",
     [("128 px, 64 patches", 64), ("128 px, 256 patches", 256), ("224 px, 49 patches", 49), ("ViT", 64)],
 )
-def test_a_size_has_as_many_patches_as_it_says(size, patches):
-    setting = Setting(seed=0, **{**growth.SIZES[size], "num_pairs": 16})
+def test_a_size_has_as_many_patches_as_it_says(size):
+    patches = int(size.split()[-2]) if "patches" in size else 64
+    setting = Setting(seed=0, **{**growth.SIZES[size], "num_pairs": 4})
     model, _ = build(setting, training_pairs(setting))
     pixels = torch.zeros(1, 3, setting.image_size, setting.image_size)
     assert model.eval().encode_image(pixels).local_embeds.shape[1] == patches
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["bench", "growth"])
+def test_the_command_for_a_gpu_leaves_its_tables(part, tmp_path):
+    """In small, on a CPU: on a GPU minutes are scarce, and none may be lost to a typing error."""
+    options = ["--seeds", "3", "--rows", "CLIP", "--num_test", "60", "--epochs", "1"]
+    options += {"bench": ["--num_pairs", "64", "--more_epochs", "1"], "growth": ["--sizes", "2,000 pairs"]}[part]
+    command = ["bash", str(ROOT / "studies" / "gpu.sh"), part, str(tmp_path / "out"), *options]
+    environment = os.environ | {"PYTHON": sys.executable, "PROCESSES": "1", "BATCH_SIZES": "4", "ROUNDS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {str(path.relative_to(tmp_path / "out" / "json")) for path in (tmp_path / "out" / "json").rglob("*.json")}
+    rows = {"3/start.json", "3/CLIP.json"}
+    if part == "bench":
+        names = {"results.json", "maps_of_sentences.json", "cost_of_losses.json"}
+        assert found == rows | {"3/start.sentences.json", "3/CLIP.sentences.json"} | names
+    else:
+        assert found == {f"2000_pairs/{name}" for name in rows} | {"growth.json"}
 
 
 def test_sentences_of_a_report_are_without_numbers_and_each_once():
@@ -441,13 +466,12 @@ def test_costs_are_those_of_the_rows_beside_clip():
 
 
 def test_the_tables_of_the_document_are_those_of_the_results():
-    root = Path(__file__).parents[1]
-    results = json.loads((root / "studies" / "results" / "trained_start.json").read_text())["rows"]
+    results = json.loads((ROOT / "studies" / "results" / "trained_start.json").read_text())["rows"]
     expected = {}
     for heading, *lines in (means(results), differences(results)):
         expected[heading[0]] = {line[0]: dict(zip(heading[1:], line[1:])) for line in lines}
     table, measures, seen = {}, [], 0
-    for line in (root / "docs" / "study.md").read_text().splitlines():
+    for line in (ROOT / "docs" / "study.md").read_text().splitlines():
         name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("|") and set(cells) <= set(expected[""]["CLIP"]):  # a heading
             table, measures = expected[name], cells

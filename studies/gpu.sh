@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# What docs/study.md still lacks, on one GPU with 16 cores, in one call of eight minutes for each part; nothing is
+# fetched. What is done when the time is over is kept, and not run again if the folder is there at the next call.
+#
+#   studies/gpu.sh bench DIR [options of trained_start.py]    all rows of eight seeds, their costs, and their maps
+#   studies/gpu.sh growth DIR [options of growth.py]          three seeds of each size
+#
+# SECONDS_IN_ALL (480), PROCESSES (16), and BATCH_SIZES and ROUNDS of the costs may be set. Models stay in DIR/runs; the
+# JSON files are in DIR/json as well, to be taken away alone.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+part=${1:-} output=${2:-}
+processes=${PROCESSES:-16}
+case $part in
+    bench | growth) ;;
+    *) echo "error: unknown part '$part'; see the head of $0" >&2; exit 2 ;;
+esac
+[ -n "$output" ] || { echo "error: no output folder given; see the head of $0" >&2; exit 2; }
+shift 2
+PYTHON=${PYTHON:-python3}
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1
+mkdir -p "$output/runs" "$output/json"
+output=$(cd "$output" && pwd)
+ends=$((SECONDS + ${SECONDS_IN_ALL:-480})) status=0
+
+# In the time that is left; what fails does not stop the next.
+limited() {
+    local left=$((ends - SECONDS))
+    [ "$left" -gt 5 ] || { echo "no time for: $*"; status=1; return; }
+    timeout --kill-after=5 "$left" "$@" || { echo "not finished: $*"; status=1; }
+}
+
+# All but those of models.
+keep() {
+    cd "$output/runs" || return
+    find . -name '*.json' | while read -r file; do
+        [ -e "$(dirname "$file")/config.json" ] || cp --parents "$file" "$output/json"
+    done
+}
+trap keep EXIT
+
+if [ "$part" = bench ]; then
+    common=(--output_dir "$output/runs" --seeds 10 11 12 13 14 15 16 17 --processes "$processes")
+    limited "$PYTHON" studies/trained_start.py "${common[@]}" "$@"
+    limited "$PYTHON" studies/maps_of_sentences.py "${common[@]}" "$@"
+    limited "$PYTHON" studies/cost_of_losses.py --batch_sizes ${BATCH_SIZES:-64 256} --chunk_size 32 \
+        --rounds "${ROUNDS:-20}" --output "$output/runs/cost_of_losses.json"
+else
+    limited "$PYTHON" studies/growth.py --output_dir "$output/runs" --processes "$processes" "$@"
+fi
+exit $status
