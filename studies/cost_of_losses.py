@@ -37,6 +37,7 @@ ROWS = (
     BASELINE,
     "TIER 0.2, 0.1",
     "entropy of contributions, 0.2",
+    "entropy without the common map, 0.2 at temperature 0.5",
     "steep, 1",
     "FILIP, 1",
     "GLoRIA local, 1",
@@ -46,8 +47,8 @@ ROWS = (
     "sentences as positives, 1",
     "VL-CABS over sentences, 0.1",
     "entropy of sentences, 0.2 at temperature 0.5",
-    "patch entropy over sentences, 0.2",
-    "unlike maps of sentences, 0.1",
+    "TIER 0.2, 0 at temperature 0.5, patches over sentences 0.2",
+    "TIER 0.2, 0 at temperature 0.5, unlike maps 0.5",
 )
 
 

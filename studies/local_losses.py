@@ -9,6 +9,7 @@ all. What their authors train beside it (other encoders, learned attention) is n
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -69,6 +70,20 @@ def contribution_entropy(pairs: Pairs, token: float = 0.2, temperature: float = 
         contributions = pairs.tokens @ pairs.patches.transpose(1, 2)
         contributions = contributions * pairs.patch_weights.unsqueeze(1) * pairs.patches.shape[1]
         return masked_mean(entropies(contributions, pairs.mask, temperature)[0], pairs.mask, dim=1)
+
+    return token * mean_of_pairs(of_pairs, pairs)
+
+
+def entropy_without_common(pairs: Pairs, token: float = 0.2, temperature: float = 1.0) -> torch.Tensor:
+    """
+    TIER's token term over maps without what all texts have in common: of each token's map that of the mean text of the
+    batch is subtracted, as "no finding" is from the maps that are looked at.
+    """
+    common = gathered(pairs)[0].text.mean(dim=0)  # (D,)
+
+    def of_pairs(pairs: Pairs) -> torch.Tensor:
+        maps = (pairs.tokens - common) @ pairs.patches.transpose(1, 2)
+        return masked_mean(entropies(maps, pairs.mask, temperature)[0], pairs.mask, dim=1)
 
     return token * mean_of_pairs(of_pairs, pairs)
 
@@ -262,6 +277,13 @@ def likeness_of_maps(pairs: Pairs, weight: float = 0.1) -> torch.Tensor:
     return weight * mean_of_pairs(of_pairs, pairs)
 
 
+def tier_with(
+    term: Callable[[Pairs], torch.Tensor], pairs: Pairs, token: float = 0.2, temperature: float = 0.5
+) -> torch.Tensor:
+    """TIER's token term and another one."""
+    return tier(pairs, token=token, temperature=temperature) + term(pairs)
+
+
 def clip(pairs: Pairs) -> torch.Tensor:
     """Nothing beside CLIP's loss."""
     return pairs.text.new_zeros(())
@@ -279,6 +301,9 @@ ROWS = {
     "TIER 0.2, 0 at temperature 0.5, no special tokens": partial(tier, token=0.2, temperature=0.5, content_only=True),
     "entropy of contributions, 0.2": partial(contribution_entropy, token=0.2),
     "entropy of contributions, 0.2 at temperature 0.5": partial(contribution_entropy, token=0.2, temperature=0.5),
+    "entropy without the common map, 0.2 at temperature 0.5": partial(
+        entropy_without_common, token=0.2, temperature=0.5
+    ),
     "steep, 0.1": partial(steep, weight=0.1),
     "steep, 1": partial(steep, weight=1.0),
     "FILIP, 0.1": partial(filip, weight=0.1),
@@ -293,11 +318,14 @@ ROWS = {
     "FLAIR-like, 1": partial(flair, weight=1.0),
 }
 
-# Rows that need `Pairs.sentences`. Weights are first guesses.
+# Rows that need `Pairs.sentences`. The first three are mendings of what `maps_of_sentences.py` finds; the weights are
+# first guesses.
 SENTENCE_ROWS = {
+    "entropy of sentences, 0.2 at temperature 0.5": partial(sentence_entropy, weight=0.2, temperature=0.5),
+    "TIER 0.2, 0 at temperature 0.5, patches over sentences 0.2": partial(
+        tier_with, partial(sentence_patch_entropy, weight=0.2, temperature=0.5)
+    ),
+    "TIER 0.2, 0 at temperature 0.5, unlike maps 0.5": partial(tier_with, partial(likeness_of_maps, weight=0.5)),
     "sentences as positives, 1": partial(multi_positive, weight=1.0),
     "VL-CABS over sentences, 0.1": partial(multi_positive, weight=0.1, attends=True),
-    "entropy of sentences, 0.2 at temperature 0.5": partial(sentence_entropy, weight=0.2, temperature=0.5),
-    "patch entropy over sentences, 0.2": partial(sentence_patch_entropy, weight=0.2, temperature=0.5),
-    "unlike maps of sentences, 0.1": partial(likeness_of_maps, weight=0.1),
 }
