@@ -9,7 +9,7 @@ Published models, converted and evaluated zero-shot on the same data by the same
 The YAML file names the models: under each name a `source` of `python -m modeling_tier.conversion` and its options.
 A folder `models/NAME` that is there already is taken as it is. All other options are those of evaluate_zeroshot.py;
 the first model is the one that the others are compared with. OUTPUT_DIR gets `models/`, the evaluation with its
-report (of a suite, `evaluation/suite.html` and a folder for each data set), and the table as `zoo.md`. A model that
+report (of a suite, `suite/suite.html` and a folder for each data set), and the table as `zoo.md`. A model that
 cannot be read or converted is named at the end; the others are evaluated.
 """
 
@@ -32,6 +32,9 @@ from modeling_tier.evaluation.run import run_evaluation  # noqa: E402
 from modeling_tier.evaluation.suite import run_suite  # noqa: E402
 from modeling_tier.evaluation.suite_page import suite_sections  # noqa: E402
 from modeling_tier.evaluation.tables import aligned, estimate, number  # noqa: E402
+
+
+_FOLDERS = {False: "evaluation", True: "suite"}  # of the results, by whether they are of a suite
 
 
 def read_zoo(path: Path) -> dict[str, dict]:
@@ -93,7 +96,9 @@ def evaluate(arguments: argparse.Namespace, options: list[str]) -> str | None:
     if arguments.suite:
         done = run_suite(arguments, options)
         # Links are relative to the folder of zoo.md, which is around that of the suite.
-        return done and as_markdown(done.title, suite_sections(done, "evaluation"), Path(arguments.output_dir).parent)
+        return done and as_markdown(
+            done.title, suite_sections(done, _FOLDERS[True]), Path(arguments.output_dir).parent
+        )
     result = run_evaluation(configuration(arguments, options))
     if result is None:
         return None
@@ -117,7 +122,8 @@ def main() -> None:
         folders, failed = convert_all(read_zoo(arguments.zoo), output_dir / "models")
         if not folders:
             raise ValueError(f"No model could be converted: {json.dumps(failed, indent=2)}")
-        arguments.model, arguments.output_dir = [str(folder) for folder in folders], str(output_dir / "evaluation")
+        arguments.model = [str(folder) for folder in folders]
+        arguments.output_dir = str(output_dir / _FOLDERS[bool(arguments.suite)])
         table = evaluate(arguments, options)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

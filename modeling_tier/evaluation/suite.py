@@ -122,6 +122,17 @@ def _check(arguments: argparse.Namespace, given: list[str]) -> None:
             raise ValueError(f"--{name} is of one data set: with --suite, options of the data sets stand in its file.")
     if arguments.data_root and not Path(arguments.data_root).is_dir():
         raise ValueError(f"There is no folder {arguments.data_root} (--data_root).")
+    path = Path(arguments.output_dir) / METRICS_FILE
+    if path.is_file() and not _is_of_a_suite(path):
+        raise ValueError(f"{path} is not of a suite, but of an evaluation or a run: name another --output_dir.")
+
+
+def _is_of_a_suite(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # cut off: nothing is lost with it
+        return True
+    return isinstance(content, dict) and {"suite", "sets"} <= set(content)
 
 
 def read_suite(name_or_path: str | Path) -> Suite:

@@ -205,6 +205,13 @@ def test_options_of_one_data_set_are_refused(run, option):
         run("carzero", option, "x")
 
 
+def test_results_of_something_else_are_not_replaced(run, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/metrics.json").write_text('{"loss": 1.0}')
+    with pytest.raises(SystemExit, match="metrics.json is not of a suite"):
+        run("carzero", "--data_root", tmp_path)
+
+
 def test_a_root_that_is_not_there(run):
     with pytest.raises(SystemExit, match="There is no folder /nowhere"):
         run("carzero", "--data_root", "/nowhere")
