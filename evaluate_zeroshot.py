@@ -98,8 +98,14 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--validation_split",
         choices=SPLITS,
-        help="split on which thresholds (for MCC, F1, sensitivity, specificity) and calibration are chosen; default: "
-        "none, and these numbers are not measured",
+        help="split on which thresholds (for MCC, F1, sensitivity, specificity, and of maps for IoU and Dice) and "
+        "calibration are chosen; default: none, and these numbers are not measured",
+    )
+    add(
+        "--validation_image_ids",
+        metavar="FILE",
+        help="choose them on these images of the validation split alone, a list as for --image_ids; where that is the "
+        "split that is evaluated, the other images are judged",
     )
     add("--validation_dataset", help="its data set; default: that of --dataset, with the same options")
     add("--validation_data_dir", help="folder of that one; its other options are --validation.options.NAME VALUE")

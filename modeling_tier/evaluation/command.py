@@ -44,7 +44,7 @@ def configuration(arguments: argparse.Namespace, given: list[str]) -> Evaluation
             name: getattr(arguments, name)
             for name in (
                 *("protocol", "prompts", "uncertain", "blank", "resamples", "batch_size"),
-                *("dtype", "num_workers", "device", "examples", "smooth_maps", "image_ids"),
+                *("dtype", "num_workers", "device", "examples", "smooth_maps", "image_ids", "validation_image_ids"),
             )
         },
     )
@@ -62,14 +62,15 @@ def data_options(arguments: argparse.Namespace, given: list[str]) -> tuple[DataC
     options = _placed(options, arguments.data_dir) | drawn | given_options["data"]
     choice = _checked(arguments.dataset, arguments.split, options)
     if arguments.validation_split is None:
-        if arguments.validation_dataset or arguments.validation_data_dir or given_options["validation"]:
+        given = arguments.validation_dataset, arguments.validation_data_dir, arguments.validation_image_ids
+        if any(given) or given_options["validation"]:
             raise ValueError("--validation_split is needed to say which split the thresholds are chosen on.")
         return choice, None
     name = arguments.validation_dataset or arguments.dataset
     options = dict(options) if name == arguments.dataset else {}
     options = _placed(options, arguments.validation_data_dir) | given_options["validation"]
     validation = _checked(name, arguments.validation_split, options)
-    if validation == choice:
+    if validation == choice and not arguments.validation_image_ids:
         raise ValueError("Thresholds must not be chosen on the images that they are judged on: another split or data.")
     return choice, validation
 

@@ -10,7 +10,8 @@ import numpy as np
 from datasets import Dataset
 
 from .localisation import MAPS, PLAIN, REGIONS, RESOLUTIONS, variant_name
-from .measures import DECISION, LOCALISATION, MAIN, RETRIEVAL, SPARSITY, TOKENS, group, map_measures, shown_in
+from .measures import DECISION, LOCALISATION, MAIN, RETRIEVAL, SPARSITY, TOKENS, group, shown_in
+from .metrics.phrase_grounding.phrase_grounding import SCALED_THRESHOLDS, dice
 from .scored import MapScores, Scored
 from .statistics import (
     DECISIONS,
@@ -84,6 +85,8 @@ class Evidence:
     undefined: dict[tuple, list[str | None]] = field(default_factory=dict)
     no_interval: dict[str, list[str | None]] = field(default_factory=dict)
     """By unit, for each finding."""
+    map_thresholds: dict[tuple, int] = field(default_factory=dict)
+    """By kind of map the number of the threshold that is best on the validation set."""
     reader_unit: str | None = None
     reader_points: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
     """By finding and reader: sensitivity and specificity."""
@@ -115,13 +118,14 @@ def gather_evidence(
     Returns:
         [`Evidence`], whose `metrics` are those given with, as far as there is something to measure:
             `classification`: by unit ("image"; "study_mean" and "study_max" where a study has several images), finding
-            and `mean`: `auroc`, `average_precision`, `ece`, where negation was measured `auroc_negated` and
-            `auroc_pair`, and, with a validation set, `mcc`, `sensitivity`,
-            `specificity` at the threshold with its best MCC, `f1` at that with its best F1, and `ece_calibrated`
-            after logistic regression on it; `readers`: the same of the radiologists, of their mean, and the model
-            minus that; `localisation_intervals` of `localisation`; `localisation_maps`: the means over findings of
-            every way of looking at a map; `localisation_tokens`: the most frequent tokens alone; `sparsity` without
-            and with padding; `retrieval_intervals`.
+            and `mean`: `auroc`, `average_precision`, `ece`, where negation was scored `auroc_negated` and
+            `auroc_pair`, and, with a validation set, `mcc`, `sensitivity`, `specificity` at the threshold with its
+            best MCC, `f1` at that with its best F1, and `ece_calibrated` after logistic regression on it; `readers`:
+            the same of the radiologists, of their mean, and the model minus that; `localisation_intervals` of
+            `localisation`, and `localisation_masks`, the same against masks, with `iou_at_threshold` and
+            `dice_at_threshold` if the validation set has regions; `localisation_maps`: the means over findings of
+            every way of looking at a map, with the `threshold` of these two; `localisation_tokens`: the most frequent
+            tokens alone; `sparsity` without and with padding; `retrieval_intervals`.
     """
     metrics, details, scored = parts["data"]
     validation = parts.get("validation")
@@ -213,7 +217,7 @@ def _compare_maps(model: Evidence, baseline: Evidence) -> list[dict]:
     for kind in _map_kinds(model.scored.maps):
         if kind not in shared:
             continue
-        mine, theirs = _maps(model, kind), _maps(baseline, kind)
+        mine, theirs = (_maps(one.scored.maps, kind, one.map_thresholds.get(kind)) for one in (model, baseline))
         common = sorted(set(mine.keys) & set(theirs.keys))
         if not common:
             continue
@@ -222,8 +226,7 @@ def _compare_maps(model: Evidence, baseline: Evidence) -> list[dict]:
         own, other = _map_estimates(model, mine, names), _map_estimates(baseline, theirs, names)
         row = dict(zip(("text", "place", "resolution", "map"), kind)) | {"num_maps": len(common)}
         by_name = {
-            m.name: differences(own[m.name], other[m.name], names, model.confidence)["mean"]
-            for m in group(LOCALISATION)
+            name: differences(own[name], other[name], names, model.confidence)["mean"] for name in own if name in other
         }
         row["chance"] = by_name.pop("chance")["value"]
         level = macro_mean(other["chance"].value)
@@ -441,9 +444,12 @@ def _map_kinds(maps: MapScores) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def _maps(evidence: Evidence, kind: tuple[str, str, str, str]) -> Maps:
-    """Without those whose region covers nothing, or everything, of what the model sees."""
-    maps, (text, *variant) = evidence.scored.maps, kind
+def _maps(maps: MapScores, kind: tuple[str, str, str, str], threshold: int | None = None) -> Maps:
+    """
+    Without those whose region covers nothing, or everything, of what the model sees; with a threshold also IoU and
+    Dice at it.
+    """
+    text, *variant = kind
     measured = maps.measured[variant_name(*variant)]
     known = np.flatnonzero(map_rows(maps, text) & ~np.isnan(measured["chance"]))
     keys = list(zip(*(column[known].tolist() for column in (maps.row, maps.finding, maps.phrase))))
@@ -457,7 +463,22 @@ def _maps(evidence: Evidence, kind: tuple[str, str, str, str]) -> Maps:
         sums = np.stack([np.bincount(codes, column, len(unique)) for column in columns.T], axis=1)
         return (sums / count[:, None]).reshape(len(unique), *values.shape[1:])
 
-    return Maps(unique, {m.name: mean(measured[m.of_map]) for m in group(LOCALISATION)})
+    values = {m.name: mean(measured[m.of_map]) for m in group(LOCALISATION)}
+    if threshold is not None:
+        at_threshold = measured["ious"][:, threshold]
+        values |= {"iou_at_threshold": mean(at_threshold), "dice_at_threshold": mean(dice(at_threshold))}
+    return Maps(unique, values)
+
+
+def _best_threshold(maps: MapScores, kind: tuple[str, str, str, str]) -> int | None:
+    """The number of the threshold with the best Dice, mean over the findings; None where there is no such map."""
+    text, *variant = kind
+    measured = maps.measured.get(variant_name(*variant))
+    known = map_rows(maps, text) & ~np.isnan(measured["chance"]) if measured else np.array([])
+    if not known.any():
+        return None
+    values, findings = dice(measured["ious"][known]), maps.finding[known]
+    return int(np.mean([values[findings == name].mean(axis=0) for name in np.unique(findings)], axis=0).argmax())
 
 
 def _map_estimates(evidence: Evidence, maps: Maps, names: list[str]) -> dict[str, Estimate]:
@@ -483,8 +504,12 @@ def _map_estimates(evidence: Evidence, maps: Maps, names: list[str]) -> dict[str
 
 def _localise(evidence: Evidence) -> None:
     scored, rows = evidence.scored.maps, []
+    validation = evidence.validation.maps if evidence.validation else None
     for kind in _map_kinds(scored):
-        maps = _maps(evidence, kind)
+        threshold = _best_threshold(validation, kind) if validation is not None else None
+        if threshold is not None:
+            evidence.map_thresholds[kind] = threshold
+        maps = _maps(scored, kind, threshold)
         findings = maps.findings
         names = [name for name in finding_order(scored, evidence.details["findings"]) if name in findings]
         if not names:
@@ -497,10 +522,12 @@ def _localise(evidence: Evidence) -> None:
             name: intervals(estimate, names, evidence.confidence, (), alone) for name, estimate in estimates.items()
         }
         row = dict(zip(("text", "place", "resolution", "map"), kind))
-        row |= {"num_maps": len(maps.keys), "chance": by_finding["chance"]["mean"]["value"]}
-        rows.append(row | {m.name: by_finding[m.name]["mean"] for m in map_measures()})
-        if kind == (*MAIN_MAPS.values(),):
-            evidence.metrics["localisation_intervals"] = {m.name: by_finding[m.name] for m in map_measures()}
+        row |= {"num_maps": len(maps.keys), "chance": by_finding.pop("chance")["mean"]["value"]}
+        row |= {"threshold": float(SCALED_THRESHOLDS[threshold])} if threshold is not None else {}
+        rows.append(row | {name: values["mean"] for name, values in by_finding.items()})
+        for region, key in {"box": "localisation_intervals", "mask": "localisation_masks"}.items():
+            if kind == (*(MAIN_MAPS | {"place": region}).values(),):
+                evidence.metrics[key] = by_finding
     evidence.metrics["localisation_maps"] = rows
     evidence.metrics["localisation_tokens"] = _tokens(scored)
 

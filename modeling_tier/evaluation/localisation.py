@@ -58,6 +58,8 @@ class MapOptions:
     """Every combination of region (box, and mask where there is one), resolution (of `pixel_values`, and of the
     patches) and map, for sentences and single tokens; else the sentence's plain map against the box, at the resolution
     of the pixels."""
+    tokens: bool = True
+    """Whether `thorough` includes single tokens."""
     smoothing: float = 0.0
     """As for [`smooth_maps`]; 0: maps are measured as they are."""
 
@@ -119,7 +121,7 @@ def _maps(
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Maps (1 + T, P) of a phrase and of its T tokens, by kind, and these tokens."""
     embeds, tokens = options.probe(phrase)
-    if not options.thorough:
+    if not (options.thorough and options.tokens):
         embeds, tokens = embeds[:1], []
     maps = {"plain": embeds @ patch_embeds.T}
     if options.thorough:

@@ -15,6 +15,7 @@ NEGATION = "negation"
 DECISION = "decision"
 CALIBRATION = "calibration"
 LOCALISATION = "localisation"
+SEGMENTATION = "segmentation"
 SPARSITY = "sparsity"
 WHOLE_SET = "data set"
 RETRIEVAL = "retrieval"
@@ -227,6 +228,25 @@ MEASURES = [
         shown={MAIN: 9, SCREEN: 8, CARD: 3, TOKENS: 4, SUITE: 5},
     ),
     Measure(
+        "mdice",
+        "mDice",
+        "Dice, 2 |A and B| / (|A| + |B|), of the same two sets of pixels, mean of the same five thresholds.",
+        LOCALISATION,
+        larger_is_better=True,
+        of_map="mdices",
+        shown={SCREEN: 9},
+    ),
+    Measure(
+        "pixel_auroc",
+        "pixel AUROC",
+        "AUROC of a map's values for the pixels inside and outside the ground-truth region, of each map alone, then "
+        "averaged: one half for a random or a constant map, and no threshold.",
+        LOCALISATION,
+        larger_is_better=True,
+        of_map="pixel_auroc",
+        shown={MAIN: 10, SCREEN: 10},
+    ),
+    Measure(
         "iou",
         "IoU",
         "the same for the map scaled to [0, 1] by its own extremes, at the one threshold that is best for all maps of "
@@ -234,7 +254,27 @@ MEASURES = [
         LOCALISATION,
         larger_is_better=True,
         of_map="ious",
-        shown={SCREEN: 9},
+        shown={SCREEN: 11},
+    ),
+    Measure(
+        "dice_at_threshold",
+        "Dice at the validation set's threshold",
+        "of the ground-truth region and the map scaled to [0, 1] by its own extremes, where it is at least the one of "
+        "0.05, 0.10, ..., 0.95 that has the best Dice, mean over the findings, for maps of the same kind of the "
+        "validation set.",
+        SEGMENTATION,
+        larger_is_better=True,
+        short="Dice (val.)",
+        shown={MAIN: 11, SCREEN: 12},
+    ),
+    Measure(
+        "iou_at_threshold",
+        "IoU at the validation set's threshold",
+        "intersection over union at the same threshold.",
+        SEGMENTATION,
+        larger_is_better=True,
+        short="IoU (val.)",
+        shown={SCREEN: 13},
     ),
     Measure(
         "token_entropy",
@@ -249,7 +289,7 @@ MEASURES = [
         reference_word="at most",
         hub_name="token_entropy",
         of_pairs=True,
-        shown={MAIN: 11, SUMMARY: 3, CARD: 1, DEMO: 2},
+        shown={MAIN: 12, SUMMARY: 3, CARD: 1, DEMO: 2},
     ),
     Measure(
         "patch_entropy",
@@ -385,8 +425,3 @@ def shown_in(view: str, *groups: str) -> list[Measure]:
     """The measures that a view shows, in its order; only those of some groups, if any are given."""
     measures = [measure for measure in (group(*groups) if groups else MEASURES) if view in measure.shown]
     return sorted(measures, key=lambda measure: measure.shown[view])
-
-
-def map_measures() -> list[Measure]:
-    """Those that judge a map against a ground-truth region; not the chance level, which does not depend on the map."""
-    return [measure for measure in group(LOCALISATION) if measure.name != "chance"]

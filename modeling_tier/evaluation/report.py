@@ -141,6 +141,7 @@ def command(result: dict) -> str:
     if validation:
         options += [("validation_dataset", validation["dataset"]), ("validation_split", validation["split"])]
         options += [(f"validation.options.{name}", value) for name, value in validation["options"].items()]
+        options += [("validation_image_ids", validation["image_ids"])] if "image_ids" in validation else []
     options += [("protocol", result["protocol"]["name"]), *result["labels"].items()]
     source = result["prompts"]["source"]
     options += [("prompts", source)] if source not in ("", result["dataset"]) else []

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from .document import Definitions, Folded, Paragraph
 from .failure_modes import has_collapsed, has_fixed_peaks
-from .measures import LOCALISATION, SPARSITY, TOKENS, WHOLE_SET, group, shown_in
+from .measures import LOCALISATION, SEGMENTATION, SPARSITY, TOKENS, WHOLE_SET, group, shown_in
 from .report_cells import (
     count_cell,
     definitions,
@@ -18,13 +18,14 @@ from .report_cells import (
     models_of,
     side_by_side,
     table_blocks,
+    threshold_cell,
 )
 
 
 def localisation(result: dict) -> list:
     models = models_of(result)
     blocks: list = []
-    titles = {m.name: m.title for m in group(LOCALISATION)}
+    titles = {m.name: m.title for m in group(LOCALISATION, SEGMENTATION)}
     for name, metrics in models.items():
         part, intervals = metrics.get("localisation", {}), metrics.get("localisation_intervals", {})
         findings = list(part.get("pointing_game", {}))
@@ -38,7 +39,11 @@ def localisation(result: dict) -> list:
                 f"; {part['num_outside']:,} ground-truth regions lie outside what the model sees and are skipped"
             )
         blocks += table_blocks(caption, "finding", findings, columns)
-        if part.get("num_outside") and not findings:
+        masks = metrics.get("localisation_masks", {})
+        findings = list(next(iter(masks.values()), {}))
+        columns = {title: [estimate_cell(lookup(masks, key, f)) for f in findings] for key, title in titles.items()}
+        blocks += table_blocks(f"{name}: the same maps against masks", "finding", findings, columns)
+        if part.get("num_outside") and not part.get("pointing_game"):
             blocks.append(
                 Paragraph(
                     f"{name}: all {part['num_outside']:,} ground-truth regions lie outside what it sees.", "warning"
@@ -53,7 +58,8 @@ def localisation(result: dict) -> list:
         caption = f"{name}: maps of single tokens over the pixels, the most frequent ones"
         blocks += table_blocks(caption, "token", [token["token"] for token in tokens], columns)
     if blocks:
-        items = definitions(group(LOCALISATION)) | {
+        has_threshold = any("dice_at_threshold" in m.get("localisation_intervals", {}) for m in models.values())
+        items = definitions(group(LOCALISATION, SEGMENTATION) if has_threshold else group(LOCALISATION)) | {
             "Smoothing": _smoothing(result["settings"]),
             "Single tokens": "each token of a phrase alone, small words included, punctuation not, against the region "
             "of the whole phrase; the mean over a phrase's tokens counts as one map.",
@@ -66,13 +72,14 @@ def localisation(result: dict) -> list:
 
 def _map_kinds(result: dict) -> list:
     """Every kind of map that was measured, of models and differences."""
-    titles, blocks = {m.name: m.title for m in group(LOCALISATION)}, []
+    titles, blocks = {m.name: m.title for m in group(LOCALISATION, SEGMENTATION)}, []
     everything = {name: (metrics, estimate_cell) for name, metrics in models_of(result).items()}
     everything |= {name: (part, difference_cell) for name, part in differences_of(result).items()}
     for name, (part, cell) in everything.items():
         maps = part.get("localisation_maps", [])
         columns = {"maps": [count_cell(entry.get("num_maps")) for entry in maps]}
         columns |= {title: [cell(entry.get(key)) for entry in maps] for key, title in titles.items()}
+        columns["threshold"] = [threshold_cell(entry.get("threshold")) for entry in maps]
         caption = f"{name}: every kind of map, means over the findings"
         if cell is difference_cell:
             caption += "; of the maps that both have; p by bootstrap"

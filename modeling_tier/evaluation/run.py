@@ -74,6 +74,7 @@ class EvaluationConfig:
     examples: int = 6
     smooth_maps: float = 0.0
     image_ids: str | None = None
+    validation_image_ids: str | None = None
     scores: list[str] = field(default_factory=list)
 
     @property
@@ -178,6 +179,8 @@ def load_inputs(config: EvaluationConfig, state: PartialState) -> Inputs:
     if wanted:
         chosen, note = select_images(loaded["data"][0], wanted, config.image_ids)
         loaded["data"] = chosen, [*loaded["data"][1], *([note] if note else [])]
+    if config.validation_image_ids:
+        loaded |= _listed_validation(config, loaded)
     if state.is_main_process:
         write_rejected(config.output_dir, rejected)
     sets = {name: dataset for name, (dataset, _) in loaded.items()}
@@ -197,6 +200,25 @@ def load_inputs(config: EvaluationConfig, state: PartialState) -> Inputs:
     if config.validation and not prompts:
         raise ValueError(f"--validation_split: {config.data.dataset} has no sentences for scores: give --prompts.")
     return Inputs(sets, {name: notes for name, (_, notes) in loaded.items()}, prompts, source, models)
+
+
+def _listed_validation(
+    config: EvaluationConfig, loaded: dict[str, tuple[Dataset, list[str]]]
+) -> dict[str, tuple[Dataset, list[str]]]:
+    """The sets, with the validation images that a list names; if it is of the split that is judged, without them."""
+    path = config.validation_image_ids
+    ids = read_image_list(path)
+    chosen, note = select_images(loaded["validation"][0], ids, path)
+    sets = {"validation": (chosen, [*loaded["validation"][1], *([note] if note else [])])}
+    if config.validation != config.data or config.image_ids:
+        return sets
+    dataset, notes = loaded["data"]
+    named = set(ids)
+    others = [row for row, name in enumerate(dataset["image_id"][:]) if name not in named]
+    if not others:
+        raise ValueError(f"{path} names all images of {config.data.dataset}: none is left to be judged.")
+    note = f"The {len(ids)} images of {path} are the validation set; the other {len(others)} are judged."
+    return sets | {"data": (dataset.select(others), [*notes, note])}
 
 
 def _result(
@@ -275,11 +297,16 @@ def _validation_part(config: EvaluationConfig, inputs: Inputs, main: Evidence) -
             f"{len(shared)} pictures of {config.data.dataset}, {config.data.split}, are also in the validation "
             f"set {config.validation.dataset}, {config.validation.split}: thresholds must be chosen on others."
         )
-    return config.validation._asdict() | {
-        "num_images": len(images.rows),
-        "fingerprint": data_fingerprint(inputs.sets["validation"], images),
-        "notes": inputs.notes["validation"],
-    }
+    listed = {"image_ids": config.validation_image_ids} if config.validation_image_ids else {}
+    return (
+        config.validation._asdict()
+        | listed
+        | {
+            "num_images": len(images.rows),
+            "fingerprint": data_fingerprint(inputs.sets["validation"], images),
+            "notes": inputs.notes["validation"],
+        }
+    )
 
 
 def check_finite(result, key: str = "") -> None:
@@ -434,23 +461,22 @@ def _score(
     model.to(device)
     fingerprint, caches = model_fingerprint(model, processor), {}
     for name, dataset in inputs.sets.items():
-        is_test = name == "data"  # of the validation set nothing but scores is needed
-        no_finding = load_no_finding(inputs.source) if is_test else []
+        is_test = name == "data"  # of the validation set nothing but scores and sentences' maps is needed
+        no_finding = load_no_finding(inputs.source)
         negation = inputs.negation if is_test else {}
-        smoothing = config.smooth_maps if is_test else 0.0
-        sentences = {"prompts": inputs.prompts, "no_finding": no_finding, "negation": negation}
-        key = _cache_key(config, fingerprint, tables[name], sentences, smoothing, device)
+        sentences = {"prompts": inputs.prompts, "no_finding": no_finding, "negation": negation, "tokens": is_test}
+        key = _cache_key(config, fingerprint, tables[name], sentences, device)
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         caches[name] = config.output_dir / "cache" / digest[:20]
         if state.is_main_process:
             replace_json(caches[name] / "key.json", key)
         options = ScoringOptions(
             batch_size=config.batch_size,
-            localisation=is_test,
-            thorough=is_test,
+            thorough=True,
+            tokens=is_test,
             no_finding=no_finding,
             negation=negation,
-            smoothing=smoothing,
+            smoothing=config.smooth_maps,
             dtype=config.dtype,
             num_workers=config.num_workers,
             progress=state.is_main_process,
@@ -465,16 +491,15 @@ def _cache_key(
     model: str,
     table: str,
     sentences: dict,
-    smoothing: float,
     device: torch.device,
 ) -> dict:
-    """Everything that the numbers of an image depend on; `sentences` by what they are for."""
+    """Everything that the numbers of an image depend on; `sentences` by what they are for, single tokens included."""
     return {
         "format": cache_format(),
         "model": model,
         "data": table,
         **sentences,
-        "smooth_maps": smoothing,
+        "smooth_maps": config.smooth_maps,
         **{"batch_size": config.batch_size, "dtype": config.dtype, "device": device.type},
         **{package: version(package) for package in ("torch", "transformers", "pillow")},
     }

@@ -147,6 +147,8 @@ class ScoringOptions:
     thorough: bool = False
     """Every way of looking at a map, and both entropies with padding counted (as [`~localisation.MapOptions`] and
     [`PairScores`] say)."""
+    tokens: bool = True
+    """Whether `thorough` includes the maps of single tokens."""
     no_finding: Sequence[str] = ()
     """Sentences whose map is subtracted from others, where `thorough`."""
     negation: dict[str, dict[str, list[str]]] = field(default_factory=dict)
@@ -285,6 +287,7 @@ def score_batch(
             probe=probes.phrase,
             no_finding=probes.no_finding,
             thorough=options.thorough,
+            tokens=options.tokens,
             smoothing=options.smoothing,
         )
         weights = out.patch_weights if with_weights else [None] * len(patch_embeds)

@@ -1,7 +1,7 @@
 # Licensed under the Apache License, Version 2.0.
 """The results of an evaluation as tables of plain text, for the screen; report.html has all of them."""
 
-from .measures import BY_NAME, LOCALISATION, MAIN, NEGATION, RETRIEVAL, SCREEN, SUMMARY, group, shown_in
+from .measures import BY_NAME, LOCALISATION, MAIN, NEGATION, RETRIEVAL, SCREEN, SEGMENTATION, SUMMARY, group, shown_in
 
 
 def metrics_tables(result: dict) -> str:
@@ -26,6 +26,15 @@ def _of_model(metrics: dict) -> list[str]:
         rows = [["finding", *columns]]
         rows += [[name, *(column.get(name, "-") for column in columns.values())] for name in (*names, "mean")]
         blocks.append(aligned(rows))
+    if masks := metrics.get("localisation_masks"):
+        columns = {
+            m.label: {name: estimate(values) for name, values in masks[m.name].items()}
+            for m in shown_in(SCREEN, LOCALISATION, SEGMENTATION)
+            if m.name in masks
+        }
+        rows = [["against masks", *columns]]
+        rows += [[name, *(column[name] for column in columns.values())] for name in next(iter(columns.values()))]
+        blocks.append(aligned(rows))
     if "undefined" in metrics:
         blocks.append("\n".join(f"{name}: AUROC undefined ({why})" for name, why in metrics["undefined"].items()))
     if "members" in metrics:
@@ -43,11 +52,13 @@ def _of_model(metrics: dict) -> list[str]:
 def _finding_columns(metrics: dict) -> dict[str, dict[str, str]]:
     """By title: cells by finding."""
     by_image = metrics.get("classification", {}).get("image", {})
-    localisation = metrics.get("localisation", {})
+    localisation, intervals = metrics.get("localisation", {}), metrics.get("localisation_intervals", {})
     columns = {}
     for measure in shown_in(SCREEN):
         if measure.name in localisation:
             columns[measure.label] = {name: number(value) for name, value in localisation[measure.name].items()}
+        elif measure.group == SEGMENTATION and measure.name in intervals:
+            columns[measure.label] = {name: estimate(value) for name, value in intervals[measure.name].items()}
         elif any(measure.name in values for values in by_image.values()):
             columns[measure.label] = {name: estimate(values.get(measure.name)) for name, values in by_image.items()}
     return columns

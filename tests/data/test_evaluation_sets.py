@@ -873,6 +873,40 @@ def test_chexlocalize_evaluated(run, tmp_path):
     assert set(metrics["undefined"]) >= {"Edema", "Lung Opacity"}
 
 
+def test_a_threshold_of_maps_is_chosen_on_the_images_of_a_list(run, tmp_path):
+    """Of a set with a single split: those of the list choose, the others are judged."""
+    (tmp_path / "data").mkdir()
+    TREES["siim_acr"](tmp_path / "data")
+    table, runs = tmp_path / "data/train-rle.csv", "102500 100 924 50"
+    table.write_text(table.read_text().replace(runs, "102500 300" + 200 * " 724 300"))
+    names = load_pairs("siim_acr", "test", data_dir=tmp_path / "data")["image_id"][:]
+    shutil.rmtree(tmp_path / "data/dicom-images-train")
+    for i, name in enumerate(names):  # no two alike
+        picture(tmp_path / "data/png" / f"{name}.png", (64, 64), value=100 + i)
+    (tmp_path / "list.txt").write_text("\n".join([*names[:4], *names[-4:]]))
+    options = ("--data_dir", tmp_path / "data", "--validation_split", "test")
+    with pytest.raises(SystemExit, match="Thresholds must not be chosen on the images that they are judged on"):
+        run("siim_acr", *options)
+    written = run("siim_acr", *options, "--validation_image_ids", tmp_path / "list.txt")
+    assert (written["validation"]["num_images"], written["metrics"]["num_images"]) == (8, ROWS - 8)
+    assert set((tmp_path / "out/image_ids.txt").read_text().split()) == set(names[4:-4])
+    masks = written["metrics"]["localisation_masks"]
+    iou, dice = (masks[name]["Pneumothorax"]["value"] for name in ("iou_at_threshold", "dice_at_threshold"))
+    assert (
+        0 < iou < dice < 1 and masks["pixel_auroc"]["mean"]["value"] == masks["pixel_auroc"]["Pneumothorax"]["value"]
+    )
+    (row,) = (
+        row
+        for row in written["metrics"]["localisation_maps"]
+        if (row["text"], row["place"], row["resolution"], row["map"]) == ("sentence", "mask", "pixel", "plain")
+    )
+    assert row["threshold"] * 20 == pytest.approx(round(row["threshold"] * 20)) and row["num_maps"] == 4
+    assert "--validation_image_ids" in (tmp_path / "out/report.md").read_text()
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    with pytest.raises(SystemExit, match="names all images of siim_acr: none is left to be judged"):
+        run("siim_acr", *options, "--validation_image_ids", tmp_path / "list.txt")
+
+
 @pytest.mark.filterwarnings("ignore:openi")
 def test_openi_evaluated(openi, run):
     metrics = run("openi", "--data_dir", openi, "--data.options.min_count", "1")["metrics"]

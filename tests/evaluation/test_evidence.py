@@ -390,6 +390,40 @@ def test_localisation_is_a_mean_over_findings_with_intervals_over_subjects():
         assert gap["text"] == now["text"] and gap["cnr"]["low"] < gap["cnr"]["value"] < gap["cnr"]["high"]
 
 
+def test_the_threshold_of_maps_is_chosen_on_the_validation_set():
+    pairs, labels = table()
+    other, other_labels = table(70, seed=3)
+    details, scored, chosen_on = part(pairs, labels)[1], grounded(pairs), grounded(other, 9)
+    parts = {"data": ({}, details, scored), "validation": ({}, part(other, other_labels)[1], chosen_on)}
+    sets = {"data": pairs, "validation": other}
+    evidence = gather_evidence(parts, sets, RESAMPLES, seed=2)
+    assert len(evidence.metrics["localisation_maps"]) == 4
+    for row in evidence.metrics["localisation_maps"]:
+        name = f"{row['place']}/{row['resolution']}/{row['map']}"
+
+        def dice_by_finding(maps, step, name=name, text=row["text"]):
+            """The mean Dice of each finding, one map after the other."""
+            dices = {}
+            for i in range(len(maps.row)):
+                if (maps.token[i] == "") == (text == "sentence") and not np.isnan(maps.measured[name]["chance"][i]):
+                    iou = maps.measured[name]["ious"][i, step]
+                    dices.setdefault(maps.finding[i], []).append(2 * iou / (1 + iou))
+            return np.mean([np.mean(values) for values in dices.values()])
+
+        best = max(range(19), key=lambda step: dice_by_finding(chosen_on.maps, step))
+        assert row["threshold"] == pytest.approx((best + 1) / 20)
+        assert row["dice_at_threshold"]["value"] == pytest.approx(dice_by_finding(scored.maps, best))
+        assert row["dice_at_threshold"]["low"] < row["dice_at_threshold"]["value"] < row["dice_at_threshold"]["high"]
+        assert row["iou_at_threshold"]["value"] < row["iou"]["value"], "not the best of these maps"
+    by_finding = evidence.metrics["localisation_intervals"]["dice_at_threshold"]
+    assert set(by_finding) == {*FINDINGS, "mean"} and "localisation_masks" not in evidence.metrics
+    assert compare(evidence, evidence)["localisation_maps"][0]["dice_at_threshold"]["value"] == 0
+    without_maps = parts | {"validation": part(other, other_labels)}
+    plain = gather_evidence(without_maps, sets, RESAMPLES, seed=2)
+    assert not {"threshold", "dice_at_threshold"} & set(plain.metrics["localisation_maps"][0])
+    assert "dice_at_threshold" not in compare(evidence, plain)["localisation_maps"][0]
+
+
 def without(scored, rows):
     """The maps of all but some rows."""
     kept = ~np.isin(scored.maps.row, rows)

@@ -23,6 +23,7 @@ from modeling_tier.evaluation.measures import (
     SCREEN,
     SEARCH,
     SEARCH_FIGURE,
+    SEGMENTATION,
     SPARSITY,
     SUMMARY,
     TOKENS,
@@ -52,7 +53,7 @@ def test_a_record_is_complete():
         assert bool(measure.of_map) == (measure.group == LOCALISATION)
         assert bool(measure.threshold) == (measure.group == DECISION)
     for place in PLACES:
-        groups = [RANKING, NEGATION, DECISION, CALIBRATION, LOCALISATION, SPARSITY, WHOLE_SET, RETRIEVAL]
+        groups = [RANKING, NEGATION, DECISION, CALIBRATION, LOCALISATION, SEGMENTATION, SPARSITY, WHOLE_SET, RETRIEVAL]
         assert sum((shown_in(place, one) for one in groups), []) != [] and len(shown_in(place)) > 1
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import norm
-from sklearn.metrics import average_precision_score, jaccard_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, jaccard_score, roc_auc_score
 
 import modeling_tier.evaluation
 from modeling_tier.evaluation.metrics.phrase_grounding import phrase_grounding
@@ -71,6 +71,10 @@ def iou_loop(values, place, threshold):
     return jaccard_score(place, [value >= threshold for value in values])
 
 
+def dice_loop(values, place, threshold):
+    return f1_score(place, [value >= threshold for value in values])
+
+
 def map_loop(values, place):
     """A map against its place by the definitions, in Python's own float64."""
     values, place = [float(value) for value in values], [bool(p) for p in place]
@@ -91,6 +95,9 @@ def map_loop(values, place):
         "cnr": (mean(inside) - mean(outside)) / math.sqrt(variance(inside) + variance(outside)),
         "ious": [iou_loop(scaled, place, step / 20) for step in range(1, 20)],
         "mious": mean([iou_loop(values, place, threshold) for threshold in (0.1, 0.2, 0.3, 0.4, 0.5)]),
+        "mdices": mean([dice_loop(values, place, threshold) for threshold in (0.1, 0.2, 0.3, 0.4, 0.5)]),
+        "dices": [dice_loop(scaled, place, step / 20) for step in range(1, 20)],
+        "pixel_auroc": roc_auc_score(place, values),
     }
 
 
@@ -113,11 +120,25 @@ def test_phrase_grounding_against_loops():
         "cnr": np.mean([loop["cnr"] for loop in loops]),
         "cnr_absolute": np.mean([abs(loop["cnr"]) for loop in loops]),
         "miou": np.mean([loop["mious"] for loop in loops]),
+        "mdice": np.mean([loop["mdices"] for loop in loops]),
+        "pixel_auroc": np.mean([loop["pixel_auroc"] for loop in loops]),
         "iou": ious.max(),
+        "dice": np.mean([loop["dices"][ious.argmax()] for loop in loops]),
         "iou_threshold": (ious.argmax() + 1) / 20,
         "num_maps": 9,
     }
     assert result == pytest.approx(expected, abs=1e-12) and result["cnr"] < result["cnr_absolute"]
+    given = load("phrase_grounding").compute(
+        predictions=maps, references=inside.astype(np.int8), threshold=0.85, resamples=0
+    )
+    expected |= {
+        "iou": np.mean([loop["ious"][16] for loop in loops]),
+        "dice": np.mean([loop["dices"][16] for loop in loops]),
+        "iou_threshold": 0.85,
+    }
+    assert given == pytest.approx(expected, abs=1e-12) and given["iou"] < result["iou"]
+    with pytest.raises(ValueError, match=r"threshold must be one of 0\.05, .*got 0\.33"):
+        load("phrase_grounding").compute(predictions=maps, references=inside.astype(np.int8), threshold=0.33)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -135,6 +156,8 @@ def test_each_map_is_measured_by_the_definitions_also_at_the_thresholds(dtype):
         assert measured["hit"].tolist() == [loop["hit"] for loop in loops]
         assert np.array_equal(measured["ious"], [loop["ious"] for loop in loops])
         np.testing.assert_allclose(measured["mious"], [loop["mious"] for loop in loops], rtol=1e-15)
+        np.testing.assert_allclose(measured["mdices"], [loop["mdices"] for loop in loops], rtol=1e-15)
+        np.testing.assert_allclose(measured["pixel_auroc"], [loop["pixel_auroc"] for loop in loops], rtol=1e-15)
         np.testing.assert_allclose(measured["cnr"], [loop["cnr"] for loop in loops], rtol=1e-12)
         np.testing.assert_allclose(measured["chance"], [loop["chance"] for loop in loops], rtol=1e-15)
         assert np.array_equal(measured["cnr_absolute"], np.abs(measured["cnr"]))
@@ -160,7 +183,7 @@ def test_a_constant_map_points_nowhere():
     place[0, :7], place[1, 10:17] = True, True
     measured = measure_maps(np.full((2, 49), 0.3), place)
     np.testing.assert_allclose(measured["hit"], measured["chance"])
-    assert not measured["cnr"].any() and not measured["ious"].any()
+    assert not measured["cnr"].any() and not measured["ious"].any() and (measured["pixel_auroc"] == 0.5).all()
     np.testing.assert_allclose(measured["mious"], 3 / 5 / 7)  # at 0.1, 0.2 and 0.3 all pixels are chosen
 
 
@@ -196,6 +219,9 @@ def test_intervals_of_maps_are_those_of_a_bootstrap_written_out(with_subjects):
         "cnr": [loop["cnr"] for loop in loops],
         "miou": [loop["mious"] for loop in loops],
         "iou": [loop["ious"][best] for loop in loops],
+        "dice": [loop["dices"][best] for loop in loops],
+        "mdice": [loop["mdices"] for loop in loops],
+        "pixel_auroc": [loop["pixel_auroc"] for loop in loops],
     }
     for name, values in of_map.items():
         expected = loop_over_resamples(

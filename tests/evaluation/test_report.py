@@ -21,10 +21,12 @@ import evaluate_zeroshot
 from modeling_tier import TierConfig, TierModel, TierProcessor
 from modeling_tier.data import load_pairs
 from modeling_tier.evaluation import figures
+from modeling_tier.evaluation.measures import LOCALISATION, SEGMENTATION, group
 from modeling_tier.evaluation.report import write_report
 from modeling_tier.evaluation.report_cells import difference_cell
 
 
+MAP_MEASURES = [measure.name for measure in group(LOCALISATION, SEGMENTATION) if measure.name != "chance"]
 FINDINGS = ["Cardiomegaly", "Edema", "Consolidation", "Atelectasis", "Pleural Effusion", "Nodule"]
 HOSTILE = 'Mass <script src="https://x.org/y.js">|"&amp;"* > 3_cm_'
 
@@ -63,7 +65,7 @@ class Maker:
         kinds = {"text": ("sentence", "token"), "place": ("box", "mask"), "resolution": ("pixel", "patch")}
         kinds["map"] = ("plain", "minus_no_finding", "contribution", "contribution_minus_no_finding")
         return [
-            dict(zip(kinds, kind)) | {key: cell() for key in ("pointing_game", "cnr", "miou", "iou")}
+            dict(zip(kinds, kind)) | {key: cell() for key in MAP_MEASURES}
             for kind in itertools.product(*kinds.values())
         ]
 
@@ -77,15 +79,18 @@ class Maker:
     def metrics(self, findings, units=("image",), validated=True, texts=True, regions=True, readers=False):
         metrics = {"num_images": 668, "classification": {u: self.classification(findings, validated) for u in units}}
         if regions:
-            names = ("pointing_game", "chance", "cnr", "iou", "miou")
+            names = [measure.name for measure in group(LOCALISATION)]
             metrics["localisation"] = {n: {f: self.rng.uniform() for f in [*findings, "mean"]} for n in names}
             metrics["localisation"]["num_outside"] = 3
             metrics["localisation_intervals"] = {
-                name: {f: self.estimate() for f in [*findings, "mean"]}
-                for name in ("pointing_game", "cnr", "iou", "miou")
+                name: {f: self.estimate() for f in [*findings, "mean"]} for name in MAP_MEASURES
+            }
+            metrics["localisation_masks"] = {
+                name: {f: self.estimate() for f in [*findings[:2], "mean"]} for name in MAP_MEASURES
             }
             metrics["localisation_maps"] = [
-                variant | {"num_maps": 300, "chance": 0.07} for variant in self.variants(self.estimate)
+                variant | {"num_maps": 300, "chance": 0.07, "threshold": 0.35}
+                for variant in self.variants(self.estimate)
             ]
             metrics["localisation_tokens"] = [
                 {"token": token, "num_maps": 40, "chance": 0.1, "pointing_game": 0.3, "cnr": 0.52, "miou": 0.13}

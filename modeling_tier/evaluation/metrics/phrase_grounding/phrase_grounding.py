@@ -7,7 +7,7 @@ import numpy as np
 
 
 _DESCRIPTION = """
-Pointing game, contrast-to-noise ratio and intersection over union of similarity maps against the
+Pointing game, contrast-to-noise ratio, intersection over union, Dice and pixel AUROC of similarity maps against the
 ground-truth regions that phrases name.
 """
 
@@ -15,6 +15,8 @@ _INPUTS = """
 Args:
     predictions: maps, all of one size, of shape (height, width) or flat, row by row; higher where the phrase points.
     references: for each map a mask of the same size, 1 inside the ground-truth region and 0 outside.
+    threshold: for iou and dice, one of 0.05, 0.10, ..., 0.95 that was chosen on other maps; by default that with the
+        best iou of these maps.
     subjects: the id of each map's patient; by default every map is a patient of its own.
     resamples: how many times patients are drawn, with replacement, as many as there are; 0: no intervals.
     seed: seed of the draws.
@@ -27,12 +29,15 @@ Returns:
     cnr_absolute: the same with |mean inside - mean outside|, as BioViL's authors publish it.
     miou: mean over maps, and over the thresholds 0.1, 0.2, 0.3, 0.4 and 0.5, of the intersection over union of the
         region and the pixels whose similarity itself is >= the threshold, as BioViL's authors do.
+    mdice: the same of Dice, 2 |A and B| / (|A| + |B|).
+    pixel_auroc: mean over maps of the AUROC of a map's similarities for its pixels inside and outside.
     iou: mean intersection over union of the region and the map, scaled to [0, 1] by its own extremes and cut (>=) at
-        one threshold, the best of 0.05, 0.10, ..., 0.95 for all maps together.
+        one threshold, the best of 0.05, 0.10, ..., 0.95 for all maps together, or that given.
+    dice: mean Dice at that threshold.
     iou_threshold: that threshold.
     num_maps: count.
-    pointing_game_interval, cnr_interval, miou_interval, iou_interval: [low, high], percentiles of the bootstrap over
-        patients (the threshold of iou stays).
+    pointing_game_interval, cnr_interval, miou_interval, mdice_interval, pixel_auroc_interval, iou_interval,
+        dice_interval: [low, high], percentiles of the bootstrap over patients (the threshold of iou and dice stays).
 """
 
 _CITATION = """
@@ -47,7 +52,7 @@ _CITATION = """
 }
 """
 
-_SCALED_THRESHOLDS = np.arange(1, 20) / 20
+SCALED_THRESHOLDS = np.arange(1, 20) / 20
 _TIED = 1e-6  # of a map's range: larger than rounding, smaller than a step between pixels
 _CHUNK = 2**17  # pixels at a time: more do not fit into a processor's cache
 
@@ -78,7 +83,9 @@ class PhraseGrounding(evaluate.Metric):
         )
         super().add_batch(predictions=predictions, references=references, **kwargs)
 
-    def _compute(self, predictions, references, subjects=None, resamples=1000, seed=0, confidence=0.95):
+    def _compute(
+        self, predictions, references, threshold=None, subjects=None, resamples=1000, seed=0, confidence=0.95
+    ):
         for i, (values, mask) in enumerate(zip(predictions, references)):
             if not len(values) == len(mask) == len(predictions[0]):
                 raise ValueError(
@@ -86,13 +93,15 @@ class PhraseGrounding(evaluate.Metric):
                     f"{len(predictions[0])}. predictions and references must hold as many flat maps of one size."
                 )
         measured = measure_maps(predictions, references)
-        ious = measured["ious"].mean(axis=0)
-        best = int(np.argmax(ious))
+        chosen = _position(threshold, measured["ious"].mean(axis=0))
         by_map = {
             "pointing_game": measured["hit"],
             "cnr": measured["cnr"],
             "miou": measured["mious"],
-            "iou": measured["ious"][:, best],
+            "mdice": measured["mdices"],
+            "pixel_auroc": measured["pixel_auroc"],
+            "iou": measured["ious"][:, chosen],
+            "dice": dice(measured["ious"][:, chosen]),
         }
         means = {name: float(values.mean()) for name, values in by_map.items()}
         return {
@@ -100,12 +109,26 @@ class PhraseGrounding(evaluate.Metric):
             "chance": float(measured["chance"].mean()),
             "cnr": means["cnr"],
             "cnr_absolute": float(measured["cnr_absolute"].mean()),
-            "miou": means["miou"],
-            "iou": means["iou"],
-            "iou_threshold": float(_SCALED_THRESHOLDS[best]),
+            **{name: means[name] for name in ("miou", "mdice", "pixel_auroc", "iou", "dice")},
+            "iou_threshold": float(SCALED_THRESHOLDS[chosen]),
             "num_maps": len(predictions),
             **_intervals(by_map, subjects, resamples, seed, confidence),
         }
+
+
+def _position(threshold, mean_ious):
+    """Of a threshold among the 19; without one, of the best mean (19,)."""
+    if threshold is None:
+        return int(np.argmax(mean_ious))
+    near = np.flatnonzero(np.isclose(SCALED_THRESHOLDS, threshold))
+    if not len(near):
+        raise ValueError(f"threshold must be one of 0.05, 0.10, ..., 0.95; got {threshold}.")
+    return int(near[0])
+
+
+def dice(iou: np.ndarray) -> np.ndarray:
+    """Dice, 2 |A and B| / (|A| + |B|), of two masks from their intersection over union."""
+    return 2 * iou / (1 + iou)
 
 
 def _flat(name, values):
@@ -136,8 +159,11 @@ def measure_maps(maps: np.ndarray, inside: np.ndarray) -> dict[str, np.ndarray]:
             Boecking et al. (2022, arXiv 2204.09817);
             `ious` (M, 19): intersection over union of the region and of the map, scaled to [0, 1] by its own extremes,
             where it is >= 0.05, 0.10, ..., 0.95;
-            `mious` (M,): the mean of that over 0.1, 0.2, 0.3, 0.4, 0.5 without scaling (Boecking et al.).
-        Of a constant map every pixel is the maximum, `hit` is `chance`, and `cnr` and `ious` are 0.
+            `mious` (M,): the mean of that over 0.1, 0.2, 0.3, 0.4, 0.5 without scaling (Boecking et al.); `mdices`
+            (M,): likewise of Dice;
+            `pixel_auroc` (M,): the fraction of the pairs of a pixel inside and one outside in which the one inside has
+            the larger similarity, ties as one half.
+        Of a constant map every pixel is the maximum, `hit` is `chance`, `cnr` and `ious` are 0, `pixel_auroc` 0.5.
 
     Raises:
         ValueError: if the shapes differ, there is no map, a map is not finite (with its row), or a region is not 0/1,
@@ -187,14 +213,24 @@ def _measure(maps, masks, first):
     code += inside
     code += np.arange(len(values))[:, None] * np.prod(shape[1:])
     histogram = np.bincount(code.ravel(), minlength=np.prod(shape)).reshape(shape)
+    plain_ious = _ious(histogram.sum(axis=1))[:, 1:6]
     return {
         "hit": hit,
         "chance": count / values.shape[1],
         "cnr": cnr,
         "cnr_absolute": np.abs(cnr),
         "ious": _ious(histogram.sum(axis=2))[:, 1:20],
-        "mious": _ious(histogram.sum(axis=1))[:, 1:6].mean(axis=1),
+        "mious": plain_ious.mean(axis=1),
+        "mdices": dice(plain_ious).mean(axis=1),
+        "pixel_auroc": np.array([_auroc(values, mask) for values, mask in zip(maps, inside)]),
     }
+
+
+def _auroc(values, inside):
+    """Of one map (P,), exact: for each pixel inside the number outside that are smaller, and equal."""
+    ours, others = np.sort(values[inside]), np.sort(values[~inside])
+    below = sum(np.searchsorted(others, ours, side).sum(dtype=np.int64) for side in ("left", "right"))
+    return below / (2 * len(ours) * len(others))
 
 
 def _num_reached(values, steps):
