@@ -4,8 +4,9 @@
 import os
 from pathlib import Path
 
-from datasets import Dataset
+from datasets import Dataset, List
 
+from .chexlocalize_benchmark import ANSWER, HumanBenchmark, human_benchmark
 from .chexpert import RECORD as CHEXPERT
 from .chexpert import image_columns, image_rows, table_folder, with_files
 from .columns import CHEXPERT_LABELS, VIEWS, check_choice, check_split, make_pairs, pair_features
@@ -38,11 +39,15 @@ def chexlocalize(
     """
     CheXpert's validation and test images with its 14 labels, and `regions` with a mask and the box around it; there
     are no texts. The phrase of a region is the finding's name. A mask without pixels says that the finding is absent.
+    `radiologist` has for each finding with a mask the other radiologist's `hit` and `iou`, as
+    [`~chexlocalize_benchmark.HumanBenchmark`] gives them; it is empty without the files of the human benchmark.
 
     Args:
         split: "validation" (234 images) or "test" (668).
         data_dir: folder with `CheXlocalize/gt_segmentations_val.json` and `gt_segmentations_test.json`, and with
-            `CheXpert/val_labels.csv` and `test_labels.csv`, whose images are in `CheXpert/val` and `CheXpert/test`.
+            `CheXpert/val_labels.csv` and `test_labels.csv`, whose images are in `CheXpert/val` and `CheXpert/test`;
+            with `CheXlocalize/hb_segmentations_test.json` and `hb_salient_pt_test.json` if the radiologist is to be
+            measured.
         views: "all", or "frontal".
         with_masks: whether to take the images with a mask alone.
 
@@ -60,14 +65,19 @@ def chexlocalize(
     if views == "frontal":
         table = table[table["frontal"]]
     keys = [_key(row.study, row.file) for row in table.itertuples()]
-    regions = _regions(path, dict(zip(keys, table["path"])))
+    content = _content(path)
+    human = human_benchmark(folder, _MASKS) if split == "test" else None
+    regions, answers = _regions(path, content, dict(zip(keys, table["path"])), human)
     if with_masks:
         table = table[[bool(regions.get(key)) for key in keys]]
         keys = [key for key in keys if regions.get(key)]
     if table.empty:
         raise ValueError(f"chexlocalize: no image is left with views {views!r} and with_masks {with_masks}.")
-    columns = image_columns(table) | {"regions": [regions.get(key, []) for key in keys]}
-    return make_pairs(columns, pair_features(CHEXPERT_LABELS, ids="string", regions=True, mask=True))
+    by_key = {"regions": regions, "radiologist": answers}
+    columns = image_columns(table) | {name: [values.get(key, []) for key in keys] for name, values in by_key.items()}
+    features = pair_features(CHEXPERT_LABELS, ids="string", regions=True, mask=True)
+    features["radiologist"] = List(ANSWER)
+    return make_pairs(columns, features)
 
 
 def _key(study: str, file: str) -> str:
@@ -75,12 +85,20 @@ def _key(study: str, file: str) -> str:
     return f"{study}/{file}".removesuffix(".jpg").replace("/", "_")
 
 
-def _regions(path: Path, paths: dict[str, str]) -> dict[str, list[dict]]:
-    """By image; damaged masks, and those of unknown images and findings, are bad rows."""
+def _content(path: Path) -> dict[str, dict]:
+    """By image and finding an encoded mask."""
     content = read_json(path)
     if not isinstance(content, dict) or not all(isinstance(masks, dict) for masks in content.values()):
         raise ValueError(f'{path} must be like {{"patient64741_study1_view1_frontal": {{finding: mask}}}}.')
+    return content
+
+
+def _regions(
+    path: Path, content: dict[str, dict], paths: dict[str, str], human: HumanBenchmark | None
+) -> tuple[dict[str, list[dict]], dict[str, list[dict]]]:
+    """By image regions and the radiologist's answers; masks that are damaged or of unknown findings are bad rows."""
     regions: dict[str, list[dict]] = {}
+    answers: dict[str, list[dict]] = {}
     bad = []
     for key, masks in content.items():
         for finding, encoded in masks.items():
@@ -93,7 +111,11 @@ def _regions(path: Path, paths: dict[str, str]) -> dict[str, list[dict]]:
             else:
                 if mask.any() and key in paths:
                     regions.setdefault(key, []).append(_region(FINDINGS[finding], mask, paths[key]))
+                    if human and (answer := human.judge(key, finding, mask)):
+                        answers.setdefault(key, []).append({"finding": FINDINGS[finding]} | answer)
     reject(bad, sum(map(len, content.values())))
+    if human:
+        reject(human.bad, sum(map(len, regions.values())))
     absent = [key for key in content if key not in paths]
     warn_skipped("chexlocalize", len(absent), len(content), "no such image is used", absent[0] if absent else "")
     if content and len(absent) == len(content):
@@ -101,7 +123,7 @@ def _regions(path: Path, paths: dict[str, str]) -> dict[str, list[dict]]:
             f"{path}: none of its images is in the table, such as {absent[0]}; the table has "
             f"{min(paths, default='none')}."
         )
-    return regions
+    return regions, answers
 
 
 def _region(finding: str, mask, path: str) -> dict:

@@ -124,8 +124,9 @@ def gather_evidence(
             the same of the radiologists, of their mean, and the model minus that; `localisation_intervals` of
             `localisation`, and `localisation_masks`, the same against masks, with `iou_at_threshold` and
             `dice_at_threshold` if the validation set has regions; `localisation_maps`: the means over findings of
-            every way of looking at a map, with the `threshold` of these two; `localisation_tokens`: the most frequent
-            tokens alone; `sparsity` without and with padding; `retrieval_intervals`.
+            every way of looking at a map, with the `threshold` of these two; `radiologist`: `pointing_game`, `iou` and
+            `dice` of another radiologist against the same masks, where the data set has one; `localisation_tokens`:
+            the most frequent tokens alone; `sparsity` without and with padding; `retrieval_intervals`.
     """
     metrics, details, scored = parts["data"]
     validation = parts.get("validation")
@@ -142,6 +143,8 @@ def gather_evidence(
     evidence.subjects = subjects
     if scored.maps is not None and scored.maps.measured:
         _localise(evidence)
+    if "radiologist" in sets["data"].column_names:
+        evidence.metrics |= _radiologist(evidence, sets["data"])
     if scored.pairs is not None:
         for key, by_name in (("without_padding", scored.pairs.sparsity), ("with_padding", scored.pairs.padded)):
             if by_name:
@@ -530,6 +533,33 @@ def _localise(evidence: Evidence) -> None:
                 evidence.metrics[key] = by_finding
     evidence.metrics["localisation_maps"] = rows
     evidence.metrics["localisation_tokens"] = _tokens(scored)
+
+
+def _radiologist(evidence: Evidence, dataset: Dataset) -> dict:
+    """The column `radiologist`: another radiologist's hit rate, IoU and Dice against the ground-truth masks."""
+    column = dataset.select_columns("radiologist").select(evidence.details["rows"])["radiologist"]
+    answers = [(i, answer) for i, of_image in enumerate(column) for answer in of_image]
+    if not answers:
+        return {}
+    positions = np.array([i for i, _ in answers])
+    findings = np.array([answer["finding"] for _, answer in answers])
+    hits, ious = (np.array([answer[key] for _, answer in answers], dtype=np.float64) for key in ("hit", "iou"))
+    names = [name for name in dict.fromkeys((*evidence.details["findings"], *sorted(findings))) if name in findings]
+    stacked = np.column_stack([hits, ious, dice(ious)])
+
+    def statistic(weights):
+        means = group_means(stacked, findings, names, np.take(weights, positions, axis=1))  # (b, G, 3)
+        return dict(zip(("pointing_game", "iou", "dice"), np.moveaxis(means, 2, 0)))
+
+    subjects = [evidence.subjects[positions[findings == name]] for name in names]
+    alone = ["1 subject" if len(np.unique(of_finding)) < MIN_SUBJECTS else None for of_finding in subjects]
+    result = {
+        measure: intervals(estimate, names, evidence.confidence, (), alone)
+        for measure, estimate in evidence.distribution(evidence.subjects, statistic).items()
+        if not np.isnan(estimate.value).all()
+    }
+    result["num_masks"] = {name: int((findings == name).sum()) for name in names}
+    return {"radiologist": result}
 
 
 def _tokens(maps: MapScores) -> list[dict]:

@@ -49,6 +49,7 @@ def localisation(result: dict) -> list:
                     f"{name}: all {part['num_outside']:,} ground-truth regions lie outside what it sees.", "warning"
                 )
             )
+    blocks += _beside_radiologist(models)
     if kinds := _map_kinds(result):
         blocks.append(Folded("Every kind of map", kinds))
     for name, metrics in models.items():
@@ -68,6 +69,30 @@ def localisation(result: dict) -> list:
         }
         blocks.insert(0, Definitions(items))
     return blocks
+
+
+def _beside_radiologist(models: dict[str, dict]) -> list:
+    """Models and another radiologist against the same masks, by finding; nothing where the data set has none."""
+    human = next((metrics["radiologist"] for metrics in models.values() if "radiologist" in metrics), None)
+    if human is None:
+        return []
+    titles = {"pointing_game": "pointing game", "iou": "IoU", "iou_at_threshold": "IoU at the threshold"}
+    parts = {name: metrics.get("localisation_masks", {}) for name, metrics in models.items()}
+    parts["radiologist"] = human
+    findings = [*human["num_masks"], "mean"]
+    columns = {
+        f"{name}: {title}": [estimate_cell(lookup(part, key, f)) for f in findings]
+        for key, title in titles.items()
+        for name, part in parts.items()
+    }
+    columns["masks"] = [count_cell(human["num_masks"].get(f)) for f in findings]
+    text = (
+        "The radiologist is the data set's human benchmark: another radiologist's most representative point (a miss "
+        "where none was given) and mask (IoU over the images where one was drawn), against the same ground-truth "
+        "masks, over the whole picture. Of a model it is the largest value of a sentence's map, and the map cut at a "
+        "threshold, over what it sees of the picture."
+    )
+    return [Paragraph(text), *table_blocks("Models and radiologist against masks", "finding", findings, columns)]
 
 
 def _map_kinds(result: dict) -> list:

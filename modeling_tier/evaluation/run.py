@@ -527,7 +527,7 @@ def _evidence(members: dict[str, Member], inputs: Inputs, config: EvaluationConf
 
 def count_data(dataset: Dataset, rows: np.ndarray, findings: list[str], unreadable: list[str]) -> dict:
     """How much there is of everything, among the rows that were read."""
-    names = [name for name in dataset.column_names if name not in ("image", "regions", "reads")]
+    names = [name for name in dataset.column_names if name not in ("image", "regions", "reads", "radiologist")]
     table = dataset.select_columns(names).select(rows)[:]
     pairs = list(zip(table["subject_id"], table["study_id"]))
     counts: dict = {

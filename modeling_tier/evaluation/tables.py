@@ -26,7 +26,15 @@ def _of_model(metrics: dict) -> list[str]:
         rows = [["finding", *columns]]
         rows += [[name, *(column.get(name, "-") for column in columns.values())] for name in (*names, "mean")]
         blocks.append(aligned(rows))
-    if masks := metrics.get("localisation_masks"):
+    masks = metrics.get("localisation_masks")
+    if human := metrics.get("radiologist"):
+        parts = {"model": masks or {}, "radiologist": human}
+        rows = [["against masks, mean", "pointing game", "IoU", "IoU (val.)"]]
+        for name, part in parts.items():
+            means = [part.get(key, {}).get("mean") for key in ("pointing_game", "iou", "iou_at_threshold")]
+            rows.append([name, *map(estimate, means)])
+        blocks.append(aligned(rows))
+    if masks:
         columns = {
             m.label: {name: estimate(values) for name, values in masks[m.name].items()}
             for m in shown_in(SCREEN, LOCALISATION, SEGMENTATION)

@@ -249,7 +249,10 @@ def chestxdet10(root: Path) -> Tree:
 
 
 def chexlocalize(root: Path) -> Tree:
-    """Masks of some findings of some images, one without pixels; a lateral image."""
+    """
+    Masks of some findings of some images, one without pixels; a lateral image. The other radiologist's mask overlaps
+    by half in four images, is empty in two, equal in one, and the last image is not in the files.
+    """
     from pycocotools import mask as coco
 
     order = sorted(CHEXPERT_LABELS)  # not MIMIC-CXR's
@@ -267,6 +270,18 @@ def chexlocalize(root: Path) -> Tree:
         for path in paths[:8]
     }
     (root / "CheXlocalize/gt_segmentations_test.json").write_text(json.dumps(content))
+    moved = np.zeros((36, 48), np.uint8, order="F")
+    moved[10:20, 35:45] = 1
+    half = coco.encode(moved)
+    half = {"size": half["size"], "counts": half["counts"].decode()}
+    drawn = [half, half, half, half, none, none, full]
+    human = {key: {"Airspace Opacity": mask, "Edema": none} for key, mask in zip(content, drawn)}
+    (root / "CheXlocalize/hb_segmentations_test.json").write_text(json.dumps(human))
+    inside, outside = [[35.2, 19.9]], [[29.9, 19.9]]  # x, y in the picture's pixels
+    points = [inside, inside, inside, [*outside, *inside], outside]
+    human = {key: {"img_size": [36, 48], "Airspace Opacity": given} for key, given in zip(content, points)}
+    human |= {list(content)[5]: {"Edema": inside}}
+    (root / "CheXlocalize/hb_salient_pt_test.json").write_text(json.dumps(human))
     for path in paths:
         picture(root / "CheXpert" / path)
     return Tree("chexlocalize", ["CheXlocalize/gt_segmentations_test.json"], f"CheXpert/{paths[0]}")

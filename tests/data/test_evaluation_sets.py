@@ -865,12 +865,23 @@ def test_exactly_the_images_of_a_list(chestxray14, run, tmp_path):
         run("chestxray14", "--data_dir", chestxray14, "--image_ids", tmp_path / "list.csv")
 
 
-def test_chexlocalize_evaluated(run, tmp_path):
+def test_chexlocalize_evaluated(run, tmp_path, capsys):
     (tmp_path / "data").mkdir()
     TREES["chexlocalize"](tmp_path / "data")
     metrics = run("chexlocalize", "--data_dir", tmp_path / "data")["metrics"]
     assert metrics["num_images"] == ROWS and metrics["localisation"]["pointing_game"]["Lung Opacity"] is not None
     assert set(metrics["undefined"]) >= {"Edema", "Lung Opacity"}
+    human = metrics["radiologist"]
+    assert human["num_masks"] == {"Lung Opacity": 8}
+    expected = {"pointing_game": 4 / 8, "iou": (4 / 3 + 1) / 5, "dice": (4 / 2 + 1) / 5}
+    for name, value in expected.items():
+        assert human[name]["Lung Opacity"]["value"] == human[name]["mean"]["value"] == pytest.approx(value)
+        assert human[name]["mean"]["low"] < value < human[name]["mean"]["high"]
+    own = metrics["localisation_masks"]["pointing_game"]["Lung Opacity"]["value"]
+    report = (tmp_path / "out/report.md").read_text()
+    assert "model: pointing game | radiologist: pointing game" in report and f"| Lung Opacity | {own:.3f} (" in report
+    printed = capsys.readouterr().out
+    assert re.search(r"radiologist +0\.500 \(0\.\d+ to 0\.\d+\) +0\.467 \(", printed)
 
 
 def test_a_threshold_of_maps_is_chosen_on_the_images_of_a_list(run, tmp_path):

@@ -206,6 +206,35 @@ def test_chexlocalize(load, tmp_path):
         load("chexlocalize", "validation")
 
 
+def test_chexlocalizes_other_radiologist(load, tmp_path):
+    """As rajpurkarlab/cheXlocalize has it: no point is a miss; IoU is of the images where both have drawn."""
+    answers = {row["image_id"]: row["radiologist"] for row in load("chexlocalize")}
+    assert len(answers) == ROWS and sum(map(len, answers.values())) == 8
+    shown = [answers[f"test/patient{64740 + i}/study1/view1_frontal.jpg"][0] for i in range(8)]
+    assert {answer["finding"] for answer in shown} == {"Lung Opacity"}
+    assert [answer["hit"] for answer in shown] == [1, 1, 1, 1, 0, 0, 0, 0]
+    third = pytest.approx(1 / 3)
+    assert [answer["iou"] for answer in shown] == [third, third, third, third, None, None, 1, None]
+    folder = tmp_path / "data/CheXlocalize"
+    change(folder / "hb_salient_pt_test.json", "35.2", "48.2")
+    with pytest.raises(
+        ValueError,
+        match=r"64740.*Airspace Opacity: the point .48\.2, 19\.9. lies outside of the pic.*1 of 8 rows are bad",
+    ):
+        load("chexlocalize")
+    (folder / "hb_salient_pt_test.json").unlink()
+    with pytest.warns(
+        UserWarning, match=r"hb_salient_pt_test\.json not found.*the radiologist's hit rate is not meas"
+    ):
+        assert {answer["hit"] for answers in load("chexlocalize")["radiologist"] for answer in answers} == {None}
+    (folder / "hb_segmentations_test.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"hb_segmentations_test\.json must be like"):
+        load("chexlocalize")
+    (folder / "hb_segmentations_test.json").unlink()
+    with pytest.warns(UserWarning, match=r"hb_segmentations_test\.json and hb_salient_pt_test\.json not found"):
+        assert not any(load("chexlocalize")["radiologist"])
+
+
 @pytest.mark.parametrize(
     ("encoded", "message"),
     [
