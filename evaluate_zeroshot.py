@@ -153,6 +153,12 @@ def add_measuring_options(parser: argparse.ArgumentParser) -> None:
         "0: maps as they are (default: %(default)s)",
     )
     add(
+        "--sentence_retrieval",
+        action="store_true",
+        help="retrieval between images and the single sentences of all texts, too, any sentence of its own text being "
+        "right for an image; it encodes each sentence",
+    )
+    add(
         "--examples",
         type=int,
         default=6,

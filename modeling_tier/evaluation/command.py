@@ -45,6 +45,7 @@ def configuration(arguments: argparse.Namespace, given: list[str]) -> Evaluation
             for name in (
                 *("protocol", "prompts", "uncertain", "blank", "resamples", "batch_size"),
                 *("dtype", "num_workers", "device", "examples", "smooth_maps", "image_ids", "validation_image_ids"),
+                "sentence_retrieval",
             )
         },
     )

@@ -153,7 +153,7 @@ def gather_evidence(
                 evidence.metrics.setdefault("sparsity", {})[key] = means
     for way, ranks in details.get("ranks", {}).items():
         values = {m.name: ranks < int(m.name.removeprefix("r@")) for m in group(RETRIEVAL)}
-        means = _means(evidence, subjects, values, ("retrieval", way))
+        means = _means(evidence, subjects[details["queries"][way]], values, ("retrieval", way))
         evidence.metrics.setdefault("retrieval_intervals", {})[way] = means
     return evidence
 

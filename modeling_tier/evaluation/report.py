@@ -87,8 +87,14 @@ def _main_numbers(part: dict) -> dict:
 def _retrieval(result: dict) -> list:
     blocks = []
     titles = {m.name: m.title for m in group(RETRIEVAL)}
-    for way, name in {"image_to_text": "Image to text", "text_to_image": "Text to image"}.items():
-        caption = f"{name}: fraction of the queries whose own partner is found; equal texts count as one"
+    ways = {
+        "image_to_text": "Image to text: fraction of the queries whose own partner is found; equal texts count as one",
+        "text_to_image": "Text to image, likewise",
+        "image_to_sentence": "Image to sentence, among the distinct sentences of all texts: fraction of the images of "
+        "which any sentence is found",
+        "sentence_to_image": "Sentence to image: fraction of the sentences of which an image that has it is found",
+    }
+    for way, caption in ways.items():
         blocks += side_by_side(
             result,
             caption,
@@ -147,5 +153,6 @@ def command(result: dict) -> str:
     options += [("prompts", source)] if source not in ("", result["dataset"]) else []
     options += [(name, settings[name]) for name in ("resamples", "batch_size", "dtype", "device")]
     options += [("smooth_maps", settings["smooth_maps"])] if settings.get("smooth_maps") else []
+    words += ["--sentence_retrieval"] if settings.get("sentence_retrieval") else []
     texts = [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in options]
     return " ".join([*words, *(f"--{name} {shlex.quote(text)}" for name, text in texts)])

@@ -75,6 +75,7 @@ class EvaluationConfig:
     smooth_maps: float = 0.0
     image_ids: str | None = None
     validation_image_ids: str | None = None
+    sentence_retrieval: bool = False
     scores: list[str] = field(default_factory=list)
 
     @property
@@ -253,7 +254,7 @@ def _result(
         },
         "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
         "settings": {
-            **{name: getattr(config, name) for name in ("batch_size", "dtype", "smooth_maps")},
+            **{name: getattr(config, name) for name in ("batch_size", "dtype", "smooth_maps", "sentence_retrieval")},
             "device": device.type,
             "processes": state.num_processes,
             **{"resamples": config.resamples, "seed": SEED, "confidence": CONFIDENCE},
@@ -465,6 +466,7 @@ def _score(
         no_finding = load_no_finding(inputs.source)
         negation = inputs.negation if is_test else {}
         sentences = {"prompts": inputs.prompts, "no_finding": no_finding, "negation": negation, "tokens": is_test}
+        sentences["sentence_retrieval"] = is_test and config.sentence_retrieval
         key = _cache_key(config, fingerprint, tables[name], sentences, device)
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         caches[name] = config.output_dir / "cache" / digest[:20]
@@ -476,6 +478,7 @@ def _score(
             tokens=is_test,
             no_finding=no_finding,
             negation=negation,
+            sentences=is_test and config.sentence_retrieval,
             smoothing=config.smooth_maps,
             dtype=config.dtype,
             num_workers=config.num_workers,

@@ -67,6 +67,18 @@ class PairScores:
 
 
 @dataclass
+class SentenceScores:
+    """One row per image and sentence of its text."""
+
+    row: np.ndarray
+    """(S,) row in the data set."""
+    sentence: np.ndarray
+    """(S,)"""
+    embeds: np.ndarray
+    """(S, D) of unit length."""
+
+
+@dataclass
 class MapScores:
     """One row per map: of each phrase that names a region, and of each of its tokens."""
 
@@ -98,6 +110,8 @@ class Scored:
     """None without texts."""
     maps: MapScores | None = None
     """None without regions."""
+    sentences: SentenceScores | None = None
+    """None without texts, or if they were not asked for."""
     unreadable: np.ndarray = field(default_factory=lambda: np.array([], dtype=str))
     """Why an image could not be read."""
     unreadable_rows: np.ndarray = field(default_factory=lambda: np.array([], dtype=np.int64))
@@ -126,7 +140,7 @@ class Scored:
                 scored = _rebuilt(cls, {tuple(name.split(_SEPARATOR)): arrays[name] for name in arrays.files})
         except (OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path} holds no scores of this format: {error}") from error
-        for part in (scored.images, scored.pairs, scored.maps):
+        for part in (scored.images, scored.pairs, scored.maps, scored.sentences):
             lengths = {len(values) for _, values in _arrays(part) if values.ndim} if part is not None else {0}
             if len(lengths) > 1:
                 raise ValueError(f"{path}: {type(part).__name__} has columns of different lengths {sorted(lengths)}.")
@@ -140,7 +154,7 @@ def join(parts: list[Scored]) -> Scored:
 
 def cache_format() -> dict:
     """The fields and the measures that are stored: caches of another format are not looked at."""
-    kinds = (Scored, ImageScores, PairScores, MapScores)
+    kinds = (Scored, ImageScores, PairScores, MapScores, SentenceScores)
     fields = {kind.__name__: [f.name for f in dataclasses.fields(kind)] for kind in kinds}
     measures = {name: sorted(m.of_map or m.name for m in group(name)) for name in (LOCALISATION, SPARSITY)}
     return {"number": FORMAT} | fields | measures
@@ -157,7 +171,12 @@ def _arrays(part, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, np.ndarra
             yield _SEPARATOR.join(path), np.asarray(value)
 
 
-_NESTED: dict[str, Callable] = {"images": ImageScores, "pairs": PairScores, "maps": MapScores}
+_NESTED: dict[str, Callable] = {
+    "images": ImageScores,
+    "pairs": PairScores,
+    "maps": MapScores,
+    "sentences": SentenceScores,
+}
 
 
 def _rebuilt(kind: Callable, arrays: dict[tuple[str, ...], np.ndarray]):

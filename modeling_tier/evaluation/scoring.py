@@ -24,7 +24,8 @@ from ..modeling_tier import TierModel, TierOutput
 from ..processing_tier import TierProcessor
 from .fingerprints import content_digest
 from .localisation import MapOptions, Probe, ground
-from .scored import ImageScores, PairScores, Scored, join
+from .scored import ImageScores, PairScores, Scored, SentenceScores, join
+from .sentences import split_sentences
 from .sparsity import sparsity
 
 
@@ -62,6 +63,12 @@ class Probes:
     def _embed(self, sentences: list[str]) -> torch.Tensor:
         with self.autocast:
             return _finite(embed_sentences(self.model, self.processor, sentences), " / ".join(sentences))
+
+    def sentences(self, texts: list[str]) -> torch.Tensor:
+        """Embeddings (S, D) of unit length, made in one batch: the same numbers whoever scores it."""
+        with self.autocast:
+            embeds = self.model.get_text_features(**self.processor(text=texts).to(self.model.device)).pooler_output
+        return _finite(l2_normalize(embeds.float()), " / ".join(texts)[:200])
 
     def phrase(self, phrase: str) -> Probe:
         if phrase not in self._phrases:
@@ -128,10 +135,11 @@ class Batches(torch.utils.data.Dataset):
             "regions": readable("regions") if "regions" in rows else None,
             "unreadable": unreadable,
             "with_text": self.with_text,
+            "texts": readable("text") if self.with_text else [],
         }
         if pictures:
             # Where there are no texts, one empty text: the model asks for one.
-            text = readable("text") if self.with_text else [""]
+            text = batch["texts"] if self.with_text else [""]
             batch["inputs"] = dict(self.processor(images=list(pictures.values()), text=text))
         return batch
 
@@ -154,6 +162,8 @@ class ScoringOptions:
     negation: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     """Sentences of the prompts' findings, as [`~prompts.load_negation`] gives them; empty: negation is not measured.
     They cost two texts per finding, and nothing per image but two cosines."""
+    sentences: bool = False
+    """Whether to embed each sentence of the texts, for retrieval: as many texts more as there are sentences."""
     smoothing: float = 0.0
     """Sigma, in patches, of the gaussian that maps are filtered by before they are measured; 0: none."""
     dtype: str = "float32"
@@ -280,6 +290,8 @@ def score_batch(
         _check_numbers("text of", batch, out.text_embeds)
         mask = model.entropy_mask(inputs["input_ids"], inputs.get("attention_mask"))
         scored.pairs = _pair_scores(out, mask, options.thorough)
+        if options.sentences:
+            scored.sentences = _sentence_scores(batch, probes)
     if options.localisation and batch["regions"] is not None:
         maps = MapOptions(
             processor=processor,
@@ -315,6 +327,16 @@ def _image_scores(batch: dict, image_embeds: torch.Tensor, patch_embeds: torch.T
         numbers["negated"] = image_embeds @ probes.negated.T
     numbers["embeds"] = image_embeds
     return ImageScores(rows=np.array(batch["rows"]), digests=np.array(batch["digests"]), **_on_cpu(numbers))
+
+
+def _sentence_scores(batch: dict, probes: Probes) -> SentenceScores | None:
+    """None where no text holds a sentence."""
+    own = [(row, part) for row, text in zip(batch["rows"], batch["texts"]) for part in split_sentences(text)]
+    if not own:
+        return None
+    rows, parts = zip(*own)
+    embeds = probes.sentences(list(parts))
+    return SentenceScores(np.array(rows), np.array(parts, dtype=str), embeds.cpu().numpy())
 
 
 def _pair_scores(out: TierOutput, mask: torch.Tensor | None, thorough: bool) -> PairScores:

@@ -19,6 +19,7 @@ from .measures import LOCALISATION, group
 from .protocols import PROTOCOLS, Protocol
 from .scored import ImageScores, MapScores, PairScores, Scored, join
 from .scoring import ScoringOptions, score
+from .sentences import sentence_ranks
 from .sparsity import peak_spread, top_share
 
 
@@ -166,8 +167,9 @@ def summarise(
         `details`, numpy arrays: `rows` (N,), the rows that were read, `scores`, `probabilities` and `labels` (N, F),
             `findings`; where negation was scored `affirmed` and `negated` (N, F), the cosines with "There is
             {finding}" and "There is no {finding}"; with texts `rank_similarity` (N, P), each pair's text-to-patch
-            similarities from the largest to the smallest, and `ranks`: for each query of both ways of retrieval, how
-            many wrong candidates come before the first right one.
+            similarities from the largest to the smallest, and `ranks`: for each query of each way of retrieval, how
+            many wrong candidates come before the first right one, and `queries`: its position among the rows that
+            were read. Where sentences were scored there are two ways more, those of [`sentence_ranks`].
     """
     images = scored.images
     metrics: dict = {"num_images": len(images.rows)}
@@ -183,6 +185,9 @@ def summarise(
             metrics["peak_spread"] = peak_spread(images.peaks.astype(np.int64), int(images.num_patches[0]))
     if scored.pairs is not None:
         details["ranks"] = _ranks(images, scored.pairs, dataset)
+        details["queries"] = {way: np.arange(len(ranks)) for way, ranks in details["ranks"].items()}
+        for way, (queries, ranks) in sentence_ranks(images, scored.sentences).items() if scored.sentences else ():
+            details["queries"][way], details["ranks"][way] = queries, ranks
         details["rank_similarity"] = scored.pairs.rank_similarity
         metrics |= _of_pairs(scored.pairs)
         metrics["retrieval"] = {way: recall(ranks) for way, ranks in details["ranks"].items()}

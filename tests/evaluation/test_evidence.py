@@ -559,7 +559,12 @@ def test_sparsity_and_retrieval_have_intervals_over_subjects():
     details, scored = part(pairs, labels)[1], paired(pairs)
     scored.pairs.sparsity["gini"][0] = np.nan  # a text without a counted token
     details["ranks"] = {"image_to_text": rng.integers(0, 20, N), "text_to_image": rng.integers(0, 20, N)}
+    details["queries"] = dict.fromkeys(details["ranks"], np.arange(N))
+    details["ranks"]["sentence_to_image"] = np.array([0, 0, 30])  # two sentences of one image and one of another
+    details["queries"]["sentence_to_image"] = np.array([3, 3, N - 1])
     metrics = gather_evidence({"data": ({}, details, scored)}, {"data": pairs}, 40).metrics
+    found = metrics["retrieval_intervals"]["sentence_to_image"]["r@1"]
+    assert (found["value"], found["low"], found["high"]) == (pytest.approx(2 / 3), 0, 1)
     gini = metrics["sparsity"]["without_padding"]["gini"]
     assert gini["value"] == pytest.approx(np.nanmean(scored.pairs.sparsity["gini"])) and gini["low"] < gini["high"]
     assert metrics["sparsity"]["with_padding"]["peak"]["value"] == pytest.approx(scored.pairs.padded["peak"].mean())
