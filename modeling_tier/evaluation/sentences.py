@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0.
-"""Retrieval with several sentences an image: each sentence of a report is a text, and any of an image's own is right."""
+"""Retrieval with several sentences an image: each sentence of a report is a text, and any of its own is right."""
 
 import re
 
