@@ -5,7 +5,7 @@
 #   studies/gpu.sh bench DIR [options of trained_start.py]    all rows of eight seeds, their costs, and their maps
 #   studies/gpu.sh growth DIR [options of growth.py]          three seeds of each size
 #
-# SECONDS_IN_ALL (480), PROCESSES (16), and BATCH_SIZES and ROUNDS of the costs may be set. Models stay in DIR/runs; the
+# SECONDS_IN_ALL (480), PROCESSES (16) and COST_OPTIONS (of cost_of_losses.py) may be set. Models stay in DIR/runs; the
 # JSON files are in DIR/json as well, to be taken away alone.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -43,8 +43,8 @@ if [ "$part" = bench ]; then
     common=(--output_dir "$output/runs" --seeds 10 11 12 13 14 15 16 17 --processes "$processes")
     limited "$PYTHON" studies/trained_start.py "${common[@]}" "$@"
     limited "$PYTHON" studies/maps_of_sentences.py "${common[@]}" "$@"
-    limited "$PYTHON" studies/cost_of_losses.py --batch_sizes ${BATCH_SIZES:-64 256} --chunk_size 32 \
-        --rounds "${ROUNDS:-20}" --output "$output/runs/cost_of_losses.json"
+    read -ra costs <<<"${COST_OPTIONS:---batch_sizes 64 256 --chunk_size 32 --rounds 20}"
+    limited "$PYTHON" studies/cost_of_losses.py "${costs[@]}" --output "$output/runs/cost_of_losses.json"
 else
     limited "$PYTHON" studies/growth.py --output_dir "$output/runs" --processes "$processes" "$@"
 fi

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
 import growth  # noqa: E402
 from continued import Setting, build, pretrain, run_rows, training_pairs  # noqa: E402
 from cost_of_losses import Case, measure_costs  # noqa: E402
+from cost_of_losses import lines as cost_lines  # noqa: E402
 from drawings import MAPS, HeldOutSet, TrainingSet, held_out_pairs, measure, sentences_of  # noqa: E402
 from embedded import Pairs  # noqa: E402
 from local_losses import ROWS, SENTENCE_ROWS  # noqa: E402
@@ -372,22 +374,21 @@ def test_a_size_has_as_many_patches_as_it_says(size):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["bench", "growth"])
-def test_the_command_for_a_gpu_leaves_its_tables(part, tmp_path):
+def test_the_command_for_a_gpu_leaves_its_tables(tmp_path):
     """In small, on a CPU: on a GPU minutes are scarce, and none may be lost to a typing error."""
     options = ["--seeds", "3", "--rows", "CLIP", "--num_test", "60", "--epochs", "1"]
-    options += {"bench": ["--num_pairs", "64", "--more_epochs", "1"], "growth": ["--sizes", "2,000 pairs"]}[part]
-    command = ["bash", str(ROOT / "studies" / "gpu.sh"), part, str(tmp_path / "out"), *options]
-    environment = os.environ | {"PYTHON": sys.executable, "PROCESSES": "1", "BATCH_SIZES": "4", "ROUNDS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    command = ["bash", str(ROOT / "studies" / "gpu.sh"), "bench", str(tmp_path), *options]
+    small = {"PROCESSES": "1", "COST_OPTIONS": "--batch_sizes 4 --rounds 1 --rows CLIP"}
+    done = subprocess.run(
+        [*command, "--num_pairs", "64", "--more_epochs", "1"],
+        env=os.environ | {"PYTHON": sys.executable} | small,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    found = {str(path.relative_to(tmp_path / "out" / "json")) for path in (tmp_path / "out" / "json").rglob("*.json")}
-    rows = {"3/start.json", "3/CLIP.json"}
-    if part == "bench":
-        names = {"results.json", "maps_of_sentences.json", "cost_of_losses.json"}
-        assert found == rows | {"3/start.sentences.json", "3/CLIP.sentences.json"} | names
-    else:
-        assert found == {f"2000_pairs/{name}" for name in rows} | {"growth.json"}
+    found = {str(path.relative_to(tmp_path / "json")) for path in (tmp_path / "json").rglob("*.json")}
+    tables = {"results.json", "maps_of_sentences.json", "cost_of_losses.json"}
+    assert found == {"3/start.json", "3/CLIP.json", "3/CLIP.sentences.json"} | tables
 
 
 def test_sentences_of_a_report_are_without_numbers_and_each_once():
@@ -479,19 +480,44 @@ def test_costs_are_those_of_the_rows_beside_clip():
     assert measured["FILIP, 1"]["peak ratio"] > 1
 
 
+def by_row(lines: list[list[str]]) -> dict[str, dict[str, str]]:
+    return {line[0]: dict(zip(lines[0][1:], line[1:])) for line in lines[1:]}
+
+
+def tables_of_the_results() -> dict[str, dict[str, dict[str, str]]]:
+    """By the first cell of the heading; of each row the cells by their column."""
+
+    def read(name: str) -> dict:
+        return json.loads((ROOT / "studies" / "results" / f"{name}.json").read_text())
+
+    trained = read("trained_start")["rows"]
+    small = read("growth_cpu")["sizes"]["2,000 pairs"]
+    tables = {
+        "": means(trained),
+        "minus CLIP's row": differences(trained),
+        "maps of sentences": means(read("maps_of_sentences_cpu")["rows"]),
+        "2,000 pairs": means(small),
+        "2,000 pairs, minus CLIP's row": differences(small),
+    }
+    tables |= {lines[0][0]: lines for lines in map(cost_lines, read("cost_of_losses_cpu")["results"])}
+    return {heading: by_row(lines) for heading, lines in tables.items()}
+
+
 def test_the_tables_of_the_document_are_those_of_the_results():
-    results = json.loads((ROOT / "studies" / "results" / "trained_start.json").read_text())["rows"]
-    expected = {}
-    for heading, *lines in (means(results), differences(results)):
-        expected[heading[0]] = {line[0]: dict(zip(heading[1:], line[1:])) for line in lines}
-    table, measures, seen = {}, [], 0
-    for line in (ROOT / "docs" / "study.md").read_text().splitlines():
-        name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if line.startswith("|") and set(cells) <= set(expected[""]["CLIP"]):  # a heading
-            table, measures = expected[name], cells
-        elif not line.startswith("|"):
-            table = {}
-        elif name in table:
-            assert dict(zip(measures, cells)) == {measure: table[name][measure] for measure in measures}, line
-            seen += 1
-    assert seen == 6 + 5 + 3 * (len(results) - 1)
+    expected, lines = tables_of_the_results(), (ROOT / "docs" / "study.md").read_text().splitlines()
+    table, columns, seen = None, [], Counter()
+    for line, below in zip(lines, [*lines[1:], ""]):
+        heading, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("|"):
+            table = None
+        elif set(below) <= set("| -") and below.startswith("|"):
+            table, columns = heading, cells
+            seen[table] += table in expected
+        elif table in expected and not set(line) <= set("| -"):
+            row = expected[table][heading]
+            assert dict(zip(columns, cells, strict=True)) == {column: row[column] for column in columns}, line
+            seen[table, "rows"] += 1
+    rows = len(expected[""])
+    assert seen["", "rows"] == 6 and seen["minus CLIP's row", "rows"] == 5 + 3 * (rows - 1)
+    for heading in expected:
+        assert seen[heading], f"docs/study.md has no table {heading!r}"
