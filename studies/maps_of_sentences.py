@@ -192,7 +192,8 @@ def tables(results: dict[str, list[dict[str, float]]]) -> str:
     groups += [[f"pointing, {kind}" for kind in TOKENS]]
     drawn = next(iter(results.values()))[0]
     about = [f"{name} {drawn[name]:.3f}" for name in names if name.startswith(("regions'", "area, "))]
-    return "\n\n".join([*(aligned(means(results, group)) for group in groups), "The drawings: " + ", ".join(about)])
+    parts = [aligned(means(results, group)) for group in groups if group]
+    return "\n\n".join([*parts, "The drawings: " + ", ".join(about)])
 
 
 def main() -> None:

@@ -22,7 +22,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
 import growth  # noqa: E402
 from continued import Setting, build, pretrain, run_rows, training_pairs  # noqa: E402
 from cost_of_losses import Case, measure_costs  # noqa: E402
-from cost_of_losses import lines as cost_lines  # noqa: E402
 from drawings import MAPS, HeldOutSet, TrainingSet, held_out_pairs, measure, sentences_of  # noqa: E402
 from embedded import Pairs  # noqa: E402
 from local_losses import ROWS, SENTENCE_ROWS  # noqa: E402
@@ -491,15 +490,11 @@ def tables_of_the_results() -> dict[str, dict[str, dict[str, str]]]:
         return json.loads((ROOT / "studies" / "results" / f"{name}.json").read_text())
 
     trained = read("trained_start")["rows"]
-    small = read("growth_cpu")["sizes"]["2,000 pairs"]
     tables = {
         "": means(trained),
         "minus CLIP's row": differences(trained),
         "maps of sentences": means(read("maps_of_sentences_cpu")["rows"]),
-        "2,000 pairs": means(small),
-        "2,000 pairs, minus CLIP's row": differences(small),
     }
-    tables |= {lines[0][0]: lines for lines in map(cost_lines, read("cost_of_losses_cpu")["results"])}
     return {heading: by_row(lines) for heading, lines in tables.items()}
 
 
