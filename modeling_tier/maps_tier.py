@@ -12,6 +12,13 @@ from PIL import Image
 POSITIVE_COLOUR, NEGATIVE_COLOUR = (255, 140, 0), (0, 114, 255)
 OVERLAY_OPACITY = 0.7
 
+# What "no finding" means where a file of prompts does not say it; its map is subtracted from that of a phrase.
+NO_FINDING = (
+    "No acute cardiopulmonary process.",
+    "No acute cardiopulmonary abnormality.",
+    "The lungs are clear.",
+)
+
 
 def overlay_map(picture: Image.Image, cosines: np.ndarray, limit: float = 1.0) -> Image.Image:
     """

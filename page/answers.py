@@ -13,8 +13,8 @@ from PIL import Image
 
 from modeling_tier import TierZeroShotPipeline
 from modeling_tier.data.synthetic import draw_studies, region_phrase
-from modeling_tier.evaluation import load_no_finding
 from modeling_tier.loading import load_model
+from modeling_tier.maps_tier import NO_FINDING
 from modeling_tier.reading_tier import MAX_ASPECT_RATIO, ReadingOptions, open_radiograph
 
 from .uploads import Upload
@@ -296,7 +296,7 @@ def _word_maps(
 
 def _no_finding_map(pipeline: TierZeroShotPipeline, image: Image.Image) -> np.ndarray:
     """The contributions to the cosine with the sentences that the evaluation takes for "no finding"."""
-    return _maps(pipeline, image, _only_positive("no finding", load_no_finding(None)), CONTRIBUTION)[1][0]
+    return _maps(pipeline, image, _only_positive("no finding", list(NO_FINDING)), CONTRIBUTION)[1][0]
 
 
 def _cell(values: np.ndarray, kind: str) -> Cell:

@@ -9,11 +9,11 @@ import gradio as gr
 
 from .answers import COSINE, Answers, Cell, Picture, read_upload, split_findings
 from .painting import data_uri, encoded, painted_over, shown_map
-from .uploads import Uploads
+from .uploads import Upload, Uploads, from_data_uri
 
 
 class File(TypedDict):
-    """An uploaded file, as `gradio_client.handle_file` gives it."""
+    """A file: what `gradio_client.handle_file` gives, the path that an upload answers with, or a data URI."""
 
     path: str
 
@@ -54,16 +54,15 @@ class Endpoints:
 
     def scores(self, image: File, findings: list[str]) -> list[Score]:
         """
-        Scores of findings in a chest radiograph. Not a medical device.
+        Scores of findings in a chest radiograph. Not a medical device. A score lies in [0, 1], above 0.5 if the
+        picture is nearer to the finding than to its denial; it is not a probability.
 
         Args:
-            image: a PNG, JPEG, TIFF or DICOM file of at most 100 MB.
+            image: {"path": "data:image/png;base64,..."}, or an upload; PNG, JPEG, TIFF or DICOM of at most 100 MB.
             findings: at most 12 names, such as "left pleural effusion".
 
         Returns:
-            for each finding and model `score`, in [0, 1] and above 0.5 if the picture is nearer to the finding than to
-            its denial; `difference`, the cosine with the finding's sentence less that with its denial; and `note`, why
-            the score says little, or null.
+            for each finding and model its score, the difference of the cosines with both, and why it says little.
         """
         return [
             {
@@ -79,20 +78,19 @@ class Endpoints:
 
     def overlay(self, image: File, finding: str, kind: str = COSINE) -> list[Overlay]:
         """
-        Where a finding points in a chest radiograph. Not a medical device.
+        Where a finding points in a chest radiograph. Not a medical device. Every map has a maximum, whether the
+        finding is present or not. A contribution is what a patch adds to the cosine of the picture with the finding,
+        times the number of patches; models that do not pool the patches by their mean have none, and give cosines.
+        Overlays are orange where the value is positive, blue where it is negative, in full colour from 1 and -1 on; at
+        most 1,024 pixels a side.
 
         Args:
-            image: a PNG, JPEG, TIFF or DICOM file of at most 100 MB.
+            image: {"path": "data:image/png;base64,..."}, or an upload; PNG, JPEG, TIFF or DICOM of at most 100 MB.
             finding: a name, such as "left pleural effusion".
-            kind: "cosine" of each patch with the finding, its "contribution" to the cosine of the picture times the
-                number of patches, or "contribution_minus_no_finding". The last two are for models that pool the
-                patches by their mean; the others give cosines, as `kind` in the answer says.
+            kind: of map: "cosine" of each patch, its "contribution", or "contribution_minus_no_finding".
 
         Returns:
-            for each model the score; the kind of its map, the smallest and the largest value; where the largest is, as
-            fractions of the width and of the height; and the map over the radiograph, at most 1,024 pixels a side, as
-            the data URI of a PNG file: orange where the value is positive, blue where negative, full colour at 1 and
-            -1.
+            for each model its score, kind of map, lowest and highest value, where that is (0 to 1), and the overlay.
         """
         picture, rows = self._answers(image, [finding], kind)
         return [_shown(picture, model, cell) for model, cell in rows[0].cells.items()]
@@ -101,12 +99,17 @@ class Endpoints:
         try:
             if not isinstance(image, dict) or not isinstance(image.get("path"), str):
                 raise ValueError("image must be a file: gradio_client.handle_file('radiograph.png').")
-            picture = read_upload(self._uploads.take(Path(image["path"]).parent.name))
+            picture = read_upload(self._file(image["path"]))
             if not isinstance(findings, list) or not all(isinstance(finding, str) for finding in findings):
                 raise ValueError("findings must be a list of texts, such as ['left pleural effusion'].")
             return self._read(picture, split_findings("\n".join(findings)), kind)
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
+
+    def _file(self, path: str) -> Upload | None:
+        if path.startswith("data:"):
+            return from_data_uri(path)
+        return self._uploads.take(Path(path).parent.name)  # also of the address under which Gradio would serve it
 
 
 def _shown(picture: Picture, model: str, cell: Cell) -> Overlay:

@@ -11,7 +11,7 @@ from starlette.middleware import Middleware
 
 from modeling_tier import TierZeroShotPipeline
 
-from . import rendering
+from . import mcp_tools, rendering
 from .answers import (
     COSINE,
     FINDINGS,
@@ -212,7 +212,8 @@ def error_page(message: str) -> gr.Blocks:
 
 def launch(page: gr.Blocks, **options) -> tuple:
     """
-    Start a page of [`build_page`], and return as soon as it answers.
+    Start a page of [`build_page`], and return as soon as it answers. Where the package `mcp` is installed, programs
+    can call its endpoints by the Model Context Protocol, too, at `gradio_api/mcp/`.
 
     Args:
         page: the page.
@@ -222,7 +223,7 @@ def launch(page: gr.Blocks, **options) -> tuple:
         its application, its address, and None.
     """
     page.queue(max_size=MAX_QUEUED_EVENTS, api_open=False)  # closed: routes that would pass the queue
-    return page.launch(
+    launched = page.launch(
         theme=theme(),
         css=rendering.asset("style.css"),
         head=f"<script>\n{rendering.asset('script.js')}</script>",
@@ -234,8 +235,11 @@ def launch(page: gr.Blocks, **options) -> tuple:
         app_kwargs={"middleware": [Middleware(UploadMiddleware, uploads=page.uploads)]},
         quiet=True,  # it would advise to share the page with the world
         prevent_thread_lock=True,
+        mcp_server=mcp_tools.can_serve(),
         **options,
     )
+    mcp_tools.set_form_of_answers(page)
+    return launched
 
 
 def _blocks() -> gr.Blocks:

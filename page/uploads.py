@@ -8,6 +8,9 @@ ends, however that happens. It waits under a random token until its event reads 
 """
 
 import asyncio
+import base64
+import binascii
+import io
 import secrets
 from pathlib import Path, PureWindowsPath
 from typing import IO, NamedTuple
@@ -35,6 +38,25 @@ class Upload(NamedTuple):
     name: str
     file: IO[bytes]
     size: int
+
+
+def from_data_uri(text: str) -> Upload:
+    """
+    A file that a call brings with it, `data:image/png;base64,...`.
+
+    Raises:
+        ValueError: if it is too large, or not in base64.
+    """
+    head, _, content = text.partition(",")
+    if len(content) > MAX_UPLOAD_BYTES * 4 / 3 + 4:
+        raise ValueError(f"A file may have at most {MAX_UPLOAD_BYTES // 2**20} MB.")
+    if not head.endswith(";base64"):
+        raise ValueError("The data URI must be in base64: data:image/png;base64,...")
+    try:
+        file = base64.b64decode(content, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"The data URI is not in base64: {error}.") from error
+    return Upload("The picture", io.BytesIO(file), len(file))
 
 
 class _Refused(Exception):

@@ -32,6 +32,7 @@ from pathlib import Path
 
 import yaml
 
+from ...maps_tier import NO_FINDING
 from ..protocols import PROTOCOLS
 
 
@@ -39,13 +40,6 @@ from ..protocols import PROTOCOLS
 MAX_BYTES = 1_000_000
 # With what YAML's aliases repeat: a small file can name the same list thousands of times.
 MAX_SENTENCES, MAX_CHARACTERS = 20_000, 2_000
-
-# What "no finding" means where a file does not say it.
-NO_FINDING = (
-    "No acute cardiopulmonary process.",
-    "No acute cardiopulmonary abnormality.",
-    "The lungs are clear.",
-)
 
 # A finding affirmed and denied; the prompts of CARZero, and its negation as Bi-MCQ has it (arXiv 2601.22696).
 NEGATION = {"positive": ["There is {finding}"], "negative": ["There is no {finding}"]}
