@@ -18,6 +18,7 @@ from .statistics import (
     Classification,
     Confusion,
     Estimate,
+    Ranking,
     Resamples,
     calibrated,
     choose_threshold,
@@ -39,6 +40,7 @@ from .zero_shot import finding_order, map_rows
 
 TEXTS = ("sentence", "token")
 MAX_TOKENS = 30
+LEFT_RIGHT = "auroc_left_right"
 # The maps whose numbers are the main ones: of sentences against boxes, over the pixels, plain cosines.
 MAIN_MAPS = {"text": TEXTS[0], "place": REGIONS[0], "resolution": RESOLUTIONS[0], "map": MAPS[0]}
 # With fewer subjects of a class there is no interval; with few it covers less than it says.
@@ -125,7 +127,8 @@ def gather_evidence(
             `localisation`, and `localisation_masks`, the same against masks, with `iou_at_threshold` and
             `dice_at_threshold` if the validation set has regions; `localisation_maps`: the means over findings of
             every way of looking at a map, with the `threshold` of these two; `radiologist`: `pointing_game`, `iou` and
-            `dice` of another radiologist against the same masks, where the data set has one; `localisation_tokens`:
+            `dice` of another radiologist against the same masks, where the data set has one; `laterality`: by finding
+            and `mean` `auroc_left_right`, where phrases of regions name a side; `localisation_tokens`:
             the most frequent tokens alone; `sparsity` without and with padding; `retrieval_intervals`.
     """
     metrics, details, scored = parts["data"]
@@ -143,6 +146,8 @@ def gather_evidence(
     evidence.subjects = subjects
     if scored.maps is not None and scored.maps.measured:
         _localise(evidence)
+    if scored.sides is not None:
+        evidence.metrics["laterality"] = _laterality(evidence)
     if "radiologist" in sets["data"].column_names:
         evidence.metrics |= _radiologist(evidence, sets["data"])
     if scored.pairs is not None:
@@ -182,7 +187,7 @@ def compare(model: Evidence, baseline: Evidence) -> dict:
             into = result.setdefault(kind, {}).setdefault(which, {})
             for finding, values in by_finding.items():
                 into.setdefault(finding, {})[name] = values
-        elif kind == "retrieval" or _same_tokens_and_patches(model, baseline):
+        elif kind in ("retrieval", "laterality") or _same_tokens_and_patches(model, baseline):
             gap = float(estimate.value - other.value)
             result.setdefault(kind, {}).setdefault(which, {})[name] = difference(
                 gap, estimate.distribution, other.distribution, model.confidence
@@ -533,6 +538,33 @@ def _localise(evidence: Evidence) -> None:
                 evidence.metrics[key] = by_finding
     evidence.metrics["localisation_maps"] = rows
     evidence.metrics["localisation_tokens"] = _tokens(scored)
+
+
+def _laterality(evidence: Evidence) -> dict:
+    """By finding and `mean` the AUROC of the margin for "left", among the images where it has one side."""
+    sides = evidence.scored.sides
+    names = dict.fromkeys((*evidence.details["findings"], *sorted(sides.finding.tolist())))
+    chosen = {name: np.flatnonzero(sides.finding == name) for name in names}
+    chosen = {name: rows for name, rows in chosen.items() if len(rows)}
+    rankings = [Ranking(sides.left[rows].astype(np.float64), sides.margin[rows]) for rows in chosen.values()]
+    positions = np.searchsorted(evidence.details["rows"], sides.row)
+
+    def statistic(weights):
+        drawn = np.take(weights, positions, axis=1)
+        by_finding = [ranking(drawn[:, rows])[0] for ranking, rows in zip(rankings, chosen.values())]
+        return {LEFT_RIGHT: np.stack(by_finding, axis=1)}
+
+    estimate = evidence.distribution(evidence.subjects, statistic)[LEFT_RIGHT]
+    missing = [missing_class(sides.left[rows].astype(np.float64)) for rows in chosen.values()]
+    by_finding = intervals(estimate, list(chosen), evidence.confidence, missing)
+    mean = Estimate(macro_mean(estimate.value), macro_mean(estimate.distribution))
+    if not np.isnan(mean.value):
+        evidence.estimates["laterality", "mean", LEFT_RIGHT] = mean
+    numbers = {
+        name: {"num_left": int(sides.left[rows].sum()), "num_right": int((~sides.left[rows]).sum())}
+        for name, rows in chosen.items()
+    }
+    return {name: {LEFT_RIGHT: values} | numbers.get(name, {}) for name, values in by_finding.items()}
 
 
 def _radiologist(evidence: Evidence, dataset: Dataset) -> dict:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 # Groups: measures that are computed and shown together.
 RANKING = "ranking"
 NEGATION = "negation"
+LATERALITY = "laterality"
 DECISION = "decision"
 CALIBRATION = "calibration"
 LOCALISATION = "localisation"
@@ -123,6 +124,16 @@ MEASURES = [
         larger_is_better=True,
         short="AUROC, pair",
         shown={MAIN: 6, SUMMARY: 2},
+    ),
+    Measure(
+        "auroc_left_right",
+        "AUROC of left against right",
+        "of the image's cosine with a ground-truth region's phrase of the left side minus that with the same phrase "
+        "of the right side, for the side, among the images in which the finding is on one side alone.",
+        LATERALITY,
+        larger_is_better=True,
+        short="left/right",
+        shown={MAIN: 13, SUMMARY: 9},
     ),
     Measure(
         "mcc",

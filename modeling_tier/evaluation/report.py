@@ -9,7 +9,7 @@ import shlex
 from pathlib import Path
 
 from .document import Code, Paragraph, Section, as_html, as_markdown
-from .measures import DECISION, MAIN, NEGATION, RANKING, RETRIEVAL, group, shown_in
+from .measures import DECISION, LATERALITY, MAIN, NEGATION, RANKING, RETRIEVAL, group, shown_in
 from .report_cells import has_intervals, listed, lookup, models_of, side_by_side, smallest_p, table_blocks
 from .report_findings import calibration, classification, readers
 from .report_maps import example_maps, failure_warnings, localisation, map_name, sparsity
@@ -72,7 +72,7 @@ def _summary(result: dict) -> list:
         caption += f"; in brackets {result['settings']['confidence']:.0%} intervals"
     if has_intervals(result) and len(models) > 1:
         caption += f"; p by bootstrap, {smallest_p(result):.3f} being the smallest possible"
-    by_finding = shown_in(MAIN, RANKING, DECISION, NEGATION)
+    by_finding = shown_in(MAIN, RANKING, DECISION, NEGATION, LATERALITY)
     titles = {m.name: f"mean {m.title}" if m in by_finding else m.title for m in shown_in(MAIN)}
     return blocks + side_by_side(result, caption, titles, _main_numbers) + failure_warnings(models)
 
@@ -81,7 +81,8 @@ def _main_numbers(part: dict) -> dict:
     """Of a model, or of a difference."""
     maps = [entry for entry in part.get("localisation_maps", []) if map_name(entry) == map_name({})]
     sparsity = lookup(part, "sparsity", "without_padding") or {}
-    return (lookup(part, "classification", "image", "mean") or {}) | (maps[0] if maps else {}) | sparsity
+    sides = lookup(part, "laterality", "mean") or {}
+    return (lookup(part, "classification", "image", "mean") or {}) | (maps[0] if maps else {}) | sparsity | sides
 
 
 def _retrieval(result: dict) -> list:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from .document import Definitions, Folded, Paragraph
 from .failure_modes import has_collapsed, has_fixed_peaks
-from .measures import LOCALISATION, SEGMENTATION, SPARSITY, TOKENS, WHOLE_SET, group, shown_in
+from .measures import LATERALITY, LOCALISATION, SEGMENTATION, SPARSITY, TOKENS, WHOLE_SET, group, shown_in
 from .report_cells import (
     count_cell,
     definitions,
@@ -13,6 +13,7 @@ from .report_cells import (
     differences_of,
     estimate_cell,
     figure_blocks,
+    finding_column,
     listed,
     lookup,
     models_of,
@@ -50,6 +51,14 @@ def localisation(result: dict) -> list:
                 )
             )
     blocks += _beside_radiologist(models)
+    for name, metrics in models.items():
+        sides = metrics.get("laterality", {})
+        columns = {m.title: finding_column(sides, m.name, estimate_cell) for m in group(LATERALITY)}
+        columns |= {
+            title: finding_column(sides, key, count_cell)
+            for key, title in (("num_left", "on the left"), ("num_right", "on the right"))
+        }
+        blocks += table_blocks(f"{name}: left against right", "finding", list(sides), columns)
     if kinds := _map_kinds(result):
         blocks.append(Folded("Every kind of map", kinds))
     for name, metrics in models.items():
@@ -60,7 +69,9 @@ def localisation(result: dict) -> list:
         blocks += table_blocks(caption, "token", [token["token"] for token in tokens], columns)
     if blocks:
         has_threshold = any("dice_at_threshold" in m.get("localisation_intervals", {}) for m in models.values())
-        items = definitions(group(LOCALISATION, SEGMENTATION) if has_threshold else group(LOCALISATION)) | {
+        shown = [LOCALISATION] + [SEGMENTATION] * has_threshold
+        shown += [LATERALITY] * any("laterality" in metrics for metrics in models.values())
+        items = definitions(group(*shown)) | {
             "Smoothing": _smoothing(result["settings"]),
             "Single tokens": "each token of a phrase alone, small words included, punctuation not, against the region "
             "of the whole phrase; the mean over a phrase's tokens counts as one map.",

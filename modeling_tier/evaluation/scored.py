@@ -79,6 +79,20 @@ class SentenceScores:
 
 
 @dataclass
+class SideScores:
+    """One row per image and finding whose phrases name one side."""
+
+    row: np.ndarray
+    """(K,) row in the data set."""
+    finding: np.ndarray
+    """(K,)"""
+    left: np.ndarray
+    """(K,) whether the side is the left one."""
+    margin: np.ndarray
+    """(K,) cosine of the image with the phrase of the left side minus that with the same of the right."""
+
+
+@dataclass
 class MapScores:
     """One row per map: of each phrase that names a region, and of each of its tokens."""
 
@@ -112,6 +126,8 @@ class Scored:
     """None without regions."""
     sentences: SentenceScores | None = None
     """None without texts, or if they were not asked for."""
+    sides: SideScores | None = None
+    """None where no phrase names one side."""
     unreadable: np.ndarray = field(default_factory=lambda: np.array([], dtype=str))
     """Why an image could not be read."""
     unreadable_rows: np.ndarray = field(default_factory=lambda: np.array([], dtype=np.int64))
@@ -140,7 +156,7 @@ class Scored:
                 scored = _rebuilt(cls, {tuple(name.split(_SEPARATOR)): arrays[name] for name in arrays.files})
         except (OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path} holds no scores of this format: {error}") from error
-        for part in (scored.images, scored.pairs, scored.maps, scored.sentences):
+        for part in (scored.images, scored.pairs, scored.maps, scored.sentences, scored.sides):
             lengths = {len(values) for _, values in _arrays(part) if values.ndim} if part is not None else {0}
             if len(lengths) > 1:
                 raise ValueError(f"{path}: {type(part).__name__} has columns of different lengths {sorted(lengths)}.")
@@ -154,7 +170,7 @@ def join(parts: list[Scored]) -> Scored:
 
 def cache_format() -> dict:
     """The fields and the measures that are stored: caches of another format are not looked at."""
-    kinds = (Scored, ImageScores, PairScores, MapScores, SentenceScores)
+    kinds = (Scored, ImageScores, PairScores, MapScores, SentenceScores, SideScores)
     fields = {kind.__name__: [f.name for f in dataclasses.fields(kind)] for kind in kinds}
     measures = {name: sorted(m.of_map or m.name for m in group(name)) for name in (LOCALISATION, SPARSITY)}
     return {"number": FORMAT} | fields | measures
@@ -176,6 +192,7 @@ _NESTED: dict[str, Callable] = {
     "pairs": PairScores,
     "maps": MapScores,
     "sentences": SentenceScores,
+    "sides": SideScores,
 }
 
 

@@ -24,8 +24,9 @@ from ..modeling_tier import TierModel, TierOutput
 from ..processing_tier import TierProcessor
 from .fingerprints import content_digest
 from .localisation import MapOptions, Probe, ground
-from .scored import ImageScores, PairScores, Scored, SentenceScores, join
+from .scored import ImageScores, PairScores, Scored, SentenceScores, SideScores, join
 from .sentences import split_sentences
+from .sides import mirrored, one_sided, side_of
 from .sparsity import sparsity
 
 
@@ -305,6 +306,8 @@ def score_batch(
         weights = out.patch_weights if with_weights else [None] * len(patch_embeds)
         images = zip(batch["rows"], patch_embeds, weights, batch["regions"], batch["sizes"])
         scored.maps = join([ground(*image, maps) for image in images])
+        if options.thorough:
+            scored.sides = _side_scores(batch, image_embeds, probes)
     return scored
 
 
@@ -327,6 +330,18 @@ def _image_scores(batch: dict, image_embeds: torch.Tensor, patch_embeds: torch.T
         numbers["negated"] = image_embeds @ probes.negated.T
     numbers["embeds"] = image_embeds
     return ImageScores(rows=np.array(batch["rows"]), digests=np.array(batch["digests"]), **_on_cpu(numbers))
+
+
+def _side_scores(batch: dict, image_embeds: torch.Tensor, probes: Probes) -> SideScores | None:
+    """None where no phrase of the images names one side."""
+    rows = []
+    for row, embed, regions in zip(batch["rows"], image_embeds, batch["regions"]):
+        for finding, phrase in one_sided(regions or []).items():
+            own, other = (probes.phrase(text).embeds[0] for text in (phrase, mirrored(phrase)))
+            towards_own = float(embed @ (own - other))
+            is_left = side_of(phrase) == "left"
+            rows.append((row, finding, is_left, towards_own if is_left else -towards_own))
+    return SideScores(*map(np.array, zip(*rows))) if rows else None
 
 
 def _sentence_scores(batch: dict, probes: Probes) -> SentenceScores | None:

@@ -1,7 +1,19 @@
 # Licensed under the Apache License, Version 2.0.
 """The results of an evaluation as tables of plain text, for the screen; report.html has all of them."""
 
-from .measures import BY_NAME, LOCALISATION, MAIN, NEGATION, RETRIEVAL, SCREEN, SEGMENTATION, SUMMARY, group, shown_in
+from .measures import (
+    BY_NAME,
+    LATERALITY,
+    LOCALISATION,
+    MAIN,
+    NEGATION,
+    RETRIEVAL,
+    SCREEN,
+    SEGMENTATION,
+    SUMMARY,
+    group,
+    shown_in,
+)
 
 
 def metrics_tables(result: dict) -> str:
@@ -75,8 +87,9 @@ def _finding_columns(metrics: dict) -> dict[str, dict[str, str]]:
 def _whole_set(metrics: dict) -> list[list[str]]:
     rows = []
     means = metrics.get("classification", {}).get("image", {}).get("mean", {})
+    means = means | metrics.get("laterality", {}).get("mean", {})
     for measure in shown_in(SUMMARY):
-        if measure.group == NEGATION and measure.name in means:
+        if measure.group in (NEGATION, LATERALITY) and measure.name in means:
             rows.append([f"{measure.title}, mean", estimate(means[measure.name])])
         elif measure.name in metrics:
             title, value = measure.full or measure.title, number(metrics[measure.name])

@@ -14,6 +14,7 @@ from modeling_tier.evaluation.measures import (
     CARD,
     DECISION,
     DEMO,
+    LATERALITY,
     LOCALISATION,
     MAIN,
     MEASURES,
@@ -25,6 +26,7 @@ from modeling_tier.evaluation.measures import (
     SEARCH_FIGURE,
     SEGMENTATION,
     SPARSITY,
+    SUITE,
     SUMMARY,
     TOKENS,
     WHOLE_SET,
@@ -36,7 +38,7 @@ from modeling_tier.evaluation.sparsity import sparsity
 from modeling_tier.evaluation.statistics import DECISIONS, Classification
 
 
-PLACES = (MAIN, SCREEN, SUMMARY, CARD, SEARCH, SEARCH_FIGURE, DEMO, TOKENS)
+PLACES = (MAIN, SCREEN, SUMMARY, SUITE, CARD, SEARCH, SEARCH_FIGURE, DEMO, TOKENS)
 
 
 def names(measures):
@@ -53,7 +55,18 @@ def test_a_record_is_complete():
         assert bool(measure.of_map) == (measure.group == LOCALISATION)
         assert bool(measure.threshold) == (measure.group == DECISION)
     for place in PLACES:
-        groups = [RANKING, NEGATION, DECISION, CALIBRATION, LOCALISATION, SEGMENTATION, SPARSITY, WHOLE_SET, RETRIEVAL]
+        groups = [
+            RANKING,
+            NEGATION,
+            LATERALITY,
+            DECISION,
+            CALIBRATION,
+            LOCALISATION,
+            SEGMENTATION,
+            SPARSITY,
+            WHOLE_SET,
+            RETRIEVAL,
+        ]
         assert sum((shown_in(place, one) for one in groups), []) != [] and len(shown_in(place)) > 1
 
 

@@ -85,6 +85,10 @@ class Maker:
             metrics["localisation_intervals"] = {
                 name: {f: self.estimate() for f in [*findings, "mean"]} for name in MAP_MEASURES
             }
+            metrics["laterality"] = {
+                f: {"auroc_left_right": self.estimate(), "num_left": 31, "num_right": 24}
+                for f in [*findings[:2], "mean"]
+            }
             metrics["localisation_masks"] = {
                 name: {f: self.estimate() for f in [*findings[:2], "mean"]} for name in MAP_MEASURES
             }
@@ -134,6 +138,7 @@ class Maker:
         part = {"classification": part}
         if regions:
             part["localisation_maps"] = self.variants(self.difference)
+            part["laterality"] = {"mean": {"auroc_left_right": self.difference()}}
         if texts:
             part |= {"sparsity": self.sparsity(self.difference), "retrieval": self.retrieval(self.difference)}
         return part
