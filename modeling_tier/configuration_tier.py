@@ -21,8 +21,8 @@ MAX_INPUT_SIDE = 4096  # pixels
 TERMS = {"token_entropy": "lambda_token", "patch_entropy": "lambda_patch"}
 
 PROJECTIONS = ("linear", "affine", "mlp", "open_clip", "siglip")
-IMAGE_POOLINGS = ("cls", "mean", "attention")
-TEXT_POOLINGS = ("token", "mean")
+IMAGE_POOLINGS = ("cls", "mean", "attention", "first")
+TEXT_POOLINGS = ("token", "mean", "last")
 
 _DEFAULT_ENCODERS = {"text_config": "clip_text_model", "vision_config": "clip_vision_model"}
 
@@ -73,10 +73,12 @@ class TierConfig(PreTrainedConfig):
         image_pooling (`str`, defaults to `"cls"`):
             `"cls"`: the global image embedding is the projected class token, as CLIP. `"mean"`: it is the mean of the
             projected patches, as the paper; for encoders without a class token. `"attention"`: SigLIP's head pools
-            all patches into it; a patch's own embedding is the head's output for that patch alone.
+            all patches into it; a patch's own embedding is the head's output for that patch alone. `"first"`: it is
+            the projected upper left patch, as CXR-CLIP has it with Swin, which has no class token.
         text_pooling (`str`, defaults to `"token"`):
             `"token"`: the global text embedding is that of the text encoder's own global token ([CLS], end of text).
-            `"mean"`: it is the mean of the projected tokens, as GLoRIA and MedCLIP; padding never counts.
+            `"mean"`: it is the mean of the projected tokens, as GLoRIA and MedCLIP; padding never counts. `"last"`: it
+            is that of the last token before the padding, [SEP] of a BERT, as CXR-CLIP.
         text_layers (`list[int]`, *optional*):
             Hidden states of the text encoder, 0 being its embeddings, whose mean is a token's state, as GLoRIA and
             MedCLIP; the last one must be among them. By default it is the last one alone.
@@ -136,8 +138,10 @@ class TierConfig(PreTrainedConfig):
         self._check_options()
         check_text_encoder(self.text_config)
         check_vision_encoder(self.vision_config, self.image_pooling)
-        if self.text_pooling == "mean" and self.text_config.model_type in LAST_POOLED_TEXT:
-            raise ValueError("text_pooling='mean' would count the padding that SigLIP's text encoder needs.")
+        if self.text_pooling != "token" and self.text_config.model_type in LAST_POOLED_TEXT:
+            raise ValueError(
+                f"text_pooling={self.text_pooling!r} would count the padding that SigLIP's text encoder needs."
+            )
         if self.projection == "siglip":
             _check_siglip_head(self.vision_config, self.projection_dim)
         if self.special_token_ids is None:

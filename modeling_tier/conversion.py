@@ -6,6 +6,7 @@ from .convert.biovil_t import biovil_t
 from .convert.chexzero import chexzero
 from .convert.clip import clip
 from .convert.command import convert, main
+from .convert.cxr_clip import cxr_clip
 from .convert.gloria import gloria
 from .convert.medclip import medclip
 from .convert.open_clip import open_clip
@@ -24,6 +25,7 @@ __all__ = [
     "chexzero",
     "clip",
     "convert",
+    "cxr_clip",
     "gloria",
     "main",
     "medclip",

@@ -344,6 +344,13 @@ def global_token_position(
     return attention_mask.to(torch.int).argmax(dim=-1)
 
 
+def last_token_position(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """Position (M,) of the last token that is not padding."""
+    numbers = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
+    valid = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.device)
+    return (valid.to(torch.bool) * numbers).argmax(dim=-1)
+
+
 def _end_token_position(
     config: PreTrainedConfig, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
 ) -> torch.Tensor:
@@ -361,11 +368,11 @@ def _end_token_position(
     first_end = ends.to(torch.int).argmax(dim=-1)
     if min(end_ids) >= config.vocab_size:  # it cannot occur; CLIPTextModel takes the first token
         return first_end
-    numbers = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
-    valid = torch.ones_like(ends) if attention_mask is None else attention_mask.to(torch.bool)
-    last = (valid * numbers).argmax(dim=-1)
+    last = last_token_position(input_ids, attention_mask)
     if end_ids != [2]:
         return torch.where(ends.any(dim=-1), first_end, last)
+    numbers = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
+    valid = torch.ones_like(ends) if attention_mask is None else attention_mask.to(torch.bool)
     after_end = (ends * numbers).amax(dim=-1, keepdim=True)  # 0 where there is none
     only_padding = ~valid | (input_ids == config.pad_token_id) | (numbers <= after_end)
     ends_with_2 = (after_end.squeeze(-1) > 0) & only_padding.all(dim=-1)

@@ -25,6 +25,7 @@ from .encoders_tier import (
     check_pixels,
     encoder_width,
     global_token_position,
+    last_token_position,
     max_text_length,
     pad_to_full_length,
     patch_grid,
@@ -553,7 +554,11 @@ class TierModel(TierPreTrainedModel):
         if self.config.text_pooling == "mean":
             embeds = _mean_over_tokens(token_embeds, attention_mask)
         else:
-            position = global_token_position(config, input_ids, attention_mask).to(token_embeds.device)
+            if self.config.text_pooling == "last":
+                position = last_token_position(input_ids, attention_mask)
+            else:
+                position = global_token_position(config, input_ids, attention_mask)
+            position = position.to(token_embeds.device)
             embeds = token_embeds[torch.arange(position.shape[0], device=position.device), position]
         outputs["pooler_output"] = embeds
         return TierEncoding(embeds, token_embeds[:, :num_tokens], None, outputs)
@@ -594,7 +599,7 @@ class TierModel(TierPreTrainedModel):
             embeds = class_embeds[:, 0]
         else:
             patch_embeds = self.visual_projection(hidden_states)
-            embeds = patch_embeds.mean(dim=1)
+            embeds = patch_embeds[:, 0] if self.config.image_pooling == "first" else patch_embeds.mean(dim=1)
         outputs["pooler_output"] = embeds
         return TierEncoding(embeds, patch_embeds, grid, outputs)
 
@@ -626,7 +631,11 @@ class TierModel(TierPreTrainedModel):
     @property
     def no_contributions(self) -> str | None:
         """Why this model has no maps of contributions; None if it has them."""
-        origins = {"cls": "that of a class token", "attention": "attention's with a perceptron behind it"}
+        origins = {
+            "cls": "that of a class token",
+            "attention": "attention's with a perceptron behind it",
+            "first": "that of the first patch alone",
+        }
         if self.config.image_pooling not in origins:
             return None
         origin = origins[self.config.image_pooling]

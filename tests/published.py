@@ -485,6 +485,22 @@ class Gloria(nn.Module):
         return states, states.sum(dim=1) / 97
 
 
+def small_swin() -> SwinModel:
+    return SwinModel(SwinConfig(image_size=224, embed_dim=32, depths=[1, 2], num_heads=[1, 2], window_size=7))
+
+
+def with_old_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights of a Swin transformer under the names of transformers of 2022."""
+    state = {}
+    for name, tensor in weights.items():
+        for new, old in {"q_proj": "self.query", "k_proj": "self.key", "v_proj": "self.value"}.items():
+            name = name.replace(f"attention.{new}.", f"attention.{old}.")
+        name = name.replace(".attention.o_proj.", ".attention.output.dense.")
+        name = name.replace("attention.relative_position_bias.", "attention.self.")
+        state[name.replace("mlp.fc1", "intermediate.dense").replace("mlp.fc2", "output.dense")] = tensor
+    return state
+
+
 class MedClip(nn.Module):
     def __init__(self, bert: BertConfig, vision: str):
         super().__init__()
@@ -492,8 +508,7 @@ class MedClip(nn.Module):
         self.text_model.model = BertModel(bert)
         self.text_model.projection_head = nn.Linear(bert.hidden_size, DIMENSION, bias=False)
         if vision == "swin":
-            config = SwinConfig(image_size=224, embed_dim=32, depths=[1, 2], num_heads=[1, 2], window_size=7)
-            self.vision_model.model = SwinModel(config)
+            self.vision_model.model = small_swin()
             self.vision_model.projection_head = nn.Linear(64, DIMENSION, bias=False)
         else:
             self.vision_model.model = TorchvisionResNet("bottleneck", (1, 1, 1, 1), 4)
@@ -517,17 +532,53 @@ class MedClip(nn.Module):
 
     def old_state_dict(self) -> dict[str, torch.Tensor]:
         """Under the names of transformers of its time, with the buffers that it stored."""
-        state = {}
-        for name, tensor in self.state_dict().items():
-            for new, old in {"q_proj": "self.query", "k_proj": "self.key", "v_proj": "self.value"}.items():
-                name = name.replace(f"attention.{new}.", f"attention.{old}.")
-            name = name.replace(".attention.o_proj.", ".attention.output.dense.")
-            name = name.replace("attention.relative_position_bias.", "attention.self.")
-            state[name.replace("mlp.fc1", "intermediate.dense").replace("mlp.fc2", "output.dense")] = tensor
+        state = with_old_names(self.state_dict())
         state["text_model.model.embeddings.position_ids"] = torch.arange(24)[None]
         block = "vision_model.model.encoder.layers.0.blocks.0.attention.self."
         state[f"{block}relative_position_index"] = torch.zeros(49, 49, dtype=torch.int64)
         return state
+
+
+class CxrClip(nn.Module):
+    def __init__(self, bert: BertConfig, vision: str):
+        super().__init__()
+        self.image_encoder, self.text_encoder = nn.Module(), nn.Module()
+        if vision == "swin":
+            self.image_encoder.image_encoder, width = small_swin(), 64
+        else:
+            self.image_encoder.resnet = TorchvisionResNet("bottleneck", (1, 1, 1, 1), 4)
+            width, self.image_encoder.resnet.fc = self.image_encoder.resnet.channels, nn.Identity()
+        self.text_encoder.text_encoder = BertModel(bert)
+        self.image_projection, self.text_projection = nn.Module(), nn.Module()
+        self.image_projection.projection = nn.Linear(width, DIMENSION)
+        self.text_projection.projection = nn.Linear(bert.hidden_size, DIMENSION)
+        self.logit_scale = nn.Parameter(torch.tensor(2.7))
+
+    def encode_image(self, x):
+        """Patches (N, P, D) and the image (N, D), the first of all states where there might be a class token."""
+        if hasattr(self.image_encoder, "resnet"):
+            features = self.image_encoder.resnet(x)
+            states, pooled = features.flatten(2).transpose(1, 2), features.mean(dim=(2, 3))
+        else:
+            states = self.image_encoder.image_encoder(x).last_hidden_state
+            pooled = states[:, 0]
+        return self.image_projection.projection(states), self.image_projection.projection(pooled)
+
+    def encode_text(self, ids, mask):
+        """Tokens (M, T, D) and texts (M, D)."""
+        states = self.text_encoder.text_encoder(ids, mask).last_hidden_state
+        last = states[torch.arange(len(states)), mask.sum(dim=1) - 1]
+        return self.text_projection.projection(states), self.text_projection.projection(last)
+
+    def checkpoint(self, **config) -> dict:
+        """As its trainer saves."""
+        state = with_old_names(self.state_dict())
+        if not hasattr(self.image_encoder, "resnet"):
+            block = "image_encoder.image_encoder.encoder.layers.0.blocks.0.attention.self."
+            state[f"{block}relative_position_index"] = torch.zeros(49, 49, dtype=torch.int64)
+        state["text_encoder.text_encoder.embeddings.position_ids"] = torch.arange(24)[None]
+        text = {"text_encoder": {"pooling": "eos"} | config}
+        return {"model": state, "optimizer": {"state": {}}, "scheduler": {}, "config": {"model": text}, "epoch": 15}
 
 
 class Malicious:

@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0.
-"""benchmarks/model_zoo.py: eleven small stand-ins of published models from a local endpoint, in one table."""
+"""benchmarks/model_zoo.py: thirteen small stand-ins of published models from a local endpoint, in one table."""
 
 import json
 import subprocess
@@ -16,6 +16,7 @@ from published import (
     BiomedClip,
     BiovilImage,
     BiovilTImage,
+    CxrClip,
     Gloria,
     MedClip,
     OpenaiClip,
@@ -46,6 +47,8 @@ ZOO = {
     "gloria": {"source": "gloria", "model": "someone/gloria/chexpert_resnet50.ckpt"},
     "medclip-resnet": {"source": "medclip", "model": "someone/medclip-resnet"},
     "medclip-swin": {"source": "medclip", "model": "someone/medclip-swin"},
+    "cxr-clip-resnet": {"source": "cxr-clip", "model": "someone/cxr-clip/r50_mcc.tar"},
+    "cxr-clip-swin": {"source": "cxr-clip", "model": "someone/cxr-clip/swint_mcc.tar"},
     "carzero": {"source": "gloria", "model": "someone/gloria/carzero.ckpt"},
 }
 
@@ -66,6 +69,7 @@ def stand_ins(folder: Path) -> dict[str, Path]:
         "emilyalsentzer/Bio_ClinicalBERT": folder / "bert",
         "someone/medclip-resnet": folder / "medclip-resnet",
         "someone/medclip-swin": folder / "medclip-swin",
+        "someone/cxr-clip": folder / "cxr-clip",
     }
     for path in repositories.values():
         path.mkdir(exist_ok=True)
@@ -87,6 +91,8 @@ def stand_ins(folder: Path) -> dict[str, Path]:
     for kind in ("resnet", "swin"):
         state = randomize(MedClip(bert, kind)).old_state_dict()
         torch.save(state, folder / f"medclip-{kind}" / "pytorch_model.bin")
+    for kind, name in (("resnet", "r50_mcc.tar"), ("swin", "swint_mcc.tar")):
+        torch.save(randomize(CxrClip(bert, kind)).checkpoint(), folder / "cxr-clip" / name)
     return repositories
 
 

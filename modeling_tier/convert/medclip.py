@@ -1,16 +1,16 @@
 # Licensed under the Apache License, Version 2.0.
 """MedCLIP (Wang et al., EMNLP 2022): a Swin transformer or a ResNet-50, and Bio_ClinicalBERT."""
 
-import re
-
 from PIL import Image
-from transformers import ResNetConfig, SwinConfig
+from transformers import ResNetConfig
 
 from ..configuration_tier import TierConfig
 from .assemble import POSITIONS, Names, assemble, cropping_image_processor, renaming, shape_of
 from .clinical_bert import CLINICAL_BERT, clinical_bert
 from .resnet import resnet_config, resnet_names
 from .source import Converted, Source
+from .swin import UNUSED as UNUSED_OF_SWIN
+from .swin import swin_config, swin_names
 from .weight_files import Record, Weights, find_file, read_torch, state_dict
 
 
@@ -18,18 +18,6 @@ WEIGHTS_FILE = "pytorch_model.bin"
 
 _TEXT_LAYERS = [1, 2, -1]  # of BERT, whose mean is a token's state
 _MEAN, _STD = 0.5862785803043838, 0.27950088968644304
-_HEAD_CHANNELS, _WINDOW = 32, 7  # of every published Swin of 224 pixels
-
-_SWIN_NAMES: Names = [
-    (r"\.attention\.([qkv])_proj\.", lambda m: f".attention.self.{_LONG_NAMES[m[1]]}."),
-    (r"\.attention\.o_proj\.", ".attention.output.dense."),
-    (r"\.attention\.relative_position_bias\.", ".attention.self."),
-    (r"\.mlp\.fc1\.", ".intermediate.dense."),
-    (r"\.mlp\.fc2\.", ".output.dense."),
-    (r"^vision_model\.", "vision_model.model."),
-    (r"^visual_projection\.", "vision_model.projection_head."),
-]
-_LONG_NAMES = {"q": "query", "k": "key", "v": "value"}
 
 
 def medclip(
@@ -51,13 +39,15 @@ def medclip(
     with_swin = "vision_model.projection_head.weight" in weights
     config = TierConfig(
         text_config=text_config,
-        vision_config=_swin_config(weights) if with_swin else _resnet_config(weights),
+        vision_config=swin_config(weights, "vision_model.model.", "MedCLIP with a Swin transformer")
+        if with_swin
+        else _resnet_config(weights),
         projection_dim=projection_dim,
         image_pooling="mean",
         text_pooling="mean",
         text_layers=_TEXT_LAYERS,
     )
-    vision_name = renaming(_SWIN_NAMES if with_swin else _resnet_names())
+    vision_name = renaming(_swin_names() if with_swin else _resnet_names())
     text_name = renaming(
         [(r"^text_model\.", "text_model.model."), (r"^text_projection\.", "text_model.projection_head.")]
     )
@@ -65,10 +55,8 @@ def medclip(
     def source_name(name: str) -> str:
         return vision_name(name) if name.startswith("vis") else text_name(name)
 
-    unused = POSITIONS | {
-        r"text_model\.model\.pooler\..*": "BERT's own pooling: no embedding needs it",
-        r".*\.relative_position_index": "where two patches of a window lie: counted here, not stored",
-    }
+    pooler = {r"text_model\.model\.pooler\..*": "BERT's own pooling: no embedding needs it"}
+    unused = POSITIONS | UNUSED_OF_SWIN | pooler
     record.notes.append(
         "MedCLIP's own code counts the padding of a batch in a text's mean; here it never counts, so texts that are "
         "encoded one by one agree"
@@ -78,24 +66,12 @@ def medclip(
     return assemble(config, weights, source_name, unused, image_processor, tokenizer, record, pad_to_square=True)
 
 
-def _swin_config(weights: Weights) -> SwinConfig:
-    kind, prefix = "MedCLIP with a Swin transformer", "vision_model.model."
-    embed_dim, _, patch_size, _ = shape_of(weights, f"{prefix}embeddings.patch_embeddings.projection.weight", 4, kind)
-    pattern = rf"{re.escape(prefix)}encoder\.layers\.(\d)\.blocks\.(\d+)\."
-    blocks = {m.groups() for m in (re.match(pattern, key) for key in weights) if m}
-    stages = sorted({stage for stage, _ in blocks})
-    return SwinConfig(
-        image_size=224,
-        patch_size=patch_size,
-        embed_dim=embed_dim,
-        depths=[sum(stage == other for other, _ in blocks) for stage in stages],
-        num_heads=[embed_dim * 2**i // _HEAD_CHANNELS for i in range(len(stages))],
-        window_size=_WINDOW,
-    )
-
-
 def _resnet_config(weights: Weights) -> ResNetConfig:
     return resnet_config(weights, "vision_model.model.")
+
+
+def _swin_names() -> Names:
+    return [*swin_names("vision_model.model."), (r"^visual_projection\.", "vision_model.projection_head.")]
 
 
 def _resnet_names() -> Names:

@@ -63,7 +63,7 @@ class ModelOptions:
     text_config: dict = option(dict, "configuration of a new text encoder, with its model_type")
     projection_dim: int | None = option(None, "dimension of the joint space")
     projection: str | None = option(None, "heads of the joint space: linear | mlp")
-    image_pooling: str | None = option(None, "global image embedding: cls | mean")
+    image_pooling: str | None = option(None, "global image embedding: cls | mean | first")
     lambda_token: float | None = option(None, "weight of the token term; null: TierConfig's or the model's own")
     lambda_patch: float | None = option(None, "weight of the patch term; null: TierConfig's or the model's own")
     entropy_temperature: float | None = option(None, "divides the cosines in the entropies")

@@ -1,13 +1,14 @@
 # Licensed under the Apache License, Version 2.0.
-"""GLoRIA and MedCLIP, built here from plain torch, against what comes of them; and models that cannot be converted."""
+"""GLoRIA, MedCLIP and CXR-CLIP, built here from plain torch, against what comes of them; and what cannot be read."""
 
 import sys
+import tarfile
 import types
 from pathlib import Path
 
 import pytest
 import torch
-from published import TEXTS, Gloria, Malicious, MedClip, randomize, tokens, write_bert
+from published import TEXTS, CxrClip, Gloria, Malicious, MedClip, randomize, tokens, write_bert
 from torch import nn
 
 from modeling_tier import conversion
@@ -98,6 +99,62 @@ def test_medclip_gives_the_same_embeddings_and_logits(tmp_path, vision):
     index = "vision_model.model.encoder.layers.0.blocks.0.attention.self.relative_position_index"
     assert {index, "text_model.model.embeddings.position_ids"} < set(record.unused)
     assert not record.initial and "padding" in record.notes[0]
+
+
+@pytest.mark.parametrize("pooling", ["eos", "bos"])
+@pytest.mark.parametrize("vision", ["swin", "resnet"])
+def test_cxr_clip_gives_the_same_embeddings_and_logits(tmp_path, vision, pooling):
+    theirs = randomize(CxrClip(write_bert(tmp_path / "bert"), vision))
+    torch.save(theirs.checkpoint(pooling=pooling), tmp_path / "r50_mcc.tar")
+    record = conversion.convert(
+        "cxr-clip", tmp_path / "tier", model=str(tmp_path / "r50_mcc.tar"), text_model=str(tmp_path / "bert")
+    )
+    model, processor = load_model(str(tmp_path / "tier"))
+    pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    texts = tokens(processor)
+    assert len(set(texts["attention_mask"].sum(dim=1).tolist())) > 1, "texts of several lengths"
+    with torch.no_grad():
+        out = model(**texts, pixel_values=pixels)
+        patches, image = theirs.encode_image(pixels)
+        token_embeds, text = theirs.encode_text(texts["input_ids"], texts["attention_mask"])
+    if pooling == "bos":
+        text = token_embeds[:, 0]
+    torch.testing.assert_close(out.vision_model_output.pooler_output, image, **close)
+    torch.testing.assert_close(out.patch_embeds, unit(patches), **close)
+    torch.testing.assert_close(out.text_model_output.pooler_output, text, **close)
+    valid = texts["attention_mask"].bool()
+    torch.testing.assert_close(out.token_embeds[valid], unit(token_embeds[valid]), **close)
+    logits = unit(image) @ unit(text).T * torch.tensor(2.7).exp()
+    torch.testing.assert_close(out.logits_per_image, logits, rtol=1e-5, atol=1e-4)
+    assert {"optimizer", "scheduler", "config", "epoch"} < set(record.unused) and not record.initial
+    if vision == "swin":
+        with pytest.raises(ValueError, match="the first patch alone"):
+            model.get_similarity_map(**texts, pixel_values=pixels[:1], kind="contribution")
+
+
+def test_files_that_are_not_cxr_clips(tmp_path, omegaconf):
+    theirs = randomize(CxrClip(write_bert(tmp_path / "bert"), "resnet"))
+    content, path = theirs.checkpoint(), tmp_path / "model-best.tar"
+
+    def convert(**changes) -> conversion.Record:
+        torch.save(content | changes, path)
+        record = conversion.Record()
+        conversion.cxr_clip(str(path), str(tmp_path / "bert"), record=record)
+        return record
+
+    assert convert(config=omegaconf(model={})).notes[0].startswith("the file tells no pooling of texts: 'eos'")
+    without = {name: tensor for name, tensor in content["model"].items() if name != "logit_scale"}
+    assert "log(1 / 0.07)" in convert(model=without).initial["logit_scale"]
+    with pytest.raises(ValueError, match="text pooling 'max' is none of CXR-CLIP's"):
+        convert(config={"model": {"text_encoder": {"pooling": "max"}}})
+    with pytest.raises(ValueError, match="unknown: image_projection.fc.weight"):  # of its head "mlp"
+        convert(model=content["model"] | {"image_projection.fc.weight": torch.ones(2, 2)})
+    with pytest.raises(ValueError, match="has no 'model'"):
+        convert(model=None)
+    with tarfile.open(tmp_path / "r50_m.tar", "w") as archive:
+        archive.add(path, "model-best.tar")
+    with pytest.raises(ValueError, match="r50_m.tar is an archive: unpack it"):
+        conversion.cxr_clip(str(tmp_path / "r50_m.tar"), str(tmp_path / "bert"))
 
 
 def test_a_checkpoint_that_runs_code_is_refused(tmp_path):

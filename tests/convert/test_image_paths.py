@@ -13,6 +13,7 @@ from PIL import Image
 from published import (
     BiovilImage,
     BiovilTImage,
+    CxrClip,
     Gloria,
     MedClip,
     OpenaiClip,
@@ -97,6 +98,8 @@ def processors(folder) -> dict[str, TierProcessor]:
     torch.save(randomize(BiovilTImage()).state_dict(), folder / "cxr-bert" / BIOVIL_T_IMAGE_FILE)
     torch.save({"state_dict": randomize(Gloria(bert)).state_dict()}, folder / "gloria.ckpt")
     torch.save(randomize(MedClip(bert, "resnet")).state_dict(), folder / "medclip.bin")
+    torch.save(randomize(CxrClip(bert, "resnet")).checkpoint(), folder / "cxr-clip.tar")
+    torch.save(randomize(CxrClip(bert, "swin")).checkpoint(), folder / "cxr-clip-swin.tar")
     chexzero = randomize(OpenaiClip(grid=28))  # 224 pixels
     torch.save(chexzero.state_dict(), folder / "chexzero.pt")
     text = {"text_model": str(folder / "bert")}
@@ -105,6 +108,8 @@ def processors(folder) -> dict[str, TierProcessor]:
         "biovil-t": conversion.biovil_t(str(folder / "cxr-bert"), str(folder / "cxr-bert")),
         "gloria": conversion.gloria(str(folder / "gloria.ckpt"), **text),
         "medclip": conversion.medclip(str(folder / "medclip.bin"), **text),
+        "cxr-clip": conversion.cxr_clip(str(folder / "cxr-clip.tar"), **text),
+        "cxr-clip-swin": conversion.cxr_clip(str(folder / "cxr-clip-swin.tar"), **text),
         "chexzero": conversion.chexzero(str(folder / "chexzero.pt"), str(folder / "clip")),
     }
     for name, (_, processor) in converted.items():
@@ -129,6 +134,17 @@ def test_medclip_pads_and_resizes(processors, picture):
     square.paste(grey, tuple(int((side - length) / 2) for length in grey.size))
     expected = (cropped(square, 224, 224, Image.Resampling.BICUBIC) - 0.5862785803043838) / 0.27950088968644304
     check(processors["medclip"], picture, expected, 2.01 if picture.mode.startswith("I") else 0.01, 0.2795)
+
+
+@pytest.mark.parametrize("picture", PICTURES)
+def test_cxr_clip_resizes_and_crops(processors, picture):
+    """The ResNet's pictures are normalised as ImageNet's; the Swin transformer's by 0.5."""
+    expected = cropped(as_8_bits(picture), 224, 224, Image.Resampling.BILINEAR)
+    greys = 1.01 if picture.mode.startswith("I") else 0.01
+    check(processors["cxr-clip-swin"], picture, (expected - 0.5) / 0.5, greys, 0.5)
+    actual = processors["cxr-clip"](images=picture)["pixel_values"][0].numpy()
+    for channel, mean, std in zip(actual, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)):
+        assert np.abs(channel - (expected - mean) / std).max() <= greys / 255 / std + 1e-5
 
 
 def area(picture: Image.Image, size: tuple[int, int]) -> np.ndarray:
