@@ -282,7 +282,7 @@ def score_batch(
         return scored
     inputs = {name: tensor.to(model.device) for name, tensor in batch["inputs"].items()}
     with probes.autocast:
-        with_weights = options.thorough and model.config.image_pooling == "mean"
+        with_weights = options.thorough and model.no_contributions is None
         out = model(**inputs, return_loss=with_text, output_patch_weights=with_weights)
     image_embeds, patch_embeds = out.image_embeds.float(), out.patch_embeds.float()
     _check_numbers("image", batch, image_embeds, patch_embeds)
