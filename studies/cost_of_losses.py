@@ -137,14 +137,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[64, 128])
-    parser.add_argument("--chunk_size", type=int, default=16, help="pairs of a block of scores")
+    parser.add_argument("--chunk_size", type=int, default=16, help="pairs of a block; 0: whole batches alone")
     parser.add_argument("--rounds", type=int, default=5, help="that are timed")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW")
     parser.add_argument("--output", type=Path, help="file for the results as JSON")
     arguments = parser.parse_args()
     results = []
     for batch_size in arguments.batch_sizes:
-        for chunk_size in (None, arguments.chunk_size):
+        for chunk_size in [None] + [arguments.chunk_size] * (arguments.chunk_size > 0):
             case = Case(Setting(seed=0, num_pairs=batch_size), batch_size, chunk_size)
             rows = measure_costs(case, arguments.rows, arguments.rounds)
             results.append({"batch_size": batch_size, "chunk_size": chunk_size, "rows": rows})
