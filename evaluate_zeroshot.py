@@ -1,4 +1,10 @@
 # Licensed under the Apache License, Version 2.0.
+# /// script
+# requires-python = ">=3.11,<3.14"
+# dependencies = ["modeling-tier[train]"]
+# [tool.uv.sources]
+# modeling-tier = { path = ".", editable = true }
+# ///
 """
 Evaluate one model zero-shot, or several side by side: tables on the screen; metrics.json, report.html, report.md and
 figures in a folder. Models are folders or names on the Hub.

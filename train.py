@@ -1,4 +1,10 @@
 # Licensed under the Apache License, Version 2.0.
+# /// script
+# requires-python = ">=3.11,<3.14"
+# dependencies = ["modeling-tier[train]"]
+# [tool.uv.sources]
+# modeling-tier = { path = ".", editable = true }
+# ///
 """
 Train a TIER model:
 

@@ -7,9 +7,11 @@ import importlib.util
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import evaluate_zeroshot
 import search_lambdas
@@ -85,3 +87,17 @@ def test_no_command_begins_with_advice_of_transformers():
     modules = "modeling_tier.training.building, modeling_tier.conversion, modeling_tier.evaluation.run, page.layout"
     done = subprocess.run([sys.executable, "-c", f"import {modules}"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "transformers" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate_zeroshot.py"])
+def test_a_script_names_what_it_needs_for_uv(script):
+    """PEP 723: the dependencies are this project itself, so that pyproject.toml stays the one list of them."""
+    lines = (ROOT / script).read_text(encoding="utf-8").splitlines()
+    start = lines.index("# /// script")
+    block = lines[start + 1 : lines.index("# ///", start)]
+    header = tomllib.loads("\n".join(line.removeprefix("#").removeprefix(" ") for line in block))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (requirement,) = map(Requirement, header["dependencies"])
+    assert requirement.name == project["name"] and requirement.extras <= set(project["optional-dependencies"])
+    assert header["requires-python"] == project["requires-python"]
+    assert (ROOT / header["tool"]["uv"]["sources"][project["name"]]["path"] / "pyproject.toml").is_file()
