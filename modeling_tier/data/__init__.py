@@ -5,7 +5,8 @@ Image-report pairs as `datasets.Dataset`, every data set with the same columns:
 `image` (`datasets.Image`), `text`, `subject_id`, `study_id`, `image_id`, `view`, `labels` (finding -> 1 positive,
 0 negative, -1 uncertain, null not mentioned) and, where ground-truth regions of the findings are known, `regions`
 (list of `finding`, `phrase`, `box` as x_min, y_min, x_max, y_max in pixels of the image, and `mask`). `text` is null
-where a data set has none; `reads` are the annotations of CheXpert's radiologists.
+where a data set has none; `reads` are the annotations of CheXpert's radiologists, `radiologist` says how
+CheXlocalize's other radiologist does against the ground-truth masks.
 """
 
 import textwrap

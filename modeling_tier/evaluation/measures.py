@@ -128,8 +128,8 @@ MEASURES = [
     Measure(
         "auroc_left_right",
         "AUROC of left against right",
-        "of the image's cosine with a ground-truth region's phrase of the left side minus that with the same phrase "
-        "of the right side, for the side, among the images in which the finding is on one side alone.",
+        "of the cosine with a ground-truth region's phrase where it names the left side minus that where it names the "
+        "right, for telling the side, among the images in which the finding is on one side.",
         LATERALITY,
         larger_is_better=True,
         short="left/right",
