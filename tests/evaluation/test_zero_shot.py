@@ -353,6 +353,7 @@ def test_the_same_model_twice_in_two_processes(model, processor, tmp_path):
         (["--validation_split", "test", "--validation.options.num_images", "9"], "of subject_id stand both"),
         (["--validation_split", "train", "--validation.options.seed", "x"], "seed"),
         (["--validation_dataset", "chexpert"], "--validation_split is needed"),
+        (["--validation_image_ids", "list.txt"], "--validation_split is needed"),
         (["--validation_split", "validation", "--validation.options.colour", "1"], "colour"),
         (["--data.colour", "1"], "Unknown option --data.colour"),
         (["--resamples", "-1"], "--resamples must be at least 0"),
