@@ -13,6 +13,7 @@ from PIL import Image
 
 from modeling_tier import load_radiograph, overlay_map
 from modeling_tier.evaluation import load_no_finding
+from modeling_tier.maps_tier import NEGATIVE_COLOUR, OVERLAY_OPACITY, POSITIVE_COLOUR
 from page.answers import (
     CONTRIBUTION,
     COSINE,
@@ -36,7 +37,7 @@ from page.painting import (
     painted_values,
     position_in_words,
 )
-from page.rendering import kinds_explained, maps, scores
+from page.rendering import asset, kinds_explained, maps, scores
 from page.uploads import Upload
 from tests.page.fixtures import pixels
 
@@ -192,6 +193,13 @@ def test_colours_are_those_of_the_pipelines_overlay():
     alpha = layer.getchannel("A").point(lambda value: value * 0.7)
     shown = np.asarray(Image.composite(layer.convert("RGB"), picture, alpha), dtype=int)
     np.testing.assert_allclose(shown, np.asarray(overlay_map(picture, cosines, 0.6), dtype=int), atol=3)
+
+
+def test_the_style_has_the_colours_and_the_strength_of_the_overlay():
+    style = asset("style.css")
+    for name, colour in (("orange", POSITIVE_COLOUR), ("blue", NEGATIVE_COLOUR)):
+        assert f"--tier-{name}: {' '.join(map(str, colour))};" in style
+    assert f"--tier-strength: {str(OVERLAY_OPACITY).lstrip('0')};" in style
 
 
 def test_colours_are_alike_for_all_maps_of_a_model_or_stretched_for_each():
