@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..cosines_tier import l2_normalize
+from ..data.grey_pictures import GreyPictures
 from ..data.pictures import read_picture, undecoded
 from ..modeling_tier import TierModel, TierOutput
 from ..processing_tier import TierProcessor
@@ -110,6 +111,7 @@ class Batches(torch.utils.data.Dataset):
     def __init__(self, dataset: Dataset, processor: TierProcessor, batch_size: int, with_text: bool):
         self.stored, self.processor = undecoded(dataset), processor
         self.batch_size, self.with_text = batch_size, with_text
+        self.to_pixels = GreyPictures(processor)
 
     def __len__(self) -> int:
         return math.ceil(len(self.stored) / self.batch_size)
@@ -141,7 +143,7 @@ class Batches(torch.utils.data.Dataset):
         if pictures:
             # Where there are no texts, one empty text: the model asks for one.
             text = batch["texts"] if self.with_text else [""]
-            batch["inputs"] = dict(self.processor(images=list(pictures.values()), text=text))
+            batch["inputs"] = dict(self.processor(text=text)) | self.to_pixels(list(pictures.values()))
         return batch
 
 
