@@ -260,8 +260,8 @@ MEASURES = [
     Measure(
         "iou",
         "IoU",
-        "the same for the map scaled to [0, 1] by its own extremes, at the one threshold that is best for all maps of "
-        "the finding together. It is chosen on the maps that it is judged by, which flatters it.",
+        "intersection over union for the map scaled to [0, 1] by its own extremes, at the one threshold that is best "
+        "for all maps of the finding together. It is chosen on the maps that it is judged by, which flatters it.",
         LOCALISATION,
         larger_is_better=True,
         of_map="ious",

@@ -34,7 +34,7 @@ def localisation(result: dict) -> list:
             title: [estimate_cell(lookup(intervals, key, f) or lookup(part, key, f)) for f in findings]
             for key, title in titles.items()
         }
-        caption = f"{name}: maps of whole sentences over the pixels, by finding"
+        caption = f"{name}: maps of whole sentences over the pixels against boxes, by finding"
         if part.get("num_outside"):
             caption += (
                 f"; {part['num_outside']:,} ground-truth regions lie outside what the model sees and are skipped"
@@ -69,15 +69,16 @@ def localisation(result: dict) -> list:
         blocks += table_blocks(caption, "token", [token["token"] for token in tokens], columns)
     if blocks:
         has_threshold = any("dice_at_threshold" in m.get("localisation_intervals", {}) for m in models.values())
-        shown = [LOCALISATION] + [SEGMENTATION] * has_threshold
-        shown += [LATERALITY] * any("laterality" in metrics for metrics in models.values())
-        items = definitions(group(*shown)) | {
+        has_sides = any("laterality" in metrics for metrics in models.values())
+        items = definitions(group(LOCALISATION, *[SEGMENTATION] * has_threshold)) | {
             "Smoothing": _smoothing(result["settings"]),
             "Single tokens": "each token of a phrase alone, small words included, punctuation not, against the region "
             "of the whole phrase; the mean over a phrase's tokens counts as one map.",
             "Maps by patch": "the patches as they are; those belong to a region of which it covers at least one half, "
             "or, if there is none, the one of which it covers most.",
         }
+        if has_sides:
+            items |= definitions(group(LATERALITY))
         blocks.insert(0, Definitions(items))
     return blocks
 
