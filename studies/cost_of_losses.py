@@ -11,6 +11,7 @@ it little, and memory is the peak of torch's allocator in a process of its own f
 import argparse
 import json
 import multiprocessing
+import shlex
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -151,7 +152,14 @@ def main() -> None:
             print(aligned(lines(results[-1])), flush=True)
     machine = torch.cuda.get_device_name() if DEVICE == "cuda" else "CPU, one thread"
     if arguments.output:
-        about = {"machine": machine, "torch": torch.__version__, "rounds": arguments.rounds, "results": results}
+        command = shlex.join(["python", "studies/cost_of_losses.py", *sys.argv[1:]])
+        about = {
+            "command": command,
+            "machine": machine,
+            "torch": torch.__version__,
+            "rounds": arguments.rounds,
+            "results": results,
+        }
         arguments.output.write_text(json.dumps(about, indent=1) + "\n")
 
 

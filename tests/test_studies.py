@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
 import growth  # noqa: E402
 from continued import Setting, build, pretrain, run_rows, training_pairs  # noqa: E402
 from cost_of_losses import Case, measure_costs  # noqa: E402
+from cost_of_losses import lines as cost_lines  # noqa: E402
 from drawings import MAPS, HeldOutSet, TrainingSet, held_out_pairs, measure, sentences_of  # noqa: E402
 from embedded import Pairs  # noqa: E402
 from local_losses import ROWS, SENTENCE_ROWS  # noqa: E402
@@ -496,7 +497,7 @@ def tables_of_the_results() -> dict[str, dict[str, dict[str, str]]]:
         "maps of sentences": means(read("maps_of_sentences_cpu")["rows"]),
         "2,000 pairs": value_by_value(read("growth_cpu")["sizes"]["2,000 pairs"]),
     }
-    # COST
+    tables |= {lines[0][0]: lines for lines in map(cost_lines, read("cost_of_losses_cpu")["results"])}
     return {heading: by_row(lines) for heading, lines in tables.items()}
 
 
