@@ -245,7 +245,7 @@ MEASURES = [
         LOCALISATION,
         larger_is_better=True,
         of_map="mdices",
-        shown={SCREEN: 9},
+        shown={SCREEN: 9, SUITE: 3},
     ),
     Measure(
         "pixel_auroc",
@@ -255,7 +255,7 @@ MEASURES = [
         LOCALISATION,
         larger_is_better=True,
         of_map="pixel_auroc",
-        shown={MAIN: 10, SCREEN: 10},
+        shown={MAIN: 10, SCREEN: 10, SUITE: 7},
     ),
     Measure(
         "iou",

@@ -233,7 +233,7 @@ def test_every_published_row_has_a_protocol_and_a_source():
     ), "a number twice"
     for row in known.rows:
         assert row.protocol in known.protocols and known.sources[row.source].short
-        assert set(row.values) <= columns and row.measure in {"dice", *(measure.name for measure in shown_in(SUITE))}
+        assert set(row.values) <= columns and row.measure in [measure.name for measure in shown_in(SUITE)]
         assert all(0 < value < 1 for value in row.values.values())
     cpo = next(row for row in known.rows if row.model == "CPO")
     assert list(cpo.values.values()) == [0.844, 0.820, 0.851, 0.817, 0.925, 0.801] and cpo.protocol == "carzero"
