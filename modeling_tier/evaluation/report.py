@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .document import Code, Paragraph, Section, as_html, as_markdown
 from .measures import DECISION, LATERALITY, MAIN, NEGATION, RANKING, RETRIEVAL, group, shown_in
+from .protocols import PROTOCOLS
 from .report_cells import has_intervals, listed, lookup, models_of, side_by_side, smallest_p, table_blocks
 from .report_findings import calibration, classification, readers
 from .report_maps import example_maps, failure_warnings, localisation, map_name, sparsity
@@ -141,15 +142,18 @@ def command(result: dict) -> str:
         f"accelerate launch --num_processes {settings['processes']}" if many else "python",
         "evaluate_zeroshot.py",
     ]
-    models = [result["model"], *(other["model"] for other in result.get("compared", {}).values())]
-    options = [("model", model) for model in models]
+    judged = [result["model"], *(other["model"] for other in result.get("compared", {}).values())]
+    options = [("scores" if path in result.get("scores", ()) else "model", path) for path in judged]
     options += [("dataset", result["dataset"]), ("split", result["split"])]
+    options += [("image_ids", result["image_ids"])] if "image_ids" in result else []
     options += [(f"data.options.{name}", value) for name, value in result["options"].items()]
     if validation:
         options += [("validation_dataset", validation["dataset"]), ("validation_split", validation["split"])]
         options += [(f"validation.options.{name}", value) for name, value in validation["options"].items()]
         options += [("validation_image_ids", validation["image_ids"])] if "image_ids" in validation else []
-    options += [("protocol", result["protocol"]["name"]), *result["labels"].items()]
+    if result["protocol"]["name"] in PROTOCOLS:  # files of scores have none
+        options += [("protocol", result["protocol"]["name"])]
+    options += result["labels"].items()
     source = result["prompts"]["source"]
     options += [("prompts", source)] if source not in ("", result["dataset"]) else []
     options += [(name, settings[name]) for name in ("resamples", "batch_size", "dtype", "device")]

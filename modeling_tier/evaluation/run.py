@@ -269,6 +269,7 @@ def _result(
             for name, path in zip(others, config.judged[1:])
         },
     }
+    result |= {name: getattr(config, name) for name in ("image_ids", "scores") if getattr(config, name)}
     return result | ({"validation": _validation_part(config, inputs, main)} if config.validation else {})
 
 

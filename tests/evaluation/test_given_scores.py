@@ -3,6 +3,8 @@
 
 import csv
 import json
+import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -83,6 +85,17 @@ def test_scores_of_files_are_judged_as_a_models_are(run, small, tmp_path):
         == 2
     )
     assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_the_reports_command_judges_the_same_images_by_the_same_files(run, small, tmp_path):
+    data, studies, _, _, a, b = small
+    ids = tmp_path / "some images.txt"
+    ids.write_text("".join(f"test/{study}/view1_frontal.jpg\n" for study in studies[:20]))
+    chosen = ["--scores", a, "--scores", b, "--dataset", "chexpert", "--data_dir", data, "--image_ids", ids]
+    result = run(*chosen)
+    words = shlex.split(re.search(r"```bash\n(.*)\n```", (tmp_path / "out" / "report.md").read_text())[1])
+    again = run(*words[2:])
+    assert again["fingerprints"] == result["fingerprints"] and again["metrics"] == result["metrics"]
 
 
 def test_bad_files_of_scores_are_named(run, small, tmp_path):
