@@ -184,8 +184,8 @@ def _published(row: PublishedRow, name: str, ours: dict[str, int]) -> Cell:
     known, number = published().counts.get(row.measure, {}).get(name, {}), f"{row.values[name]:.3f}"
     other = {key: value for key, value in known.items() if value != ours[key]}
     unknown = [f"{key} not known" for key in ours if key not in known]
-    pieces = [*_numbers(other), *unknown]
-    return (f"[{number}]" if other else number, *(f"{piece}," for piece in pieces[:-1]), *pieces[-1:])
+    pieces = [f"[{number}]" if other else number, *_numbers(other), *unknown]
+    return (*(f"{piece}," for piece in pieces[:-1]), pieces[-1])
 
 
 def _data_sets(done: SuiteResults, folder: str) -> list:

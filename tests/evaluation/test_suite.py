@@ -85,8 +85,8 @@ def test_a_suite(run, tmp_path, monkeypatch, capsys):
     assert rows["b"][0].startswith(f"{other['metrics']['auroc']['mean']:.3f}") and rows["b"][0].endswith(
         f"p = {p:.3f}"
     )
-    assert rows["CARZero"] == ["[0.796] 10 findings, 542 images", "carzero", "RadZero, after CARZero"]
-    assert rows["CPO"] == ["[0.801] 10 findings, 542 images", "carzero", "CPO"]
+    assert rows["CARZero"] == ["[0.796], 10 findings, 542 images", "carzero", "RadZero, after CARZero"]
+    assert rows["CPO"] == ["[0.801], 10 findings, 542 images", "carzero", "CPO"]
 
     rows = table_rows(table, "Pointing game")
     assert [cell.split(" (")[0] for cell in rows[""][:2]] == ["nih", "chestxdet10"]
@@ -95,7 +95,7 @@ def test_a_suite(run, tmp_path, monkeypatch, capsys):
         e for e in own if (e["text"], e["place"], e["resolution"], e["map"]) == ("sentence", "box", "pixel", "plain")
     )
     assert rows["b"][0].endswith(f"p = {main['pointing_game']['p_bootstrap']:.3f}")
-    assert rows["VECL"] == ["-", "[0.683] 10 findings, images not known", "carzero, boxes", "VECL"]
+    assert rows["VECL"] == ["-", "[0.683], 10 findings, images not known", "carzero, boxes", "VECL"]
 
     summary = json.loads((tmp_path / "out/metrics.json").read_text())
     assert summary["sets"]["chestxdet10"]["measures"]["auroc"]["b"]["p"] == p and set(summary["skipped"]) == {
@@ -171,8 +171,8 @@ def test_a_published_number_of_the_same_task_has_no_brackets(tmp_path):
     assert rows["ours"][0] == "0.800 (0.790 to 0.810)" and rows["CARZero"][0] == "0.811"
     metrics["num_images"] = 25596
     rows = table_rows(as_markdown(done.title, suite_sections(done), tmp_path), "AUROC")
-    assert rows["CARZero"][0] == "[0.811] 22,433 images"
-    assert "[0.811]" in as_html(done.title, suite_sections(done))
+    assert rows["CARZero"][0] == "[0.811], 22,433 images"
+    assert "[0.811]," in as_html(done.title, suite_sections(done))
 
 
 @pytest.mark.parametrize(
