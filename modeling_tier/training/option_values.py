@@ -39,7 +39,8 @@ def read_options(path: str | Path) -> dict:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"There is no configuration file {path}.")
+        reason = " (it is a folder)" if Path(path).is_dir() else ""
+        raise ValueError(f"There is no configuration file {path}{reason}.")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
         _check_size(content)

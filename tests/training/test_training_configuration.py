@@ -105,6 +105,8 @@ def test_values():
     assert config.optimizer.lr == 0.001 and config.training.epochs == 7
     assert config.data.options["image_size"] == 48 and config.data.options["section"]
     assert config.model.lambda_token == 1.0 and type(config.model.lambda_token) is float
+    with pytest.raises(ValueError, match=r"no configuration file .* \(it is a folder\)"):
+        load_config(str(tmp_path))
     with pytest.raises(ValueError, match=r"no configuration file no\.yaml"):
         load_config("no.yaml")
 
