@@ -106,7 +106,7 @@ def test_values():
     assert config.data.options["image_size"] == 48 and config.data.options["section"]
     assert config.model.lambda_token == 1.0 and type(config.model.lambda_token) is float
     with pytest.raises(ValueError, match=r"no configuration file .* \(it is a folder\)"):
-        load_config(str(tmp_path))
+        load_config(str(DEMO.parent))
     with pytest.raises(ValueError, match=r"no configuration file no\.yaml"):
         load_config("no.yaml")
 
