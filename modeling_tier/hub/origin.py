@@ -39,6 +39,8 @@ class Words:
     """The repository on the Hub that it was loaded from, as the records say."""
     converted: bool = False
     """Whether it came with weights that `modeling_tier.conversion` has converted."""
+    missing: str | None = None
+    """The folder that it was loaded from, if that is not there any more."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ def origin_of(config: dict, bases: Iterable[Path], seen: tuple[Path, ...] = ()) 
         parent = Origin(known=from_nothing, words=Words(dataset=dataset))
     elif source is None:
         parent = Origin(words=Words(hub_name=pretrained), base_model=pretrained)
+    elif not source.exists():
+        parent = Origin(words=Words(missing=pretrained))
     else:
         parent = find_origin(source, seen)
     words = parent.words
@@ -158,6 +162,11 @@ def number_of_words(vocabulary: dict[str, int]) -> int:
     return sum(len(word) > 1 and not word.startswith("##") and word not in _MADE_HERE for word in vocabulary)
 
 
+def _unrecorded(words: Words) -> str:
+    start = f" (it started from {words.missing}, which is not here: publish it where that is)" if words.missing else ""
+    return f"texts of which nothing is recorded{start}"
+
+
 def is_cached(name: str, vocabulary: Iterable[str]) -> bool:
     """Whether the cache of the Hub on this machine holds this vocabulary under the name of the repository."""
     folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model") / "snapshots"
@@ -198,7 +207,7 @@ def vocabulary_problem(
             return None
         where = f"the texts of {words.dataset}"
     elif own:
-        where = "texts of which nothing is recorded"
+        where = _unrecorded(words)
     elif words.hub_name and (not restricted or vocabulary is None or words.converted):
         return None
     elif words.hub_name and is_cached(words.hub_name, vocabulary or ()):
@@ -212,7 +221,7 @@ def vocabulary_problem(
     elif words.converted:
         return None
     else:
-        where = "texts of which nothing is recorded"
+        where = _unrecorded(words)
     number = "the most frequent words" if vocabulary is None else f"{number_of_words(vocabulary):,} words"
     text = f"The tokenizer's vocabulary holds {number} of {where}, and a rare one may be a name. "
     names = (words.dataset or "").split(" and ")  # of several sets

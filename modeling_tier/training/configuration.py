@@ -48,10 +48,19 @@ def load_config(path: str | Path | None, overrides: list[str] = ()) -> TrainConf
         if isinstance(content.get(section), dict) and option_name in content[section]:
             raise ValueError(f"{name} is no option any more: {_REMOVED[name]}. Delete its line.")
     config = _build(TrainConfig, content, "")
+    for options in (config.model, config.tokenizer):
+        options.pretrained = _local_path(options.pretrained)
     if path is None and not (config.model.pretrained or config.model.vision_config or config.model.text_config):
         raise ValueError("No model is described: name a configuration, such as --config configs/demo.yaml.")
     check_config(config)
     return config
+
+
+def _local_path(name: str | None) -> str | None:
+    """With "./" in front, where a local folder could be taken for a name on the Hub: a run is read elsewhere, too."""
+    if not name or Path(name).is_absolute() or name.startswith((".", "~")) or not Path(name).exists():
+        return name
+    return f"./{name}"
 
 
 def _without_new_model(content: dict, path: str | Path | None, overrides: list[str]) -> dict:

@@ -192,6 +192,9 @@ def flat(content: dict, prefix: str = "") -> dict:
 def changed_options(before: dict, now: dict) -> list[str]:
     """Options in which two configurations (as dicts) differ, paths of the data and num_workers excepted."""
     before, now = flat(before), flat(now)
+    for options in (before, now):  # "runs/start" and "./runs/start" are one folder
+        for name in ("model.pretrained", "tokenizer.pretrained"):
+            options[name] = str(options.get(name) or "").removeprefix("./")
     different = [name for name in dict.fromkeys([*now, *before]) if before.get(name) != now.get(name)]
     return [name for name in different if name.rpartition(".")[2] not in (*PATH_OPTIONS, "num_workers")]
 

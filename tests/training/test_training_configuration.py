@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from modeling_tier.evaluation.suite import read_suite
+from modeling_tier.hub.origin import Origin, Words, origin_of, vocabulary_problem
 from modeling_tier.training import load_config
 from modeling_tier.training.configuration import parse_options
-from modeling_tier.training.options import describe_options
+from modeling_tier.training.options import changed_options, describe_options
 
 
 ROOT = Path(__file__).parents[2]
@@ -233,3 +234,26 @@ def test_an_option_that_would_be_taken_in_silence_or_end_in_a_traceback_is_named
 def test_a_configuration_without_a_model_says_how_to_get_one():
     with pytest.raises(ValueError, match="--config configs/demo.yaml"):
         load_config(None)
+
+
+def test_a_local_start_is_told_from_a_name_on_the_hub(tmp_path, monkeypatch):
+    """A run that is published from another folder must not name its local start as a model on the Hub."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "start").mkdir(parents=True)
+    options = ["--model.pretrained", "runs/start", "--tokenizer.pretrained", "runs/tokens"]
+    with pytest.warns(UserWarning, match="replaces"):
+        config = load_config(DEMO, options)
+    assert config.model.pretrained == "./runs/start", "this folder"
+    assert config.tokenizer.pretrained == "runs/tokens", "there is none: a name on the Hub"
+    recorded = config.to_dict()
+    monkeypatch.chdir("/")
+    moved = origin_of({**recorded, "tokenizer": {}}, [])
+    assert moved == Origin(("synthetic",), words=Words(missing="./runs/start"))
+    assert "started from ./runs/start, which is not here" in vocabulary_problem(moved.words, {}, False, None)
+    assert (
+        origin_of({**recorded, "tokenizer": {}, "model": {"pretrained": "runs/start"}}, []).base_model == "runs/start"
+    )
+    before = config.to_dict() | {"model": config.to_dict()["model"] | {"pretrained": "runs/start"}}
+    assert changed_options(before, recorded) == [], "as runs before this rule recorded it"
+    before["model"]["pretrained"] = "runs/other"
+    assert changed_options(before, recorded) == ["model.pretrained"]
