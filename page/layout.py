@@ -30,6 +30,7 @@ from .answers import (
     split_findings,
 )
 from .api import Endpoints
+from .hardening import harden
 from .painting import BY_VALUE, STRETCHED, archive, data_uri
 from .sessions import Session, Sessions
 from .theme import theme
@@ -222,6 +223,7 @@ def launch(page: gr.Blocks, **options) -> tuple:
     Returns:
         its application, its address, and None.
     """
+    harden(page, mcp_tools.can_serve())
     page.queue(max_size=MAX_QUEUED_EVENTS, api_open=False)  # closed: routes that would pass the queue
     launched = page.launch(
         theme=theme(),

@@ -25,6 +25,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_UPLOAD_BYTES = 100 * 2**20
 MAX_TOTAL_BYTES = 500 * 2**20  # of all uploads that arrive or wait
+MAX_DATA_URI_BYTES = 10 * 2**20  # of a file that a call brings with it, which stays in memory while the call waits
+MAX_BODY_BYTES = 16 * 2**20  # of every other request
 MAX_UPLOAD_SECONDS = 120
 MAX_WAITING_SECONDS = 600
 MAX_NAME_LENGTH = 100
@@ -48,8 +50,11 @@ def from_data_uri(text: str) -> Upload:
         ValueError: if it is too large, or not in base64.
     """
     head, _, content = text.partition(",")
-    if len(content) > MAX_UPLOAD_BYTES * 4 / 3 + 4:
-        raise ValueError(f"A file may have at most {MAX_UPLOAD_BYTES // 2**20} MB.")
+    if len(content) > MAX_DATA_URI_BYTES * 4 / 3 + 4:
+        raise ValueError(
+            f"A file in a data URI may have at most {MAX_DATA_URI_BYTES // 2**20} MB: upload it "
+            f"(gradio_api/upload), which takes {MAX_UPLOAD_BYTES // 2**20} MB."
+        )
     if not head.endswith(";base64"):
         raise ValueError("The data URI must be in base64: data:image/png;base64,...")
     try:
@@ -144,14 +149,17 @@ class Uploads:
 
 
 class UploadMiddleware:
-    """Answers uploads in the place of Gradio's route; everything else passes."""
+    """Answers uploads in the place of Gradio's route; everything else passes, up to `MAX_BODY_BYTES`."""
 
     def __init__(self, app: ASGIApp, uploads: Uploads):
         self.app, self.uploads = app, uploads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].rstrip("/").endswith("/upload"):
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
+            return
+        if not scope["path"].rstrip("/").endswith("/upload"):
+            await self._pass_on(scope, receive, send)
             return
         try:
             if scope["method"] != "POST":
@@ -168,6 +176,23 @@ class UploadMiddleware:
             response = PlainTextResponse(detail, 400, {"Connection": "close"})
         await response(scope, receive, send)
 
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
+            message = f"A request may have at most {MAX_BODY_BYTES} bytes; upload larger files."
+            await PlainTextResponse(message, 413, {"Connection": "close"})(scope, receive, send)
+            return
+        size = 0
+
+        async def counted() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            # Of a body without a declared length; the route answers that it could not be read.
+            return message if size <= MAX_BODY_BYTES else {"type": "http.disconnect"}
+
+        await self.app(scope, counted, send)
+
 
 def file_chooser(uploads: Uploads, **options) -> gr.File:
     """
@@ -180,11 +205,8 @@ def file_chooser(uploads: Uploads, **options) -> gr.File:
         path = getattr(payload, "path", None)
         return uploads.take(Path(path).parent.name) if path else None
 
-    async def keep_path(path) -> str | None:
-        return None if path is None else str(path)  # nothing is copied, and no address is fetched
-
     chooser = gr.File(**options)
-    chooser.preprocess, chooser.async_move_resource_to_block_cache = preprocess, keep_path
+    chooser.preprocess = preprocess
     return chooser
 
 

@@ -91,7 +91,7 @@ def _text_pooling(config, record: Record) -> str:
     except (TypeError, KeyError):
         record.notes.append("the file tells no pooling of texts: 'eos' was taken, as in CXR-CLIP's configurations")
         return _POOLINGS["eos"]
-    if pooling not in _POOLINGS:
+    if not isinstance(pooling, str) or pooling not in _POOLINGS:
         raise ValueError(f"The text pooling {pooling!r} is none of CXR-CLIP's: {list(_POOLINGS)}.")
     return _POOLINGS[pooling]
 

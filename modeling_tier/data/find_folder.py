@@ -40,8 +40,11 @@ def find_folder(root: Path, record: DatasetRecord, options: dict, name: str = ""
     names = tuple(dict.fromkeys((*([_plain(name)] if name else []), _plain(record.name), *record.folders)))
     candidates = list(dict.fromkeys(folder for pattern in names for folder in _folders(root, pattern)))
     refused = {}
-    for folder in sorted(candidates, key=lambda folder: not is_prepared(folder)):
-        problem = _problem(folder, record, options)
+    for folder in sorted(candidates, key=lambda folder: not _is_prepared(folder)):
+        try:
+            problem = _problem(folder, record, options)
+        except OSError as error:  # such as another user's folder
+            problem = f"cannot be read ({error.strerror})"
         if not problem:
             beside, problem = _companions(root, folder, record, options)
         if not problem:
@@ -51,6 +54,13 @@ def find_folder(root: Path, record: DatasetRecord, options: dict, name: str = ""
     looked = ", ".join(pattern for pattern in names if pattern != ".")
     reasons = [f"{folder} {problem}" for folder, problem in refused.items()]
     return FoundFolder(None, reason="; ".join([f"no folder of it in {root} (looked for {looked})", *reasons]))
+
+
+def _is_prepared(folder: Path) -> bool:
+    try:
+        return is_prepared(folder)
+    except OSError:
+        return False
 
 
 def _plain(name: str) -> str:
@@ -65,13 +75,20 @@ def _folders(root: Path, pattern: str) -> Iterator[Path]:
             found = [
                 below
                 for folder in found
-                for below in sorted(folder.iterdir())
+                for below in _content(folder)
                 if fnmatchcase(_plain(below.name), part) and below.is_dir()
             ]
     for folder in found:
         yield folder
         if folder != root:
             yield from sorted(folder.glob(_VERSION), reverse=True)
+
+
+def _content(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:  # which [`_problem`] says of a folder that has the name
+        return []
 
 
 def _problem(folder: Path, record: DatasetRecord, options: dict) -> str:

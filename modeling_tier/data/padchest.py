@@ -63,8 +63,8 @@ def padchest(
         split: "test"; with split_by "subject" also "train" and "validation".
         data_dir: folder with the table, and images in folders by `ImageDir`, in `images`, or beside the table.
         readers: "physician": what physicians have labelled, as arXiv 2212.06710; or "all", a network's labels too.
-        findings: "paper", the 57 of arXiv 2212.06710; "all" names that occur; or "rarest": the 20 with the fewest
-            positive images but "normal" (CARZero's PadChest20, whose list was not compared).
+        findings: "paper", the 57 of arXiv 2212.06710; "all" names that occur but "normal"; or "rarest": the 20 of
+            these with the fewest positive images (CARZero's PadChest20, whose list was not compared).
         min_count: names with fewer positive images are dropped.
         views: "all", or "frontal".
         reports: csv file with the column ImageID and one of the texts, since PadChest's own reports are Spanish and
@@ -137,9 +137,11 @@ def _with_paths(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
 def _findings(names: pd.Series, findings: str, min_count: int) -> list[str]:
     """The names of the labels."""
     chosen = chosen_names(names, min_count, _PAPER if findings == "paper" else None)
+    if findings != "paper":
+        chosen = [name for name in chosen if name != "normal"]
     if findings == "rarest":
         count = Counter(name for found in names for name in found)
-        chosen = sorted(sorted((name for name in chosen if name != "normal"), key=count.__getitem__)[:_NUM_RAREST])
+        chosen = sorted(sorted(chosen, key=count.__getitem__)[:_NUM_RAREST])
     if not chosen:
         raise ValueError(f"padchest: no finding has min_count {min_count} positive images among {len(names)}.")
     return chosen

@@ -21,7 +21,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 
-from ..data import load_pairs
+from ..data import PATH_OPTIONS, load_pairs
 from ..data.image_list import images_fingerprint, read_image_list, select_images
 from ..data.rejected import collect_rejected, write_rejected
 from ..files import locked_folder, merged_folder, replace_json
@@ -363,6 +363,9 @@ def _about(result: dict) -> str:
         raise TypeError("fingerprints are those of data and models")
     models = [result["model"], *(other["model"] for other in result["compared"].values())]
     about = f"{', '.join(models)} on {result['dataset']}, {result['split']}, protocol {result['protocol']['name']}"
+    options = {name: value for name, value in (result.get("options") or {}).items() if name not in PATH_OPTIONS}
+    about += f", {json.dumps(options, sort_keys=True)}" if options else ""
+    about += f", images of {result['image_ids']}" if result.get("image_ids") else ""
     smoothing = result.get("settings", {}).get("smooth_maps")
     return about + (f", maps smoothed over {smoothing} patches" if smoothing else "")
 
@@ -467,6 +470,7 @@ def _score(
         no_finding = load_no_finding(inputs.source)
         negation = inputs.negation if is_test else {}
         sentences = {"prompts": inputs.prompts, "no_finding": no_finding, "negation": negation, "tokens": is_test}
+        sentences["findings"] = inputs.findings  # the order of the columns, which keys of a dict do not keep
         sentences["sentence_retrieval"] = is_test and config.sentence_retrieval
         key = _cache_key(config, fingerprint, tables[name], sentences, device)
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()

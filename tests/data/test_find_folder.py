@@ -1,6 +1,7 @@
 # Licensed under the Apache License, Version 2.0.
 """The folder of a data set among those of others."""
 
+import os
 import warnings
 
 import pytest
@@ -73,6 +74,13 @@ def test_a_prepared_folder_comes_first_and_must_have_the_same_options(tmp_path):
         "was prepared from the data set 'chestxdet10'"
         in find_folder(tmp_path, DATASETS["siim_acr"], {}, "chestxdet10").reason
     )
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_of_another_user_does_not_end_the_search(tmp_path):
+    (tmp_path / "ChestX-Det10").mkdir(mode=0)
+    found = find_folder(tmp_path, DATASETS["chestxdet10"], {})
+    assert found.path is None and "ChestX-Det10 cannot be read (Permission denied)" in found.reason
 
 
 def test_the_boxes_of_ms_cxr_in_a_folder_of_their_own(tmp_path):

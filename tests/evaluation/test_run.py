@@ -7,12 +7,13 @@ import signal
 
 import numpy as np
 import pytest
+import yaml
 from conftest import TEXT_CONFIGS, VISION_CONFIGS
 from PIL import Image
 from transformers import SiglipConfig, SiglipModel
 
 from modeling_tier.data import load_pairs
-from modeling_tier.evaluation import load_model, member_folders
+from modeling_tier.evaluation import load_model, load_prompts, member_folders
 from modeling_tier.evaluation.run import DataChoice, EvaluationConfig, run_evaluation
 
 
@@ -53,6 +54,25 @@ def test_figures_of_others_and_results_of_a_training_run_stay(folder, tmp_path):
     with pytest.raises(ValueError, match=r"metrics\.json is not of an evaluation.*name another --output_dir"):
         run_evaluation(evaluation(folder, folder))
     assert json.loads((folder / "metrics.json").read_text())["step"] == 3
+
+
+def test_findings_in_another_order_are_not_read_from_the_cache_of_the_first(folder, tmp_path):
+    findings = load_prompts("synthetic")
+    results = []
+    for i, order in enumerate((list(findings), list(findings)[::-1])):
+        (tmp_path / f"{i}.yaml").write_text(
+            yaml.safe_dump({"findings": {name: findings[name] for name in order}}, sort_keys=False)
+        )
+        result = run_evaluation(evaluation(folder, tmp_path / "out", prompts=str(tmp_path / f"{i}.yaml")))
+        results.append(result["metrics"]["auroc"])
+    assert list(results[0]) != list(results[1]) and results[0] == pytest.approx(results[1])
+
+
+def test_results_of_other_images_are_moved_aside(folder, tmp_path):
+    run_evaluation(evaluation(folder, tmp_path / "out"))
+    run_evaluation(evaluation(folder, tmp_path / "out", data={"seed": 5}))
+    assert json.loads((tmp_path / "out/earlier-1/metrics.json").read_text())["options"].get("seed") != 5
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["options"]["seed"] == 5
 
 
 def test_a_full_disk_leaves_the_earlier_results_complete(folder, tmp_path):

@@ -71,12 +71,20 @@ class Server:
     def files(self) -> list[Path]:
         return [path for path in self.folder.rglob("*") if path.is_file()]
 
+    def pictures_of_sessions(self) -> set[str]:
+        """Those among the inputs and outputs of calls that Gradio has kept with their sessions."""
+        first = {str(component["props"].get("value")) for component in self.page.config["components"]}
+        sessions = self.page.state_holder.session_data.values()
+        values = {str(c.get("props", {}).get("value")) for one in sessions for c in one.config_values.values()}
+        return {value for value in values - first if "data:image" in value}
+
     def is_empty(self) -> bool:
         """Whether nothing of an upload is left, on the disk or in memory; what is broken off takes a moment."""
         deadline = time.monotonic() + 5
         while time.monotonic() < deadline and (self.files() or self.page.uploads.num_bytes()):
             time.sleep(0.02)
-        return not self.files() and len(self.page.uploads) == 0 and self.page.uploads.num_bytes() == 0
+        waiting = len(self.page.uploads) or self.page.uploads.num_bytes()
+        return not self.files() and not waiting and not self.pictures_of_sessions()
 
 
 class Visitor:

@@ -111,6 +111,15 @@ def test_what_is_no_picture_is_an_error_that_says_so(server, path, message):
     assert server.is_empty()
 
 
+def test_a_picture_of_the_machine_is_not_read(server, radiograph):
+    """The mark by which Gradio's client, which calls the endpoints for a tool, uploads a file of its own machine."""
+    for path in (radiograph, radiograph.parent / "absent.png"):
+        image = {"path": str(path), "meta": {"_type": "gradio.FileData"}}
+        answer = call(server, "overlay", image=image, finding=FINDINGS[0])
+        assert answer.isError and len(answer.content) == 1 and "no longer kept" in answer.content[0].text
+    assert server.is_empty()
+
+
 def test_the_example_of_the_documentation_runs(server, monkeypatch):
     monkeypatch.chdir(ROOT)
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/page.md").read_text(), re.MULTILINE | re.DOTALL)

@@ -25,7 +25,7 @@ from PIL import Image
 from page.answers import COSINE, Picture
 from page.painting import BY_VALUE
 from page.sessions import Session, Sessions
-from page.uploads import MAX_UPLOAD_BYTES, safe_name
+from page.uploads import MAX_BODY_BYTES, MAX_UPLOAD_BYTES, from_data_uri, safe_name
 from tests.page.fixtures import Visitor, pixels
 
 
@@ -109,6 +109,24 @@ def test_a_file_that_is_too_large_is_refused_and_leaves_nothing(server):
         assert response.status_code == 413
     except httpx.TransportError:  # the connection is closed while the client still writes
         pass
+    assert server.is_empty()
+
+
+def test_a_request_of_another_kind_is_limited_too(server):
+    """A data URI stays in memory while its call waits."""
+    address = f"{server.address}/gradio_api/queue/join"
+    assert httpx.post(address, content=bytes(MAX_BODY_BYTES + 1), timeout=60).status_code == 413
+
+    def content():
+        for _ in range(MAX_BODY_BYTES // 2**20 + 2):
+            yield bytes(2**20)
+
+    try:
+        assert httpx.post(address, content=content(), timeout=60).status_code >= 400
+    except httpx.TransportError:  # the connection is closed while the client still writes
+        pass
+    with pytest.raises(ValueError, match="may have at most 10 MB: upload it"):
+        from_data_uri("data:image/png;base64," + "A" * 14_000_000)
     assert server.is_empty()
 
 
