@@ -49,11 +49,21 @@ def main() -> None:
 
     try:
         if arguments.suite:
-            run_suite(arguments, options)
+            done = run_suite(arguments, options)
+            if done and done.failed:
+                raise ValueError(done.failure)
         else:
             run_evaluation(configuration(arguments, options))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+
+
+class _Explicit(argparse.Action):
+    """Stores a value, and notes in `explicit` that it was given: a suite takes no other one than its own."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, values)
+        namespace.explicit = {*getattr(namespace, "explicit", ()), self.dest}
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
@@ -85,8 +95,13 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder that holds the data sets of a suite, raw or prepared, in folders of their usual names",
     )
-    add("--dataset", default="synthetic", help="data set, a key of modeling_tier.data.DATASETS (default: %(default)s)")
-    add("--split", choices=SPLITS, default="test", help="(default: %(default)s)")
+    add(
+        "--dataset",
+        action=_Explicit,
+        default="synthetic",
+        help="data set, a key of modeling_tier.data.DATASETS (default: %(default)s)",
+    )
+    add("--split", action=_Explicit, choices=SPLITS, default="test", help="(default: %(default)s)")
     add("--data_dir", help="folder of the data set, for those that are on a disk")
     add("--num_images", type=int, default=1000, help="of a data set that is drawn (default: %(default)s)")
     add("--seed", type=int, help="of a data set that is drawn; default: that of the first model's training")
@@ -122,6 +137,7 @@ def add_sentence_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--protocol",
+        action=_Explicit,
         choices=PROTOCOLS,
         default="tier",
         help="which sentences, and what the score of a finding is (default: %(default)s)",

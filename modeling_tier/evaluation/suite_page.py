@@ -26,7 +26,8 @@ class SuiteResults:
     """By data set that is not there, what was looked for."""
     failed: dict[str, str] = field(default_factory=dict)
     """By data set that could not be evaluated, why."""
-    command: list[tuple[str, str]] = field(default_factory=list)
+    command: list[tuple[str, object]] = field(default_factory=list)
+    """Options of `evaluate_zeroshot.py`; the value of one that takes none is True."""
 
     @property
     def models(self) -> list[str]:
@@ -36,23 +37,33 @@ class SuiteResults:
     def title(self) -> str:
         return f"Suite {self.suite}: {listed(self.models)}"
 
+    @property
+    def failure(self) -> str:
+        """What could not be evaluated, and why; empty if everything was."""
+        return " ".join(f"{name} could not be evaluated: {reason}" for name, reason in self.failed.items())
+
 
 def suite_sections(done: SuiteResults, folder: str = "") -> list[Section]:
     """The sections that have something to say; `folder`: that of the reports, from the page's own."""
     sections = [Section("Summary", _summary(done))]
     sections += [Section(BY_NAME[name].term, _measure(done, name)) for name in done.measures]
     sections += [Section("Data sets", _data_sets(done, folder)), Section("Published rows", _published_notes(done))]
-    words = " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in done.command)
+    words = " ".join(
+        f"--{name}" if value is True else f"--{name} {shlex.quote(str(value))}" for name, value in done.command
+    )
     sections.append(Section("To run it again", [Code(f"python evaluate_zeroshot.py {words}")] if words else []))
     return [section for section in sections if section.blocks]
 
 
 def suite_summary(done: SuiteResults) -> dict:
     """What metrics.json holds."""
+    first = next(iter(done.results.values()))
     return {
         "suite": done.suite,
         "protocol": done.protocol,
         "models": done.models,
+        "settings": first["settings"],
+        "labels": first["labels"],
         "sets": {
             name: {
                 "dataset": result["dataset"],
@@ -60,11 +71,12 @@ def suite_summary(done: SuiteResults) -> dict:
                 "options": result["options"],
                 "images": result["metrics"]["num_images"],
                 "fingerprints": result["fingerprints"],
+                "regions": region_of(result),
                 "measures": {
                     measure: {
                         model: value | ({} if (p := p_against_first(result, model, measure)) is None else {"p": p})
                         for model, metrics in models_of(result).items()
-                        if (value := mean_of(metrics, measure))
+                        if (value := mean_of(metrics, measure, region_of(result)))
                     }
                     for measure in done.measures
                 },
@@ -76,10 +88,31 @@ def suite_summary(done: SuiteResults) -> dict:
     }
 
 
-def mean_of(metrics: dict, measure: str) -> dict | None:
-    """Mean over the findings with its interval; None if it was not measured."""
+# In metrics.json, the numbers of the main maps against each kind of ground-truth region.
+_INTERVALS = {"box": "localisation_intervals", "mask": "localisation_masks"}
+
+
+def region_of(result: dict) -> str | None:
+    """What maps of a data set are judged by: masks where it has them, or else boxes; None without regions."""
+    models = models_of(result).values()
+    return next((kind for kind in ("mask", "box") if any(_INTERVALS[kind] in m for m in models)), None)
+
+
+def _localised(metrics: dict, measure: str, region: str | None) -> dict[str, dict]:
+    """By finding and `mean`, a measure of the main maps; empty if it was not measured."""
+    return metrics.get(_INTERVALS[region], {}).get(measure, {}) if region else {}
+
+
+def _entry(maps: list[dict], region: str | None) -> dict:
+    """Of `localisation_maps`, the one of the main maps; empty if there is none."""
+    kind = MAIN_MAPS | {"place": region}
+    return next((entry for entry in maps if all(entry[key] == value for key, value in kind.items())), {})
+
+
+def mean_of(metrics: dict, measure: str, region: str | None) -> dict | None:
+    """Mean over the findings with its interval; None if it was not measured. `region`: as [`region_of`] gives it."""
     if BY_NAME[measure].group == LOCALISATION:
-        value = metrics.get("localisation_intervals", {}).get(measure, {}).get("mean")
+        value = _localised(metrics, measure, region).get("mean")
     else:
         value = metrics.get("classification", {}).get("image", {}).get("mean", {}).get(measure)
     return None if value is None or value["value"] is None else value
@@ -89,29 +122,45 @@ def p_against_first(result: dict, model: str, measure: str) -> float | None:
     """Of the paired bootstrap over patients; None for the first model, and where the two cannot be compared."""
     difference = result["compared"].get(model, {}).get("difference", {})
     if BY_NAME[measure].group == LOCALISATION:
-        maps = difference.get("localisation_maps", [])
-        values = [
-            entry.get(measure) for entry in maps if tuple(entry[key] for key in MAIN_MAPS) == (*MAIN_MAPS.values(),)
-        ]
-        value = values[0] if values else None
+        value = _entry(difference.get("localisation_maps", []), region_of(result)).get(measure)
     else:
         value = difference.get("classification", {}).get("image", {}).get("mean", {}).get(measure)
     return (value or {}).get("p_bootstrap")
 
 
-def number_of_findings(metrics: dict, measure: str) -> int:
+def number_of_findings(metrics: dict, measure: str, region: str | None) -> int:
     """Those that the mean is over."""
     if BY_NAME[measure].group == LOCALISATION:
-        values = metrics["localisation_intervals"][measure]
+        values = _localised(metrics, measure, region)
     else:
         by_finding = metrics["classification"]["image"].items()
         values = {name: of_finding.get(measure) for name, of_finding in by_finding}
     return sum(name != "mean" and bool(value) and value["value"] is not None for name, value in values.items())
 
 
+def _measured(result: dict, measure: str) -> dict | None:
+    """The metrics of the first model that has a measure: an ensemble has no maps, its members do."""
+    region = region_of(result)
+    return next((m for m in models_of(result).values() if mean_of(m, measure, region)), None)
+
+
 def _counts(result: dict, measure: str) -> dict[str, int]:
-    metrics = result["metrics"]
-    return {"findings": number_of_findings(metrics, measure), "images": metrics["num_images"]}
+    """What published numbers say, where they do, of how much they are of."""
+    metrics = _measured(result, measure)
+    return {
+        "findings": number_of_findings(metrics, measure, region_of(result)),
+        "images": metrics["num_images"],
+    }
+
+
+def _head(name: str, result: dict, measure: str) -> str:
+    """A data set with the number of findings and images; of maps with their number, and what they are judged by."""
+    counts, region = _counts(result, measure), region_of(result)
+    if BY_NAME[measure].group != LOCALISATION:
+        return f"{name} ({', '.join(_numbers(counts))})"
+    maps = _entry(_measured(result, measure)["localisation_maps"], region)["num_maps"]
+    against = {"box": "boxes", "mask": "masks"}[region]
+    return f"{name} ({', '.join(_numbers({'findings': counts['findings'], 'maps': maps}))} against {against})"
 
 
 def _summary(done: SuiteResults) -> list:
@@ -134,9 +183,7 @@ def _summary(done: SuiteResults) -> list:
 
 
 def _measure(done: SuiteResults, measure: str) -> list:
-    columns = [
-        name for name, result in done.results.items() if any(mean_of(m, measure) for m in models_of(result).values())
-    ]
+    columns = [name for name, result in done.results.items() if _measured(result, measure)]
     if not columns:
         return []
     counts = {name: _counts(done.results[name], measure) for name in columns}
@@ -153,7 +200,7 @@ def _measure(done: SuiteResults, measure: str) -> list:
         ]
         for row in published().of(measure, done.protocol, columns)
     ]
-    heads = [f"{name} ({', '.join(_numbers(counts[name]))})" for name in columns]
+    heads = [_head(name, done.results[name], measure) for name in columns]
     title = "Published, not measured here; in brackets where it is of other findings or images than the column"
     table = Table(
         f"{BY_NAME[measure].term}: {BY_NAME[measure].definition.rstrip('.')}",
@@ -170,7 +217,7 @@ def _numbers(counts: dict[str, int]) -> list[str]:
 
 
 def _cell(result: dict, model: str, measure: str) -> Cell:
-    cell = estimate_cell(mean_of(models_of(result)[model], measure))
+    cell = estimate_cell(mean_of(models_of(result)[model], measure, region_of(result)))
     p = p_against_first(result, model, measure)
     if p is None:
         return cell or "-"

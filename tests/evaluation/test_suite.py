@@ -1,8 +1,13 @@
 # Licensed under the Apache License, Version 2.0.
 """Several data sets in one table, beside published numbers."""
 
+import argparse
+import dataclasses
 import json
+import os
 import re
+import shlex
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -14,11 +19,14 @@ from conftest import tier_config
 
 import evaluate_zeroshot
 from modeling_tier import TierModel
+from modeling_tier.data import DATASETS, check_options
+from modeling_tier.data.prepare_set import prepare_dataset
 from modeling_tier.evaluation.document import as_html, as_markdown
 from modeling_tier.evaluation.measures import SUITE, shown_in
 from modeling_tier.evaluation.published import published
+from modeling_tier.evaluation.run import EvaluationConfig
 from modeling_tier.evaluation.suite import read_suite, suite_names
-from modeling_tier.evaluation.suite_page import SuiteResults, suite_sections
+from modeling_tier.evaluation.suite_page import SuiteResults, suite_sections, suite_summary
 from tests.data.small_sets import chestxdet10, chestxray14, chexpert, rsna_pneumonia, siim_acr
 
 
@@ -142,7 +150,8 @@ def test_dicom_pictures_are_drawn_and_regions_may_be_too_small_to_be_seen(run, t
     sets = {"siim_acr": {}, "rsna_pneumonia": {"with_boxes": True}}
     table = run({"protocol": "carzero", "sets": sets}, "--data_root", tmp_path / "root", "--examples", "1")
     assert table_rows(table, "AUROC")[""][0].startswith("siim_acr (1 finding, 20 images)")
-    assert "rsna_pneumonia (1 finding, 8 images)" in table_rows(table, "Pointing game")[""]
+    heads = table_rows(table, "Pointing game")[""]
+    assert any(re.fullmatch(r"rsna_pneumonia \(1 finding, \d+ maps? against boxes\)", head) for head in heads)
     assert (tmp_path / "out/rsna_pneumonia/figures/similarity_maps.png").is_file()
 
 
@@ -153,9 +162,92 @@ def test_the_options_of_a_model_s_training_do_not_choose_the_images(run, tmp_pat
     chexpert_folder.mkdir(parents=True), chexpert(chexpert_folder)
     training = {"data": {"name": "chexpert", "options": {"data_dir": "/elsewhere", "by": "image", "views": "frontal"}}}
     (tmp_path / "a/training_config.yaml").write_text(yaml.safe_dump(training))
-    run({"protocol": "tier", "sets": {"chexpert": {"by": "study"}}}, "--data_root", tmp_path / "root")
-    options = json.loads((tmp_path / "out/chexpert/metrics.json").read_text())["options"]
-    assert options == {"by": "study", "data_dir": str(chexpert_folder)}
+    prepared = tmp_path / "prepared"
+    choice = {"data_dir": str(chexpert_folder), "by": "study"}
+    prepare_dataset(DATASETS["chexpert"], prepared, choice, ["test"], progress=False)
+    sets = {"chexpert": {"by": "study"}, "again": {"dataset": "chexpert", "data_dir": str(prepared)}}
+    options = "--smooth_maps", "1.5", "--batch_size", "7", "--uncertain", "ones", "--sentence_retrieval", "--device"
+    root = str(tmp_path / "root")
+    table = run({"sets": sets}, "--data_root", root, *options, "cpu", "--protocol", "chexzero")
+    # The default of `views` is named, so that the report's command does not take that of the training.
+    for name, folder in {"chexpert": chexpert_folder, "again": prepared}.items():
+        used = json.loads((tmp_path / "out" / name / "metrics.json").read_text())["options"]
+        assert used == {"by": "study", "views": "all", "data_dir": str(folder)}
+
+    # The command on the page, read by the parser, is the one that was given.
+    summary, given = json.loads((tmp_path / "out/metrics.json").read_text()), sys.argv[1:]
+    assert summary["settings"]["smooth_maps"] == 1.5 and summary["labels"]["uncertain"] == "ones"
+    command = shlex.split(re.search(r"python evaluate_zeroshot.py (.*)", table)[1])
+    same = [{**vars(parse(words)), "examples": 0, "explicit": None} for words in (command, given)]
+    assert same[0] == same[1] and "--examples 0" in table
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    evaluate_zeroshot.add_data_options(parser), evaluate_zeroshot.add_sentence_options(parser)
+    evaluate_zeroshot.add_measuring_options(parser)
+    return parser.parse_args(words)
+
+
+def test_defaults_are_those_of_the_command_and_of_the_loaders():
+    defaults = vars(parse([]))
+    for option in dataclasses.fields(EvaluationConfig):
+        if option.name in defaults and option.default is not dataclasses.MISSING:
+            assert defaults[option.name] == option.default, option.name
+    for name, record in DATASETS.items():
+        check_options(name, json.loads(json.dumps({k: v for k, v in record.options.items() if v is not None})))
+
+
+def test_maps_are_judged_by_masks_where_there_are_some(tmp_path):
+    """The first model is an ensemble, which has no maps."""
+
+    def numbers(value):
+        return {"pointing_game": {"Pneumothorax": {"value": value}, "mean": {"value": value}}}
+
+    def maps(place, number):
+        entry = {"text": "sentence", "place": place, "resolution": "pixel", "map": "plain", "num_maps": number}
+        return entry | {"pointing_game": {"value": 0.1, "p_bootstrap": number / 1000}}
+
+    boxes = {"localisation_intervals": numbers(0.25), "localisation_maps": [maps("box", 9)], "num_images": 167}
+    both = boxes | {"localisation_masks": numbers(0.75), "localisation_maps": [maps("box", 9), maps("mask", 8)]}
+    results = {}
+    for name, metrics in {"siim_acr": both, "ms_cxr": boxes}.items():
+        results[name] = {"name": "ensemble", "metrics": {"num_images": 20}, "settings": {"resamples": 20}}
+        results[name]["settings"]["confidence"] = 0.95
+        results[name] |= {"protocol": {"score": "cosine"}, "options": {}, "counts": {}, "dataset": name}
+        results[name] |= {"split": "test", "labels": {}, "fingerprints": {}}
+        difference = {"localisation_maps": metrics["localisation_maps"]}
+        results[name]["compared"] = {"member": {"metrics": metrics, "difference": difference}}
+    done = SuiteResults("mine", "carzero", ["pointing_game"], results)
+    rows = table_rows(as_markdown(done.title, suite_sections(done), tmp_path), "Pointing game")
+    assert rows[""][:2] == ["siim_acr (1 finding, 8 maps against masks)", "ms_cxr (1 finding, 9 maps against boxes)"]
+    assert rows["ensemble"][:2] == ["-", "-"]
+    assert rows["member"][:2] == ["0.750, p = 0.008", "0.250, p = 0.009"]
+    assert rows["BioViL-T"][1] == "0.719, findings not known", "of the same 167 images"
+    sets = suite_summary(done)["sets"]
+    assert {name: one["regions"] for name, one in sets.items()} == {"siim_acr": "mask", "ms_cxr": "box"}
+    assert sets["siim_acr"]["measures"]["pointing_game"]["member"]["value"] == 0.75
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_set_that_cannot_be_evaluated_by_several_processes(run, tmp_path):
+    """The first process writes what was done before it."""
+    for name, write in {"chestxdet10": chestxdet10, "chestx-ray14": chestxray14}.items():
+        (tmp_path / "root" / name).mkdir(parents=True), write(tmp_path / "root" / name)
+    (tmp_path / "root/chestx-ray14/BBox_List_2017.csv").unlink()
+    sets = {"chestxdet10": {}, "chestxray14": {}, "again": {"dataset": "chestxdet10"}}
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump({"protocol": "tier", "sets": sets}, sort_keys=False))
+    launch = [str(Path(sys.executable).with_name("accelerate")), "launch", "--multi_gpu", "--num_processes", "2"]
+    command = [*launch, "evaluate_zeroshot.py", "--suite", tmp_path / "two.yaml", "--model", tmp_path / "a"]
+    command += ["--data_root", tmp_path / "root", "--output_dir", tmp_path / "out", "--resamples", "0"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [str(word) for word in [*command, "--examples", "0"]]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode != 0 and "chestxray14 could not be evaluated: In the folder" in done.stdout, done.stderr
+    table = (tmp_path / "out/suite.md").read_text("utf-8")
+    assert "a" in table_rows(table, "AUROC") and "chestxray14 could not be evaluated" in table
+    assert "again could not be evaluated: the evaluation stopped before this set" in table
 
 
 def test_a_published_number_of_the_same_task_has_no_brackets(tmp_path):
@@ -181,7 +273,16 @@ def test_a_published_number_of_the_same_task_has_no_brackets(tmp_path):
         ("sets: {}", "must have the keys 'sets'"),
         ("[1]", "must have the keys 'sets'"),
         ("sets: {chexpert: {}}\nmodels: [a]", "must have the keys 'sets'"),
-        ("sets: {chexprt: {}}", "chexprt is no data set; known are"),
+        ("sets: {chexprt: {}}", "'chexprt' is no data set; known are"),
+        ("sets: {chexpert: {dataset: [chexpert]}}", r"\['chexpert'\] is no data set"),
+        ("protocol: [carzero]\nsets: {chexpert: {}}", "protocol must be one of"),
+        ("sets: {'..': {dataset: chexpert}}", "the name of a set is that of its folder"),
+        ("sets: {'.': {dataset: chexpert}}", "the name of a set is that of its folder"),
+        ("sets: {metrics.json: {dataset: chexpert}}", "the name of a set is that of its folder"),
+        ("sets: {chexpert: {split: [test]}}", "chexpert: split must be one of"),
+        ("sets: {chexpert: {image_ids: 3}}", "chexpert: image_ids must be the path"),
+        ("sets: {chexpert: {by: 2020-01-01}}", "chexpert: .*by must be a text; got"),
+        ("sets: {chexpert: {bi: study}}", "chexpert: Unknown option 'bi'"),
         ("sets: {chexpert: 3}", "chexpert must hold the options"),
         ("sets: {../x: {dataset: chexpert}}", "the name of a set is that of its folder"),
         ("protocol: chexnet\nsets: {chexpert: {}}", "protocol must be one of"),
@@ -199,16 +300,26 @@ def test_a_bad_suite_is_named(run, content, message):
         run(content)
 
 
-@pytest.mark.parametrize("option", ["--data_dir", "--image_ids", "--prompts", "--scores"])
-def test_options_of_one_data_set_are_refused(run, option):
-    with pytest.raises(SystemExit, match=f"error: {option} is of one data set"):
-        run("carzero", option, "x")
+def test_options_of_one_data_set_are_refused(run):
+    options = "data_dir", "image_ids", "prompts", "scores", "validation_image_ids", "validation_data_dir", "dataset"
+    for option in options:
+        with pytest.raises(SystemExit, match=f"error: --{option} is of one data set"):
+            run("carzero", f"--{option}", "synthetic")  # of --dataset the default, given
+    with pytest.raises(SystemExit, match="error: --split is of one data set"):
+        run("carzero", "--split", "validation")
+    with pytest.raises(SystemExit, match="--protocol tier: carzero is evaluated by the protocol 'carzero'"):
+        run("carzero", "--protocol", "tier")
+    with pytest.raises(SystemExit, match="none of its data sets is there"):
+        run("carzero", "--protocol", "carzero")
 
 
 def test_results_of_something_else_are_not_replaced(run, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/metrics.json").write_text('{"loss": 1.0}')
     with pytest.raises(SystemExit, match="metrics.json is not of a suite"):
+        run("carzero", "--data_root", tmp_path)
+    (tmp_path / "out/metrics.json").write_text('{"suite": "tier", "sets": {}}')
+    with pytest.raises(SystemExit, match="is of the suite 'tier', not of 'carzero': name another --output_dir"):
         run("carzero", "--data_root", tmp_path)
 
 
