@@ -10,7 +10,8 @@ The YAML file names the models: under each name a `source` of `python -m modelin
 A folder `models/NAME` that is there already is taken as it is. All other options are those of evaluate_zeroshot.py;
 the first model is the one that the others are compared with. OUTPUT_DIR gets `models/`, the evaluation with its
 report (of a suite, `suite/suite.html` and a folder for each data set), and the table as `zoo.md`. A model that
-cannot be read or converted is named at the end; the others are evaluated.
+cannot be read or converted is named at the end; the others are evaluated. So is a set of a suite that cannot be
+evaluated, and the exit code is then 1.
 """
 
 import argparse
@@ -29,9 +30,10 @@ from modeling_tier.evaluation.command import configuration  # noqa: E402
 from modeling_tier.evaluation.document import as_markdown  # noqa: E402
 from modeling_tier.evaluation.measures import SCREEN, SUMMARY, shown_in  # noqa: E402
 from modeling_tier.evaluation.run import run_evaluation  # noqa: E402
-from modeling_tier.evaluation.suite import run_suite  # noqa: E402
+from modeling_tier.evaluation.suite import is_folder_name, run_suite  # noqa: E402
 from modeling_tier.evaluation.suite_page import suite_sections  # noqa: E402
 from modeling_tier.evaluation.tables import aligned, estimate, number  # noqa: E402
+from modeling_tier.files import replace_text  # noqa: E402
 
 
 _FOLDERS = {False: "evaluation", True: "suite"}  # of the results, by whether they are of a suite
@@ -47,7 +49,7 @@ def read_zoo(path: Path) -> dict[str, dict]:
         raise ValueError(f"{path} must map names of models to their sources and options.")
     for name, entry in zoo.items():
         source = entry.get("source") if isinstance(entry, dict) else None
-        if not isinstance(name, str) or Path(name).name != name or source not in SOURCES:
+        if not is_folder_name(name) or source not in SOURCES:
             raise ValueError(f"{path}: {name} needs a source, one of {list(SOURCES)}.")
         unknown = sorted(set(entry) - {"source"} - set(SOURCES[source].defaults))
         if unknown:
@@ -91,20 +93,24 @@ def _measured(metrics: dict) -> dict[str, str]:
     return cells | {"images": str(metrics["num_images"])}
 
 
-def evaluate(arguments: argparse.Namespace, options: list[str]) -> str | None:
-    """Evaluate the models on a data set or a suite; gives the table, or None in all processes but the first."""
+def evaluate(arguments: argparse.Namespace, options: list[str]) -> tuple[str, str] | None:
+    """
+    Evaluate the models on a data set or a suite; gives the table and which sets could not be evaluated, or None in all
+    processes but the first.
+    """
     if arguments.suite:
         done = run_suite(arguments, options)
+        if done is None or not done.results:
+            return done and ("", done.failure)
         # Links are relative to the folder of zoo.md, which is around that of the suite.
-        return done and as_markdown(
-            done.title, suite_sections(done, _FOLDERS[True]), Path(arguments.output_dir).parent
-        )
+        sections = suite_sections(done, _FOLDERS[True])
+        return as_markdown(done.title, sections, Path(arguments.output_dir).parent), done.failure
     result = run_evaluation(configuration(arguments, options))
     if result is None:
         return None
     protocol, data = result["protocol"], f"{result['dataset']}, {result['split']}"
     head = f"Zero-shot on {data}; protocol {protocol['name']!r}: {protocol['score']}."
-    return f"{head}\n\n```\n{aligned(zoo_table(result))}\n```\n"
+    return f"{head}\n\n```\n{aligned(zoo_table(result))}\n```\n", ""
 
 
 def main() -> None:
@@ -118,20 +124,28 @@ def main() -> None:
             action.required, action.help = action.dest == "output_dir", "folder to write"
     arguments, options = parser.parse_known_args()
     output_dir = Path(arguments.output_dir)
+    failed: dict[str, str] = {}
     try:
         folders, failed = convert_all(read_zoo(arguments.zoo), output_dir / "models")
         if not folders:
             raise ValueError(f"No model could be converted: {json.dumps(failed, indent=2)}")
         arguments.model = [str(folder) for folder in folders]
         arguments.output_dir = str(output_dir / _FOLDERS[bool(arguments.suite)])
-        table = evaluate(arguments, options)
+        evaluated = evaluate(arguments, options)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    if table is None:
+        sys.exit("\n".join([f"error: {error}", *_unconverted(failed)]))
+    if evaluated is None:
         return
-    lines = [f"{name}: not evaluated. {reason}" for name, reason in failed.items()]
-    (output_dir / "zoo.md").write_text(table + "".join(f"\n- {line}\n" for line in lines))
-    print("\n".join(["", *([] if arguments.suite else [table]), *lines]))  # a suite has printed its own
+    table, failure = evaluated
+    lines = [*_unconverted(failed), *([failure] if failure else [])]
+    replace_text(output_dir / "zoo.md", table + "".join(f"\n- {line}\n" for line in lines))
+    print("\n".join(["", *([] if arguments.suite else [table]), *_unconverted(failed)]))  # a suite has printed its own
+    if failure:
+        sys.exit(f"error: {failure}")
+
+
+def _unconverted(failed: dict[str, str]) -> list[str]:
+    return [f"{name}: not evaluated. {reason}" for name, reason in failed.items()]
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from conftest import tier_config
 from hub import Hub
 from published import (
     DIMENSION,
@@ -30,9 +31,10 @@ from published import (
     write_open_clip,
 )
 
+from modeling_tier import TierModel
 from modeling_tier.convert.biovil import BIOVIL_IMAGE_FILE
 from modeling_tier.convert.biovil_t import BIOVIL_T_IMAGE_FILE
-from tests.data.small_sets import chestxdet10
+from tests.data.small_sets import chestxdet10, chestxray14
 
 
 ZOO = {
@@ -142,10 +144,35 @@ def test_the_zoo_in_one_table(tmp_path):
     assert f"]({link})" in table and (output / link).is_file() and (output / "suite/suite.html").is_file()
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_what_failed_is_named_beside_what_did_not(tmp_path, processor, monkeypatch, capsys):
+    """A model that cannot be converted, and a set that cannot be evaluated."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import model_zoo
+
+    output, root = tmp_path / "out", tmp_path / "root"
+    model = TierModel(tier_config(text="bert", vision="resnet", image_pooling="mean"))
+    model.save_pretrained(output / "models/a"), processor.save_pretrained(output / "models/a")
+    for name, write in {"chestxdet10": chestxdet10, "chestx-ray14": chestxray14}.items():
+        (root / name).mkdir(parents=True), write(root / name)
+    (root / "chestx-ray14/BBox_List_2017.csv").unlink()
+    (tmp_path / "zoo.yaml").write_text("a: {source: clip}\nb: {source: clip, model: no/such-model}")
+    (tmp_path / "mine.yaml").write_text("sets: {chestxray14: {}, chestxdet10: {}}")
+    command = ["model_zoo.py", tmp_path / "zoo.yaml", "--output_dir", output, "--suite", tmp_path / "mine.yaml"]
+    command += ["--data_root", root, "--resamples", "0", "--examples", "0"]
+    monkeypatch.setattr(sys, "argv", list(map(str, command)))
+    with pytest.raises(SystemExit, match="error: chestxray14 could not be evaluated: In the folder"):
+        model_zoo.main()
+    table = (output / "zoo.md").read_text("utf-8")
+    assert "suite/chestxdet10/report.html" in table and "- chestxray14 could not be evaluated" in table
+    assert "- b: not evaluated. " in table and "b: not evaluated. " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("[]", "must map names"),
+        ("'..': {source: clip}", "needs a source"),
         ("a: {source: clap}", "a needs a source, one of .*open_clip"),
         ("../a: {source: clip}", "needs a source"),
         ("a: {source: clip, modl: x}", "unknown option 'modl' of the source 'clip'"),
