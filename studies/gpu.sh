@@ -2,11 +2,11 @@
 # What docs/study.md still lacks, on one GPU with 16 cores, in one call of eight minutes for each part; nothing is
 # fetched. What is done when the time is over is kept, and not run again if the folder is there at the next call.
 #
-#   studies/gpu.sh bench DIR [options of trained_start.py]    ten rows of eight seeds, their costs, and their maps
+#   studies/gpu.sh bench DIR [options of both studies]       ten rows of eight seeds, their costs, and their maps
 #   studies/gpu.sh growth DIR [options of growth.py]          three seeds of each size
 #
-# SECONDS_IN_ALL (480), PROCESSES (16) and COST_OPTIONS (of cost_of_losses.py) may be set. Models stay in DIR/runs; the
-# JSON files are in DIR/json as well, to be taken away alone.
+# Needs torch, transformers, accelerate, datasets and evaluate. SECONDS_IN_ALL (480), PROCESSES (16) and COST_OPTIONS (of
+# cost_of_losses.py) may be set. Models stay in DIR/runs; the JSON files are in DIR/json as well, to be taken away alone.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 part=${1:-} output=${2:-}
@@ -47,7 +47,7 @@ if [ "$part" = bench ]; then
         "TIER 0.2, 0 at temperature 0.5, unlike maps 0.5" "entropy without the common map, 0.2 at temperature 0.5"
         "entropy of sentences, 0.2 at temperature 0.5" "TIER 0.2, 0 at temperature 0.5, patches over sentences 0.2")
     limited "$PYTHON" studies/trained_start.py "${common[@]}" --rows "${rows[@]}" "$@"
-    limited "$PYTHON" studies/maps_of_sentences.py "${common[@]}" "$@"
+    limited "$PYTHON" studies/maps_of_sentences.py "${common[@]}" --rows start "${rows[@]}" "$@"
     read -ra costs <<<"${COST_OPTIONS:---batch_sizes 64 256 --chunk_size 32 --rounds 20}"
     limited "$PYTHON" studies/cost_of_losses.py "${costs[@]}" --output "$output/runs/cost_of_losses.json"
 else

@@ -1,8 +1,7 @@
 # Licensed under the Apache License, Version 2.0.
 """
-Why maps with "no finding" subtracted gain nothing by TIER: how alike the maps of different sentences of one picture
-are, where their peaks stand, and what single tokens do; for models that `trained_start.py` made in the same folder, or
-that are made here.
+What TIER does to the maps of sentences: how alike those of different sentences of one picture are, where their peaks
+stand, and what single tokens do; for models that `trained_start.py` made in the same folder, or that are made here.
 
     python studies/maps_of_sentences.py --output_dir runs/trained_start --seeds 10 11 12 [--rows start CLIP]
 
