@@ -556,7 +556,9 @@ def _laterality(evidence: Evidence) -> dict:
 
     estimate = evidence.distribution(evidence.subjects, statistic)[LEFT_RIGHT]
     missing = [missing_class(sides.left[rows].astype(np.float64)) for rows in chosen.values()]
-    by_finding = intervals(estimate, list(chosen), evidence.confidence, missing)
+    subjects = evidence.subjects[positions]
+    alone = [_alone_on_a_side(subjects[rows], sides.left[rows]) for rows in chosen.values()]
+    by_finding = intervals(estimate, list(chosen), evidence.confidence, missing, alone)
     mean = Estimate(macro_mean(estimate.value), macro_mean(estimate.distribution))
     if not np.isnan(mean.value):
         evidence.estimates["laterality", "mean", LEFT_RIGHT] = mean
@@ -565,6 +567,13 @@ def _laterality(evidence: Evidence) -> dict:
         for name, rows in chosen.items()
     }
     return {name: {LEFT_RIGHT: values} | numbers.get(name, {}) for name, values in by_finding.items()}
+
+
+def _alone_on_a_side(subjects: np.ndarray, left: np.ndarray) -> str | None:
+    """Why there is no interval: as of a class of one subject, of which resamples say nothing."""
+    numbers = {"left": len(np.unique(subjects[left])), "right": len(np.unique(subjects[~left]))}
+    side = min(numbers, key=numbers.__getitem__)
+    return f"{numbers[side]} subject on the {side}" if numbers[side] < MIN_SUBJECTS else None
 
 
 def _radiologist(evidence: Evidence, dataset: Dataset) -> dict:

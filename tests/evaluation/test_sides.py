@@ -36,8 +36,9 @@ def test_findings_on_one_side():
     assert one_sided(regions) == {"Effusion": "left effusion", "Mass": "right mass"}
 
 
-def test_auroc_of_left_against_right_on_drawings(model, processor):
-    pairs = load_pairs("synthetic", "test", num_images=60, image_size=40, seed=2)
+@pytest.mark.parametrize("number", [60, 14])
+def test_auroc_of_left_against_right_on_drawings(model, processor, number):
+    pairs = load_pairs("synthetic", "test", num_images=number, image_size=40, seed=2)
     prompts = load_prompts("synthetic")
     options = ScoringOptions(batch_size=16, thorough=True, tokens=False, progress=False)
     scored = join(score(model, processor, pairs, prompts, options))
@@ -55,13 +56,17 @@ def test_auroc_of_left_against_right_on_drawings(model, processor):
             texts = processor(text=[left, mirrored(left)])
             embeds = model.get_text_features(**texts).pooler_output.detach().numpy()
             a, b = embeds / np.linalg.norm(embeds, axis=1, keepdims=True)
-            known.setdefault(finding, []).append((left == phrase, image @ a - image @ b))
+            known.setdefault(finding, []).append((left == phrase, image @ a - image @ b, row["subject_id"]))
     assert len(known) > 2 and len(scored.sides.row) == sum(map(len, known.values()))
-    values = []
+    values, some_alone = [], False
     for finding, answers in known.items():
-        is_left, margin = zip(*answers)
+        is_left, margin, subjects = zip(*answers)
         outcome = evidence.metrics["laterality"][finding]
         assert (outcome["num_left"], outcome["num_right"]) == (sum(is_left), len(is_left) - sum(is_left))
+        sides = {bool(side): len({who for one, who in zip(is_left, subjects) if one == side}) for side in (0, 1)}
+        alone = min(sides.values()) == 1
+        assert (outcome["auroc_left_right"].get("no_interval", "").startswith("1 subject on the")) == alone
+        some_alone |= alone
         if 0 < sum(is_left) < len(is_left):
             values.append(roc_auc_score(is_left, margin))
             assert outcome["auroc_left_right"]["value"] == pytest.approx(values[-1], abs=1e-6)
@@ -70,3 +75,4 @@ def test_auroc_of_left_against_right_on_drawings(model, processor):
     mean = evidence.metrics["laterality"]["mean"]["auroc_left_right"]
     assert mean["value"] == pytest.approx(np.mean(values), abs=1e-6) and mean["low"] <= mean["value"] <= mean["high"]
     assert compare(evidence, evidence)["laterality"]["mean"]["auroc_left_right"]["value"] == 0
+    assert some_alone or number > 14, "a finding with one subject on a side"
