@@ -42,8 +42,8 @@ _STRUCTURE = frozenset(
     step epoch validation num_images dataset split name score labels uncertain blank protocol prompts source findings
     positive negative counts images studies subjects views regions texts fingerprints data versions settings batch_size
     dtype device processes resamples seed confidence fingerprint metrics options mean undefined text place region
-    resolution map unit value low high readers classification image study_mean study_max localisation retrieval
-    sparsity without_padding with_padding image_to_text text_to_image r@1 r@5 r@10 dropped
+    resolution map unit value low high no_interval readers classification image study_mean study_max localisation
+    retrieval sparsity without_padding with_padding image_to_text text_to_image r@1 r@5 r@10 dropped
     """.split()
 )
 _NUMBER_NAME = re.compile(r"(?!.*\d{4})[a-z][a-z0-9_]{0,39}(@\d{1,3})?")
