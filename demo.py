@@ -16,6 +16,8 @@ import os
 import sys
 from pathlib import Path
 
+from tier_cli.section_options import check_training_options
+
 
 CONFIGS = Path(__file__).parent / "configs"
 CONFIG = CONFIGS / "demo_continued.yaml"
@@ -35,6 +37,7 @@ def main() -> None:
     )
     parser.add_argument("--config", type=Path, default=CONFIG, help="what is trained twice (default: %(default)s)")
     arguments, overrides = parser.parse_known_args()
+    check_training_options(parser, overrides)
     print("Loading PyTorch and transformers ...", flush=True)  # seconds, in which nothing else is printed
     from transformers.utils import logging
 

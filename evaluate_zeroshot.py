@@ -22,6 +22,8 @@ import argparse
 import sys
 import warnings
 
+from tier_cli.section_options import check_data_options
+
 
 # Those of modeling_tier, which takes seconds to import: --help does not need it.
 SPLITS = ("train", "validation", "test")
@@ -42,6 +44,7 @@ def main() -> None:
     add_sentence_options(parser)
     add_measuring_options(parser)
     arguments, options = parser.parse_known_args()
+    check_data_options(parser, options, ("data", "validation"))
     # Not at the top of the file: torch and transformers take seconds, which --help does not need.
     from modeling_tier.evaluation.command import configuration
     from modeling_tier.evaluation.run import run_evaluation

@@ -13,6 +13,8 @@ import argparse
 import sys
 import warnings
 
+from tier_cli.section_options import check_training_options
+
 
 METHODS = ("random", "tpe")
 _SET_HERE = ("model.lambda_token", "model.lambda_patch", "training.overwrite", "training.resume_from_checkpoint")
@@ -20,7 +22,9 @@ _SET_HERE = ("model.lambda_token", "model.lambda_patch", "training.overwrite", "
 
 def main() -> None:
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
-    arguments, overrides = build_parser().parse_known_args()
+    parser = build_parser()
+    arguments, overrides = parser.parse_known_args()
+    check_training_options(parser, overrides)
     if arguments.data_dir:
         overrides += ["--data.options.data_dir", arguments.data_dir]
     defaults = ["--training.epochs", "1", "--data.subject_share", "0.3", "--evaluation.every_epochs", "1"]

@@ -17,7 +17,7 @@ class Build(build_py):
 
 setup(
     cmdclass={"build_py": Build},
-    packages=[*find_packages(include=["modeling_tier*", "tier_cli"]), *ROOT],
+    packages=[*find_packages(include=["modeling_tier*", "tier_cli", "tier_cli.commands"]), *ROOT],
     package_dir=ROOT,
     package_data={
         "modeling_tier": ["**/*"],

@@ -37,6 +37,8 @@ import os
 import sys
 import warnings
 
+from tier_cli.section_options import check_training_options
+
 
 def main() -> None:
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
@@ -61,6 +63,7 @@ def main() -> None:
         help="send a tokenizer made from texts that may not be shown; see python -m modeling_tier.publish --help",
     )
     arguments, overrides = parser.parse_known_args()
+    check_training_options(parser, overrides)
     if arguments.list_options:
         list_options()
         return

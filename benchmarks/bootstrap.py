@@ -8,9 +8,23 @@ loop that everyone writes, which picks the rows of a resample and calls scikit-l
     OMP_NUM_THREADS=1 python benchmarks/bootstrap.py
 """
 
+import argparse
 import sys
-import time
 from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tier_cli.options import option_parser
+
+
+def parse_arguments() -> argparse.Namespace:
+    return option_parser(__doc__).parse_args()
+
+
+if __name__ == "__main__":
+    parse_arguments()  # before torch is imported, which takes seconds: --help and mistakes are answered at once
+
+import time
 
 import numpy as np
 from sklearn.metrics import (
@@ -21,10 +35,8 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from modeling_tier.evaluation.statistics import Classification, Resamples, distribution, interval  # noqa: E402
-from modeling_tier.evaluation.tables import aligned  # noqa: E402
+from modeling_tier.evaluation.statistics import Classification, Resamples, distribution, interval
+from modeling_tier.evaluation.tables import aligned
 
 
 IMAGES, SUBJECTS, FINDINGS, RESAMPLES, LOOPED = 10_000, 6_000, 14, 1000, 20
@@ -55,6 +67,7 @@ def loop(labels, scores, thresholds, weights, names) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
+    parse_arguments()
     rng = np.random.default_rng(0)
     labels = (rng.random((IMAGES, FINDINGS)) < np.linspace(0.02, 0.3, FINDINGS)).astype(float)
     scores = rng.standard_normal((IMAGES, FINDINGS)) + labels

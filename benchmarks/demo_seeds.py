@@ -10,28 +10,40 @@ the table of all.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from demo import CONFIG, run_demo
+from tier_cli.options import option_parser
+from tier_cli.section_options import check_training_options
+
+
+def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
+    parser = option_parser(__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of weights and drawings")
+    parser.add_argument("--output_dir", default="runs/demo_seeds", help="with a folder for each seed")
+    parser.add_argument("--config", type=Path, default=CONFIG, help="as demo.py's")
+    arguments, options = parser.parse_known_args()
+    check_training_options(parser, options)
+    return arguments, options
+
+
+if __name__ == "__main__":
+    parse_arguments()  # before torch is imported, which takes seconds: --help and mistakes are answered at once
+
+import json
 
 import numpy as np
 from transformers.utils import logging
 
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from demo import CONFIG, run_demo  # noqa: E402
-from modeling_tier.evaluation.measures import DEMO, shown_in  # noqa: E402
-from modeling_tier.evaluation.tables import aligned  # noqa: E402
+from modeling_tier.evaluation.measures import DEMO, shown_in
+from modeling_tier.evaluation.tables import aligned
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--output_dir", default="runs/demo_seeds")
-    parser.add_argument("--config", type=Path, default=CONFIG, help="as demo.py's (%(default)s)")
-    arguments, overrides = parser.parse_known_args()
+    arguments, overrides = parse_arguments()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     results = []

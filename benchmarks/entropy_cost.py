@@ -5,25 +5,44 @@ are linear in each, and how they stand beside the plain formula, whose gradient 
 turn, in one process; memory is the allocator's peak, in a process of its own for each. Embeddings of 512 dimensions,
 bfloat16 on a GPU, float32 on a CPU. For a CPU, paper_step.py says what to set. On a GPU the peaks are read in this
 process, and both are measured compiled, too.
+
+    OMP_NUM_THREADS=1 python benchmarks/entropy_cost.py --batch_sizes 32 256 --tokens 77 --patches 49
 """
 
 import argparse
+import sys
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tier_cli.options import option_parser
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = option_parser(__doc__)
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[32, 256, 1024, 4096], help="pairs")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[32, 77, 256], help="of a text")
+    parser.add_argument("--patches", type=int, nargs="+", default=[49, 196], help="of ViT-B/32 and ViT-B/16")
+    parser.add_argument("--rounds", type=int, default=3, help="that are timed")
+    parser.add_argument("--output", type=Path, help="file for the results as JSON")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse_arguments()  # before torch is imported, which takes seconds: --help and mistakes are answered at once
+
 import json
 import math
 import multiprocessing
 import statistics
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
-from pathlib import Path
 
 import psutil
 import torch
 from paper_step import CLOCKS, DEVICE, peak_of_two_steps, step
 from torch.nn.functional import normalize
 
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from modeling_tier import text_image_entropy
 from modeling_tier.evaluation.tables import aligned
 
@@ -143,13 +162,7 @@ def table(results: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[32, 256, 1024, 4096])
-    parser.add_argument("--tokens", type=int, nargs="+", default=[32, 77, 256])
-    parser.add_argument("--patches", type=int, nargs="+", default=[49, 196], help="of ViT-B/32 and ViT-B/16")
-    parser.add_argument("--rounds", type=int, default=3, help="that are timed")
-    parser.add_argument("--output", type=Path, help="file for the results as JSON")
-    args = parser.parse_args()
+    args = parse_arguments()
     device = torch.cuda.get_device_name() if DEVICE == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     results = []
     for patches, pairs, tokens in product(args.patches, args.batch_sizes, args.tokens):

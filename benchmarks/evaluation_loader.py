@@ -8,13 +8,31 @@ ViT-B/32 with random weights at 224 pixels, CheXzero's pair of sentences, one pr
 """
 
 import argparse
+import sys
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tier_cli.options import option_parser
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = option_parser(__doc__)
+    parser.add_argument("--num_images", type=int, default=256, help="in the prepared folder")
+    parser.add_argument("--scored", type=int, default=64, help="by the model")
+    parser.add_argument("--repeats", type=int, default=3, help="of each measurement")
+    parser.add_argument("--dry_run", action="store_true", help="a tiny model, to try the script")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse_arguments()  # before torch is imported, which takes seconds: --help and mistakes are answered at once
+
 import dataclasses
 import itertools
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,16 +41,14 @@ from evaluation_speed import new_model
 from large_tree import HEIGHT, WIDTH, large_pictures
 from transformers.utils import logging
 
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from modeling_tier.data import DATASETS  # noqa: E402
-from modeling_tier.data.columns import make_pairs, pair_features  # noqa: E402
-from modeling_tier.data.masks import mask_cell  # noqa: E402
-from modeling_tier.data.prepare_set import prepare_dataset  # noqa: E402
-from modeling_tier.data.prepared import load_prepared  # noqa: E402
-from modeling_tier.evaluation.prompts import load_prompts  # noqa: E402
-from modeling_tier.evaluation.scoring import Batches, Probes, ScoringOptions, has_texts, score, score_batch  # noqa: E402
-from modeling_tier.evaluation.tables import aligned  # noqa: E402
+from modeling_tier.data import DATASETS
+from modeling_tier.data.columns import make_pairs, pair_features
+from modeling_tier.data.masks import mask_cell
+from modeling_tier.data.prepare_set import prepare_dataset
+from modeling_tier.data.prepared import load_prepared
+from modeling_tier.evaluation.prompts import load_prompts
+from modeling_tier.evaluation.scoring import Batches, Probes, ScoringOptions, has_texts, score, score_batch
+from modeling_tier.evaluation.tables import aligned
 
 
 BATCH_SIZE, SIZE = 32, 320
@@ -121,12 +137,7 @@ def measure(kind: Kind, paths: list[str], folder: Path, arguments: argparse.Name
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num_images", type=int, default=256, help="in the prepared folder")
-    parser.add_argument("--scored", type=int, default=64, help="by the model")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--dry_run", action="store_true", help="a tiny model, to try the script")
-    arguments = parser.parse_args()
+    arguments = parse_arguments()
     logging.set_verbosity_error()
     torch.set_num_threads(1)
     rows = [

@@ -9,13 +9,35 @@ agree. With a GPU, on it; else on the CPU.
 """
 
 import argparse
+import sys
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tier_cli.options import option_parser
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = option_parser(__doc__)
+    parser.add_argument("--num_images", type=int, default=96, help="in memory")
+    parser.add_argument("--repeats", type=int, default=3, help="of each measurement")
+    parser.add_argument("--copies", type=int, default=1, help="of the images, for the batches without texts")
+    parser.add_argument("--batch_size", type=int, default=64, help="images")
+    parser.add_argument("--num_workers", type=int, default=0, help="processes that read pictures, for the batches")
+    parser.add_argument("--compile", action="store_true", help="a further row, with compiled encoders")
+    parser.add_argument("--dry_run", action="store_true", help="a tiny model, to try the script")
+    parser.add_argument("--output", type=Path, help="file for the results as JSON")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse_arguments()  # before torch is imported, which takes seconds: --help and mistakes are answered at once
+
 import copy
 import itertools
 import json
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,15 +45,13 @@ from datasets import Dataset, concatenate_datasets
 from transformers import CLIPConfig, CLIPImageProcessor
 from transformers.utils import logging
 
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from modeling_tier import TierConfig, TierModel, TierProcessor  # noqa: E402
-from modeling_tier.data import load_pairs  # noqa: E402
-from modeling_tier.evaluation import load_no_finding, load_prompts  # noqa: E402
-from modeling_tier.evaluation.scored import join  # noqa: E402
-from modeling_tier.evaluation.scoring import ScoringOptions, score  # noqa: E402
-from modeling_tier.evaluation.tables import aligned  # noqa: E402
-from modeling_tier.training.building import compile_encoders, train_tokenizer  # noqa: E402
+from modeling_tier import TierConfig, TierModel, TierProcessor
+from modeling_tier.data import load_pairs
+from modeling_tier.evaluation import load_no_finding, load_prompts
+from modeling_tier.evaluation.scored import join
+from modeling_tier.evaluation.scoring import ScoringOptions, score
+from modeling_tier.evaluation.tables import aligned
+from modeling_tier.training.building import compile_encoders, train_tokenizer
 
 
 @torch.inference_mode()
@@ -51,19 +71,6 @@ def one_by_one(model, processor, pairs, prompts) -> np.ndarray:
             rows.append((image @ weights).float().cpu().numpy())
         sides.append(np.concatenate(rows))
     return sides[0] - sides[1]
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num_images", type=int, default=96)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--copies", type=int, default=1, help="of the images, for the batches without texts")
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--num_workers", type=int, default=0, help="processes that read pictures, for the batches")
-    parser.add_argument("--compile", action="store_true", help="a further row, with compiled encoders")
-    parser.add_argument("--dry_run", action="store_true", help="a tiny model, to try the script")
-    parser.add_argument("--output", type=Path, help="file for the results as JSON")
-    return parser.parse_args()
 
 
 def main() -> None:

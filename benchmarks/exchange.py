@@ -9,22 +9,38 @@ of the gradients of all P n embeddings comes back: with rings 2 (P - 1) n D and 
 """
 
 import argparse
+import sys
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tier_cli.options import option_parser
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = option_parser(__doc__)
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4, 8], help="on this machine")
+    parser.add_argument("--pairs", type=int, default=256, help="of each process")
+    parser.add_argument("--steps", type=int, default=20, help="that are measured")
+    parser.add_argument("--output", type=Path, help="file for the results as JSON")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse_arguments()  # before torch is imported, which takes seconds: --help and mistakes are answered at once
+
 import json
 import os
-import sys
 import tempfile
 import time
-from pathlib import Path
 
 import torch
 import torch.distributed
 import torch.multiprocessing
 from transformers import CLIPTextConfig, CLIPVisionConfig
 
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from modeling_tier import TierConfig, TierModel  # noqa: E402
-from modeling_tier.evaluation.tables import aligned  # noqa: E402
+from modeling_tier import TierConfig, TierModel
+from modeling_tier.evaluation.tables import aligned
 
 
 DIMENSIONS = 512
@@ -84,12 +100,7 @@ def measure(processes: int, pairs: int, steps: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--pairs", type=int, default=256, help="of each process")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--output", type=Path, help="file for the results as JSON")
-    arguments = parser.parse_args()
+    arguments = parse_arguments()
     results = [measure(number, arguments.pairs, arguments.steps) for number in arguments.processes]
     rows = [["processes", "MB a process and step", "reckoned", "ratio", "s a step"]]
     for row in results:

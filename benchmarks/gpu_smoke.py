@@ -4,20 +4,44 @@ Everything that touches a device, in small, with results held against the CPU's:
 float16, compiled, with gradient caching, stopped and resumed; evaluation; the pipeline; the entropy term. Each check
 stands for itself: one that fails is reported, and the next one runs. Without a GPU the same checks run on the CPU,
 float16 excepted.
+
+    python benchmarks/gpu_smoke.py --checks float32 entropy
 """
 
 import argparse
+import sys
+from pathlib import Path
+
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+from tier_cli.options import option_parser
+
+
+CHECKS = ["float32", "bfloat16", "float16", "gradient_caching", "resumed", "waits", "evaluation"]
+CHECKS += ["zero_shot_pipeline", "entropy", "compiled"]
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = option_parser(__doc__)
+    parser.add_argument("--output", type=Path, help="file for the results as JSON")
+    parser.add_argument("--dry_run", action="store_true", help="smaller pictures and batches")
+    parser.add_argument("--checks", nargs="+", choices=CHECKS, default=CHECKS, metavar="CHECK", help="to be run")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse_arguments()  # before torch is imported, which takes seconds: --help and mistakes are answered at once
+
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from accelerate.state import AcceleratorState
@@ -25,14 +49,11 @@ from safetensors.torch import load_file
 from transformers import AutoModel, pipeline
 from transformers.utils import logging
 
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-from modeling_tier import text_image_entropy  # noqa: E402
-from modeling_tier.data import load_pairs  # noqa: E402
-from modeling_tier.evaluation import evaluate_zero_shot, load_model, load_prompts  # noqa: E402
-from modeling_tier.evaluation.tables import aligned  # noqa: E402
-from modeling_tier.training import load_config, train  # noqa: E402
+from modeling_tier import text_image_entropy
+from modeling_tier.data import load_pairs
+from modeling_tier.evaluation import evaluate_zero_shot, load_model, load_prompts
+from modeling_tier.evaluation.tables import aligned
+from modeling_tier.training import load_config, train
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -192,16 +213,8 @@ def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tens
     return max((one[name].double() - other[name].double()).abs().max().item() for name in one)
 
 
-CHECKS = ["float32", "bfloat16", "float16", "gradient_caching", "resumed", "waits", "evaluation"]
-CHECKS += ["zero_shot_pipeline", "entropy", "compiled"]
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="file for the results as JSON")
-    parser.add_argument("--dry_run", action="store_true", help="smaller pictures and batches")
-    parser.add_argument("--checks", nargs="+", choices=CHECKS, default=CHECKS)
-    arguments = parser.parse_args()
+    arguments = parse_arguments()
     logging.set_verbosity_error()
     results, failed = {"device": DEVICE, "torch": torch.__version__}, False
     if DEVICE == "cuda":

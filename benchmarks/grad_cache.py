@@ -2,11 +2,27 @@
 """
 Peak memory and time of a step with gradient caching, in chunks of 16 pairs, beside the plain step of the same batch:
 a ViT-B/32 of a third of the width and depth, on the CPU. Memory is the allocator's peak over what is there before.
+
+    OMP_NUM_THREADS=1 python benchmarks/grad_cache.py
 """
 
+import argparse
 import sys
-import time
 from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tier_cli.options import option_parser
+
+
+def parse_arguments() -> argparse.Namespace:
+    return option_parser(__doc__).parse_args()
+
+
+if __name__ == "__main__":
+    parse_arguments()  # before torch is imported, which takes seconds: --help and mistakes are answered at once
+
+import time
 
 import torch
 from accelerate import Accelerator
@@ -14,8 +30,6 @@ from step_cost import random_inputs
 from torch.profiler import ProfilerActivity, profile
 from transformers import CLIPTextConfig, CLIPVisionConfig
 
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from modeling_tier import TierConfig, TierModel
 from modeling_tier.evaluation.tables import aligned
 from modeling_tier.training.grad_cache import cached_backward
@@ -44,6 +58,7 @@ def build() -> TierModel:
 
 
 def main() -> None:
+    parse_arguments()
     accelerator = Accelerator(cpu=True)
     rows = [["pairs", "plain: peak MiB", "s", f"chunks of {CHUNK}: peak MiB", "s", "time ratio"]]
     for pairs in (16, 32, 64, 128, 256):

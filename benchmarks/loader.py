@@ -2,12 +2,29 @@
 """
 Samples per second of the training loader, augmentation and tokenizer included, from a prepared folder beside the raw
 tree decoded anew each epoch, in one run; without worker processes (one core), and with two.
+
+    python benchmarks/loader.py
 """
+
+import argparse
+import sys
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tier_cli.options import option_parser
+
+
+def parse_arguments() -> argparse.Namespace:
+    return option_parser(__doc__).parse_args()
+
+
+if __name__ == "__main__":
+    parse_arguments()  # before torch is imported, which takes seconds: --help and mistakes are answered at once
 
 import tempfile
 import time
 import warnings
-from pathlib import Path
 
 import torch
 from datasets import concatenate_datasets
@@ -45,6 +62,7 @@ def rate(pairs, processor: TierProcessor, augmentation: str, workers: int) -> fl
 
 
 def main() -> None:
+    parse_arguments()
     logging.set_verbosity_error()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)

@@ -2,26 +2,43 @@
 """
 Peak memory of preparing and of loading 10,000 and 100,000 rows, each in a process of its own, above what the same
 process needs for 100 rows. Private memory (RssAnon) is counted: pages of mapped files belong to the system.
+
+    python benchmarks/memory.py
 """
+
+import argparse
+import sys
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tier_cli.options import option_parser
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = option_parser(__doc__)
+    # What this script calls itself with, for the peak of a process of its own.
+    parser.add_argument("measured", nargs="*", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse_arguments()  # before torch is imported, which takes seconds: --help and mistakes are answered at once
 
 import csv
 import gzip
 import io
 import json
 import subprocess
-import sys
 import tempfile
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from modeling_tier.data.columns import CHEXPERT_LABELS  # noqa: E402
-from modeling_tier.evaluation.tables import aligned  # noqa: E402
+from modeling_tier.data.columns import CHEXPERT_LABELS
+from modeling_tier.evaluation.tables import aligned
 
 
 SIZES = (100, 10_000, 100_000)
@@ -106,8 +123,10 @@ def loading(folder: Path) -> int:
 
 
 def main() -> None:
-    if len(sys.argv) > 1:
-        print(json.dumps(measure(lambda: globals()[sys.argv[1]](Path(sys.argv[2])))))
+    measured = parse_arguments().measured
+    if measured:
+        name, folder = measured
+        print(json.dumps(measure(lambda: {"preparing": preparing, "loading": loading}[name](Path(folder)))))
         return
     rows = [["private memory", "rows", "peak, MiB", "above 100 rows, MiB"]]
     results = {}

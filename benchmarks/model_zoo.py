@@ -15,25 +15,50 @@ evaluated, and the exit code is then 1.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from evaluate_zeroshot import add_data_options, add_measuring_options, add_sentence_options
+from tier_cli.options import option_parser
+from tier_cli.section_options import check_data_options
+
+
+def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
+    parser = option_parser(__doc__)
+    parser.add_argument("zoo", type=Path, help="YAML file with the models")
+    add_data_options(parser)
+    add_sentence_options(parser)
+    add_measuring_options(parser)
+    for action in parser._actions:
+        if action.dest == "model":
+            action.help = argparse.SUPPRESS
+        if action.dest == "output_dir":
+            action.required, action.help = True, "folder to write"
+    arguments, options = parser.parse_known_args()
+    if arguments.model:
+        parser.error("the models are those of the YAML file: leave --model out")
+    check_data_options(parser, options, ("data", "validation"))
+    return arguments, options
+
+
+if __name__ == "__main__":
+    parse_arguments()  # before torch is imported, which takes seconds: --help and mistakes are answered at once
+
+import json
+
 import yaml
 
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-from evaluate_zeroshot import add_data_options, add_measuring_options, add_sentence_options  # noqa: E402
-from modeling_tier.conversion import SOURCES, convert  # noqa: E402
-from modeling_tier.evaluation.command import configuration  # noqa: E402
-from modeling_tier.evaluation.document import as_markdown  # noqa: E402
-from modeling_tier.evaluation.measures import SCREEN, SUMMARY, shown_in  # noqa: E402
-from modeling_tier.evaluation.run import run_evaluation  # noqa: E402
-from modeling_tier.evaluation.suite import is_folder_name, run_suite  # noqa: E402
-from modeling_tier.evaluation.suite_page import suite_sections  # noqa: E402
-from modeling_tier.evaluation.tables import aligned, estimate, number  # noqa: E402
-from modeling_tier.files import replace_text  # noqa: E402
+from modeling_tier.conversion import SOURCES, convert
+from modeling_tier.evaluation.command import configuration
+from modeling_tier.evaluation.document import as_markdown
+from modeling_tier.evaluation.measures import SCREEN, SUMMARY, shown_in
+from modeling_tier.evaluation.run import run_evaluation
+from modeling_tier.evaluation.suite import is_folder_name, run_suite
+from modeling_tier.evaluation.suite_page import suite_sections
+from modeling_tier.evaluation.tables import aligned, estimate, number
+from modeling_tier.files import replace_text
 
 
 _FOLDERS = {False: "evaluation", True: "suite"}  # of the results, by whether they are of a suite
@@ -114,15 +139,7 @@ def evaluate(arguments: argparse.Namespace, options: list[str]) -> tuple[str, st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("zoo", type=Path, help="YAML file with the models")
-    add_data_options(parser)
-    add_sentence_options(parser)
-    add_measuring_options(parser)
-    for action in parser._actions:
-        if action.dest in ("model", "output_dir"):
-            action.required, action.help = action.dest == "output_dir", "folder to write"
-    arguments, options = parser.parse_known_args()
+    arguments, options = parse_arguments()
     output_dir = Path(arguments.output_dir)
     failed: dict[str, str] = {}
     try:

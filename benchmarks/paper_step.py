@@ -10,30 +10,53 @@ CPU with other work to do, set OMP_NUM_THREADS=1 (threads that wait for each oth
 glibc, MALLOC_MMAP_MAX_=0, MALLOC_TRIM_THRESHOLD_=100000000000 and MALLOC_TOP_PAD_=268435456: memory is otherwise given
 back and fetched anew in every step, a tenth of the time and much of the spread. Five rounds take a quarter of an hour.
 On a GPU all rows run in one process, whose allocator gives each row's peak.
+
+    OMP_NUM_THREADS=1 python benchmarks/paper_step.py --batch_sizes 32 --repeats 5
 """
 
 import argparse
+import sys
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tier_cli.options import option_parser
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = option_parser(__doc__)
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[32], help="pairs")
+    parser.add_argument("--tokens", type=int, default=128, help="length of the longest text")
+    parser.add_argument("--repeats", type=int, help="rounds that are timed; default: 20 on a GPU, else 8")
+    parser.add_argument(
+        "--precisions", nargs="+", choices=("float32", "bfloat16"), default=["float32"], help="of the step"
+    )
+    parser.add_argument("--channels_last", action="store_true", help="convolutions in the order of tensor cores")
+    parser.add_argument("--dry_run", action="store_true", help="tiny encoders, to try the script")
+    parser.add_argument("--output", type=Path, help="file for the results as JSON, to which this run's are added")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse_arguments()  # before torch is imported, which takes seconds: --help and mistakes are answered at once
+
 import json
 import multiprocessing
 import statistics
-import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from itertools import product
-from pathlib import Path
 
 import torch
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 from transformers import BertConfig, BertForMaskedLM, ResNetConfig
 
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from modeling_tier import TierConfig, TierModel  # noqa: E402
-from modeling_tier.evaluation.tables import aligned  # noqa: E402
+from modeling_tier import TierConfig, TierModel
+from modeling_tier.evaluation.tables import aligned
 
 
 LAMBDA_TOKEN, LAMBDA_PATCH = 0.2, 0.1
@@ -261,15 +284,8 @@ def measure(args, pairs: int, precision: str) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[32])
-    parser.add_argument("--tokens", type=int, default=128, help="length of the longest text")
-    parser.add_argument("--repeats", type=int, default=20 if DEVICE == "cuda" else 8, help="rounds that are timed")
-    parser.add_argument("--precisions", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
-    parser.add_argument("--channels_last", action="store_true", help="convolutions in the order of tensor cores")
-    parser.add_argument("--dry_run", action="store_true", help="tiny encoders, to try the script")
-    parser.add_argument("--output", type=Path, help="file for the results as JSON, to which this run's are added")
-    args = parser.parse_args()
+    args = parse_arguments()
+    args.repeats = args.repeats or (20 if DEVICE == "cuda" else 8)
     results = json.loads(args.output.read_text()) if args.output and args.output.exists() else []
     for pairs, precision in product(args.batch_sizes, args.precisions):
         row = measure(args, pairs, precision)

@@ -3,14 +3,31 @@
 `python -m modeling_tier.data prepare` on radiographs of 2,500 x 3,000 pixels beside loops that open, resize and save
 them with plain Pillow, on one core, the variants in turn. And how much of the time is the decoder's, which nothing can
 save: JPEG has no way around the entropy decoding of the whole file.
+
+    OMP_NUM_THREADS=1 python benchmarks/preparation.py
 """
+
+import argparse
+import sys
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tier_cli.options import option_parser
+
+
+def parse_arguments() -> argparse.Namespace:
+    return option_parser(__doc__).parse_args()
+
+
+if __name__ == "__main__":
+    parse_arguments()  # before torch is imported, which takes seconds: --help and mistakes are answered at once
 
 import io
 import os
 import shutil
 import tempfile
 import time
-from pathlib import Path
 
 from large_tree import write_large_tree
 from PIL import Image
@@ -37,6 +54,7 @@ def decode_smallest(path: Path) -> None:
 
 
 def main() -> None:
+    parse_arguments()
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
         write_large_tree(tree, NUM_IMAGES - 4)

@@ -10,21 +10,45 @@ the utilisation. The paper's pair of encoders is in paper_step.py; there stands 
 Memory is the allocator's peak: on a CPU in a process of its own for each row; on a GPU in the same process, less what
 the other rows hold. On a GPU a step of each row is also profiled: kernels, time in which the GPU was busy, and the
 lines that make the host wait for it.
+
+    OMP_NUM_THREADS=1 python benchmarks/step_cost.py --patch_sizes 32 --batch_sizes 32
 """
 
 import argparse
+import sys
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tier_cli.options import option_parser
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = option_parser(__doc__)
+    parser.add_argument("--patch_sizes", type=int, nargs="+", default=[32, 16], help="pixels a side")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", help="pairs; default: 256 1024 on a GPU, else 32")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[77], help="of a text")
+    parser.add_argument("--rounds", type=int, help="that are timed; default: 4 on a GPU, else 5")
+    parser.add_argument("--compile", action="store_true", help="each row once more with compiled layers")
+    parser.add_argument("--in_one_process", action="store_true", help="as on a GPU, where it is always so")
+    parser.add_argument("--dry_run", action="store_true", help="tiny encoders, to try the script")
+    parser.add_argument("--output", type=Path, help="file for the results as JSON, to which this run's are added")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse_arguments()  # before torch is imported, which takes seconds: --help and mistakes are answered at once
+
 import functools
 import importlib
 import json
 import multiprocessing
 import statistics
-import sys
 import time
 import warnings
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from paper_step import CLOCKS, DEVICE, adam, peak_of_two_steps, step, symmetric_cross_entropy
@@ -32,8 +56,6 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from modeling_tier import TierConfig, TierModel
 from modeling_tier.evaluation.tables import aligned
 
@@ -258,16 +280,10 @@ def product_rate(seconds: float = 2.0) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--patch_sizes", type=int, nargs="+", default=[32, 16])
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[256, 1024] if ON_GPU else [32])
-    parser.add_argument("--tokens", type=int, nargs="+", default=[77])
-    parser.add_argument("--rounds", type=int, default=4 if ON_GPU else 5, help="that are timed")
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--in_one_process", action="store_true", default=ON_GPU, help="as on a GPU")
-    parser.add_argument("--dry_run", action="store_true", help="tiny encoders, to try the script")
-    parser.add_argument("--output", type=Path, help="file for the results as JSON, to which this run's are added")
-    args = parser.parse_args()
+    args = parse_arguments()
+    args.batch_sizes = args.batch_sizes or ([256, 1024] if ON_GPU else [32])
+    args.rounds = args.rounds or (4 if ON_GPU else 5)
+    args.in_one_process |= ON_GPU
     names = [CLIP, OPEN_CLIP, ZERO, TIER]
     try:
         importlib.import_module("open_clip.model")

@@ -1,18 +1,34 @@
 # Licensed under the Apache License, Version 2.0.
-"""Complete rows of the synthetic data set (drawing, report, masks, PNG) per second and core, beside PNG alone."""
+"""
+Complete rows of the synthetic data set (drawing, report, masks, PNG) per second and core, beside PNG alone.
+
+    OMP_NUM_THREADS=1 python benchmarks/synthetic_speed.py
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tier_cli.options import option_parser
+
+
+def parse_arguments() -> argparse.Namespace:
+    return option_parser(__doc__).parse_args()
+
+
+if __name__ == "__main__":
+    parse_arguments()  # before torch is imported, which takes seconds: --help and mistakes are answered at once
 
 import io
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from modeling_tier.data.synthetic import draw_studies, synthetic_pairs  # noqa: E402
-from modeling_tier.evaluation.tables import aligned  # noqa: E402
+from modeling_tier.data.synthetic import draw_studies, synthetic_pairs
+from modeling_tier.evaluation.tables import aligned
 
 
 NUM_IMAGES = 300
@@ -30,6 +46,7 @@ def encode(pictures: list[np.ndarray]) -> None:
 
 
 def main() -> None:
+    parse_arguments()
     rows = [["pixels a side", "rows/s", "PNG of the picture alone, pictures/s", "ratio"]]
     for size in (64, 96, 128, 224):
         pictures = [study.pixels for study in draw_studies("train", NUM_IMAGES, size, seed=0)]

@@ -3,22 +3,47 @@
 Pairs per second of the whole train.py (reading, collating, the step, clipping, the log) beside the bare step of the
 same model on the same batches, when they lie ready: configs/demo.yaml, and any other by --config. One process does
 some steps of the one, then of the other, and so on, so that a slow minute of the machine is a slow minute for both.
+
+    python benchmarks/training_speed.py --turns 4
 """
 
 import argparse
+import sys
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tier_cli.options import option_parser
+from tier_cli.section_options import check_training_options
+
+
+CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
+
+
+def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
+    parser = option_parser(__doc__)
+    parser.add_argument("--config", default=str(CONFIG), help="of the run")
+    parser.add_argument("--lines", type=int, default=1, help="of the log in each turn")
+    parser.add_argument("--turns", type=int, help="that are measured, and then the run ends; default: all of the run")
+    parser.add_argument("--copies", type=int, default=1, help="of the training set, one after the other")
+    parser.add_argument("--output", type=Path, help="file for the results as JSON")
+    arguments, options = parser.parse_known_args()
+    check_training_options(parser, options)
+    return arguments, options
+
+
+if __name__ == "__main__":
+    parse_arguments()  # before torch is imported, which takes seconds: --help and mistakes are answered at once
+
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from datasets import concatenate_datasets
 
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from modeling_tier.data import load_pairs
 from modeling_tier.evaluation.tables import aligned
 from modeling_tier.training import load_config, setup, train
@@ -107,13 +132,7 @@ def seconds_in_turn(config, steps: int, turns: int | None, copies: int) -> list[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", default=str(Path(__file__).parents[1] / "configs" / "demo.yaml"))
-    parser.add_argument("--lines", type=int, default=1, help="of the log in each turn")
-    parser.add_argument("--turns", type=int, help="that are measured, and then the run ends; default: all of the run")
-    parser.add_argument("--copies", type=int, default=1, help="of the training set, one after the other")
-    parser.add_argument("--output", type=Path, help="file for the results as JSON")
-    args, options = parser.parse_known_args()
+    args, options = parse_arguments()
     config = load_config(args.config, ["--training.epochs=4", "--evaluation.every_epochs=4", *options])
     given = config.training
     if given.mixed_precision == "fp16" or given.chunk_size or given.gradient_accumulation_steps > 1:

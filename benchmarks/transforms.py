@@ -3,22 +3,36 @@
 The paper's augmentation of a prepared picture in libraries that could draw it: pictures a second on one core,
 and how far their reduction of a picture lies from the antialiased formula in float64. A library that is not installed
 is passed over: pip install opencv-python-headless albumentations kornia
+
+    OMP_NUM_THREADS=1 python benchmarks/transforms.py
 """
 
+import argparse
 import sys
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tier_cli.options import option_parser
+
+
+def parse_arguments() -> argparse.Namespace:
+    return option_parser(__doc__).parse_args()
+
+
+if __name__ == "__main__":
+    parse_arguments()  # before torch is imported, which takes seconds: --help and mistakes are answered at once
+
 import time
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from modeling_tier.data.synthetic import draw_studies  # noqa: E402
-from modeling_tier.data.transforms import AUGMENTATIONS, augment, generator  # noqa: E402
-from modeling_tier.evaluation.tables import aligned  # noqa: E402
+from modeling_tier.data.synthetic import draw_studies
+from modeling_tier.data.transforms import AUGMENTATIONS, augment, generator
+from modeling_tier.evaluation.tables import aligned
 
 
 REPEATS, SIZE, SMALL = 400, 224, (224, 224)
@@ -74,6 +88,7 @@ def triangle(old: int, new: int) -> np.ndarray:
 
 
 def main() -> None:
+    parse_arguments()
     torch.set_num_threads(1)
     drawing = next(draw_studies("train", 1, 384, seed=0)).pixels
     noisy = np.clip(drawing + np.random.default_rng(0).normal(0, 8, drawing.shape), 0, 255).astype(np.uint8)

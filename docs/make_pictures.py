@@ -10,7 +10,22 @@ one whose CNR differs between the two models by the median.
 """
 
 import argparse
+import sys
 from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tier_cli.options import option_parser
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = option_parser(__doc__)
+    parser.add_argument("--models", default="runs/demo", type=Path, help="output folder of demo.py")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse_arguments()  # before torch is imported, which takes seconds: --help and mistakes are answered at once
 
 import matplotlib
 import numpy as np
@@ -18,12 +33,12 @@ from PIL import Image
 
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
-from modeling_tier import TierZeroShotPipeline  # noqa: E402
-from modeling_tier.data.synthetic import draw_studies, region_phrase  # noqa: E402
-from modeling_tier.evaluation import load_model  # noqa: E402
-from modeling_tier.evaluation.figures import map_colours  # noqa: E402
+from modeling_tier import TierZeroShotPipeline
+from modeling_tier.data.synthetic import draw_studies, region_phrase
+from modeling_tier.evaluation import load_model
+from modeling_tier.evaluation.figures import map_colours
 
 
 FOLDER = Path(__file__).parent
@@ -33,9 +48,7 @@ OPACITY = 0.55  # of the largest cosine; the page and `overlay_map` use 0.7
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default="runs/demo", type=Path, help="output folder of demo.py (%(default)s)")
-    arguments = parser.parse_args()
+    arguments = parse_arguments()
     write_example(FOLDER / "radiograph.png")
     models = {}
     for name in ("CLIP", "TIER"):

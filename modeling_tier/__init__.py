@@ -1,25 +1,9 @@
 # Licensed under the Apache License, Version 2.0.
 """TIER: CLIP-style models of radiographs and reports with text-image entropy regularisation (arXiv 2212.06710)."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor
-from transformers.pipelines import PIPELINE_REGISTRY
+import sys
+from typing import TYPE_CHECKING
 
-from .configuration_tier import TierConfig
-from .entropy_tier import TextImageEntropy, text_image_entropy
-from .maps_tier import overlay_map
-from .modeling_tier import TierModel, TierOutput, TierSimilarityMap
-from .pipeline_tier import CAPTION_TASK, TASK, TierImageClassificationPipeline, TierZeroShotPipeline
-from .processing_tier import TierProcessor
-from .reading_tier import ReadingOptions, load_radiograph
-
-
-AutoConfig.register(TierConfig.model_type, TierConfig)
-AutoModel.register(TierConfig, TierModel)
-AutoModelForZeroShotImageClassification.register(TierConfig, TierModel)
-AutoProcessor.register(TierConfig, TierProcessor)
-PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=TierZeroShotPipeline, pt_model=AutoModel, type="multimodal")
-# transformers' own pipeline of this task turns 16-bit pictures white; for other models this one does the same as it.
-PIPELINE_REGISTRY.supported_tasks[CAPTION_TASK]["impl"] = TierImageClassificationPipeline
 
 __all__ = [
     "TextImageEntropy",
@@ -34,3 +18,37 @@ __all__ = [
     "overlay_map",
     "text_image_entropy",
 ]
+
+
+def _command_is_located() -> bool:
+    """
+    Whether Python imports this package only to find the module of `python -m modeling_tier.NAME`: during that, and no
+    longer, sys.argv[0] is "-m". A command imports `registration` itself, after it has parsed its options.
+    """
+    module = sys.orig_argv[-len(sys.argv)] if sys.argv[:1] == ["-m"] else ""
+    return module.removeprefix("-m").startswith(f"{__name__}.")
+
+
+if TYPE_CHECKING or not _command_is_located():
+    from .registration import (
+        ReadingOptions,
+        TextImageEntropy,
+        TierConfig,
+        TierModel,
+        TierOutput,
+        TierProcessor,
+        TierSimilarityMap,
+        TierZeroShotPipeline,
+        load_radiograph,
+        overlay_map,
+        text_image_entropy,
+    )
+
+
+def __getattr__(name: str):
+    """The public names, where they were not imported above."""
+    if name in __all__:
+        from . import registration
+
+        return getattr(registration, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,6 +10,7 @@ from datasets import Dataset
 from drawings import HeldOutSet, TrainingSet, held_out_pairs, measure
 from embedded import Pairs
 from local_losses import ROWS, SENTENCE_ROWS
+from setting import ENCODERS, Setting
 from torch.nn.functional import normalize
 
 from modeling_tier import TierModel, TierProcessor
@@ -22,51 +23,6 @@ from modeling_tier.training.setup import MAX_LOGIT_SCALE
 
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What all rows of a table have in common."""
-
-    seed: int
-    """Of the drawings, the weights and the order of the batches."""
-    num_pairs: int = 8000
-    num_test: int = 2000
-    image_size: int = 64
-    section: str = "impression"
-    epochs: int = 8
-    """Of CLIP from random weights."""
-    more_epochs: int = 2
-    """Of each row from there."""
-    batch_size: int = 64
-    encoder: str = "resnet"
-    """Of the images, one of `ENCODERS`."""
-    stride: int = 8
-    """Pixels between two patches: 8, 16 or 32."""
-
-
-# By name, what --model.vision_config is for a side of the pictures and a stride. The ResNet halves the picture twice
-# and then once in each stage but the first; the ViT has about as many weights.
-ENCODERS = {
-    "resnet": lambda side, stride: {
-        "model_type": "resnet",
-        "layer_type": "basic",
-        "embedding_size": 32,
-        "hidden_sizes": [48, 96, 96, 96][: stride.bit_length() - 2],
-        "depths": [2, 2, 2, 2][: stride.bit_length() - 2],
-    },
-    "vit": lambda side, stride: {
-        "model_type": "vit",
-        "image_size": side,
-        "patch_size": stride,
-        "hidden_size": 96,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "intermediate_size": 192,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-    },
-}
 
 
 def pretrain(setting: Setting, folder: Path) -> None:

@@ -9,27 +9,16 @@ it little, and memory is the peak of torch's allocator in a process of its own f
 """
 
 import argparse
-import json
-import multiprocessing
-import shlex
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-
-import numpy as np
-import torch
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).parent))
-from continued import Setting, build, loss_of_row, training_pairs  # noqa: E402
-from drawings import TrainingSet  # noqa: E402
-from paper_step import CLOCKS, DEVICE, adam, peak_of_two_steps, step  # noqa: E402
+from setting import Setting
 
-from modeling_tier.evaluation.tables import aligned  # noqa: E402
+from tier_cli.options import option_parser
 
 
 BASELINE = "CLIP"
@@ -51,6 +40,35 @@ ROWS = (
     "TIER 0.2, 0 at temperature 0.5, patches over sentences 0.2",
     "TIER 0.2, 0 at temperature 0.5, unlike maps 0.5",
 )
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = option_parser(__doc__)
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[64, 128], help="pairs")
+    parser.add_argument("--chunk_size", type=int, default=16, help="pairs of a block; 0: whole batches alone")
+    parser.add_argument("--rounds", type=int, default=5, help="that are timed")
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW", help="losses")
+    parser.add_argument("--output", type=Path, help="file for the results as JSON")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse_arguments()  # before torch is imported, which takes seconds: --help and mistakes are answered at once
+
+import json
+import multiprocessing
+import shlex
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from continued import build, loss_of_row, training_pairs
+from drawings import TrainingSet
+from paper_step import CLOCKS, DEVICE, adam, peak_of_two_steps, step
+
+from modeling_tier.evaluation.tables import aligned
 
 
 @dataclass(frozen=True)
@@ -134,15 +152,7 @@ def lines(result: dict) -> list[list[str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[64, 128])
-    parser.add_argument("--chunk_size", type=int, default=16, help="pairs of a block; 0: whole batches alone")
-    parser.add_argument("--rounds", type=int, default=5, help="that are timed")
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW")
-    parser.add_argument("--output", type=Path, help="file for the results as JSON")
-    arguments = parser.parse_args()
+    arguments = parse_arguments()
     results = []
     for batch_size in arguments.batch_sizes:
         for chunk_size in [None] + [arguments.chunk_size] * (arguments.chunk_size > 0):

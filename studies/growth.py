@@ -10,24 +10,15 @@ What is done is not run again. Pictures of 224 pixels take 3 GB of memory a proc
 """
 
 import argparse
-import json
-import multiprocessing
-import shlex
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, replace
 from pathlib import Path
-
-import torch
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
-from continued import Setting, file_name, pretrain, run_rows  # noqa: E402
-from trained_start import ALL_ROWS, START, differences, machine, means, missing  # noqa: E402
+from setting import ALL_ROWS, START, Setting
 
-from modeling_tier.evaluation.tables import aligned  # noqa: E402
-from modeling_tier.files import replace_json  # noqa: E402
+from tier_cli.options import option_parser
 
 
 # What differs from the study's own size: 8,000 pairs, 64 pixels, 8 x 8 patches, a ResNet. Large pictures take long to
@@ -44,6 +35,40 @@ SIZES = {
     "2,000 pairs, ViT, 224 px, 196 patches": {"num_pairs": 2_000, "encoder": "vit", "image_size": 224, "stride": 16},
 }
 ROWS = ("CLIP", "TIER 0.2, 0 at temperature 0.5", "VL-CABS, 0.1")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = option_parser(__doc__)
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/growth"), help="folder of the study")
+    parser.add_argument(
+        "--sizes", nargs="+", default=list(SIZES), choices=list(SIZES), metavar="SIZE", help="of the study"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12], help="of drawings, weights, order")
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ALL_ROWS, metavar="ROW", help="losses")
+    parser.add_argument("--processes", type=int, default=1, help="each with one thread")
+    parser.add_argument("--epochs", type=int, default=Setting.epochs, help="of CLIP from random weights")
+    parser.add_argument("--num_test", type=int, default=Setting.num_test, help="held-out drawings")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="only print the table of such a results file")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse_arguments()  # before torch is imported, which takes seconds: --help and mistakes are answered at once
+
+import json
+import multiprocessing
+import shlex
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
+
+import torch
+from continued import file_name, pretrain, run_rows
+from trained_start import differences, machine, means, missing
+
+from modeling_tier.evaluation.tables import aligned
+from modeling_tier.files import replace_json
+
+
 MEASURES = (
     "AUROC",
     "pointing, cosine",
@@ -54,18 +79,7 @@ MEASURES = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/growth"))
-    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES), metavar="SIZE")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ALL_ROWS), metavar="ROW")
-    parser.add_argument("--processes", type=int, default=1, help="each with one thread")
-    parser.add_argument("--epochs", type=int, default=Setting.epochs)
-    parser.add_argument("--num_test", type=int, default=Setting.num_test)
-    parser.add_argument("--table", type=Path, metavar="FILE", help="only print the table of such a results file")
-    arguments = parser.parse_args()
+    arguments = parse_arguments()
     if arguments.table:
         print(table(json.loads(arguments.table.read_text())["sizes"]))
         return

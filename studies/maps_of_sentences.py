@@ -10,35 +10,51 @@ there. What is done is not run again.
 """
 
 import argparse
-import json
 import sys
-from collections import defaultdict
-from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
-
-import numpy as np
-import torch
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
-from continued import Rows, Setting, file_name  # noqa: E402
-from drawings import MAPS, TEST_SEED, HeldOutSet, embed_images, embed_texts, held_out_pairs  # noqa: E402
-from torch.nn.functional import normalize  # noqa: E402
-from trained_start import START, add_arguments, means, of_seeds, run, save, setting_of  # noqa: E402
+from setting import START, Setting, add_arguments, setting_of
 
-from modeling_tier import TierModel, TierProcessor  # noqa: E402
-from modeling_tier.data.synthetic import draw_studies  # noqa: E402
-from modeling_tier.entropy_tier import entropy  # noqa: E402
-from modeling_tier.evaluation import load_no_finding  # noqa: E402
-from modeling_tier.evaluation.scoring import embed_sentences  # noqa: E402
-from modeling_tier.evaluation.tables import aligned  # noqa: E402
-from modeling_tier.files import replace_json  # noqa: E402
-from modeling_tier.maps_tier import words_of  # noqa: E402
+from tier_cli.options import option_parser
 
 
 ROWS = (START, "CLIP", "TIER 0.2, 0 at temperature 0.5", "VL-CABS, 0.1")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = option_parser(__doc__)
+    add_arguments(parser, ROWS, with_start=True)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse_arguments()  # before torch is imported, which takes seconds: --help and mistakes are answered at once
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import torch
+from continued import Rows, file_name
+from drawings import MAPS, TEST_SEED, HeldOutSet, embed_images, embed_texts, held_out_pairs
+from torch.nn.functional import normalize
+from trained_start import means, of_seeds, run, save
+
+from modeling_tier import TierModel, TierProcessor
+from modeling_tier.data.synthetic import draw_studies
+from modeling_tier.entropy_tier import entropy
+from modeling_tier.evaluation import load_no_finding
+from modeling_tier.evaluation.scoring import embed_sentences
+from modeling_tier.evaluation.tables import aligned
+from modeling_tier.files import replace_json
+from modeling_tier.maps_tier import words_of
+
+
 AREAS = ("own region", "another finding's", "heart", "lungs", "outer patches", "elsewhere")
 TOKENS = ("[CLS]", "finding", "side and zone", "other words", "[SEP] and full stop")
 SIDES_AND_ZONES = {"left", "right", "upper", "mid", "lower", "lobe", "lung", "basilar"}
@@ -196,11 +212,7 @@ def tables(results: dict[str, list[dict[str, float]]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    add_arguments(parser, ROWS, with_start=True)
-    arguments = parser.parse_args()
+    arguments = parse_arguments()
     if arguments.table:
         print(tables(json.loads(arguments.table.read_text())["rows"]))
         return

@@ -12,41 +12,45 @@ With a GPU all processes share it.
 """
 
 import argparse
-import json
-import multiprocessing
-import shlex
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, replace
 from pathlib import Path
-
-import numpy as np
-import scipy.stats
-import torch
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
-from continued import ENCODERS, Setting, file_name, pretrain, run_rows  # noqa: E402
-from local_losses import ROWS, SENTENCE_ROWS  # noqa: E402
+from setting import ALL_ROWS, START, Setting, add_arguments, setting_of
 
-from modeling_tier.evaluation.tables import aligned  # noqa: E402
-from modeling_tier.files import replace_json  # noqa: E402
+from tier_cli.options import option_parser
 
 
-START = "start"  # the trained CLIP model before any of the rows
-ALL_ROWS = (*ROWS, *SENTENCE_ROWS)
-SIZES = ("num_pairs", "num_test", "image_size", "stride", "epochs", "more_epochs")
+def parse_arguments() -> argparse.Namespace:
+    parser = option_parser(__doc__)
+    add_arguments(parser, ALL_ROWS)
+    parser.add_argument("--cost_rounds", type=int, default=5, help="of steps that are timed at the end; 0: none")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse_arguments()  # before torch is imported, which takes seconds: --help and mistakes are answered at once
+
+import json
+import multiprocessing
+import shlex
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
+
+import numpy as np
+import scipy.stats
+import torch
+from continued import file_name, pretrain, run_rows
+
+from modeling_tier.evaluation.tables import aligned
+from modeling_tier.files import replace_json
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    add_arguments(parser, ALL_ROWS)
-    parser.add_argument("--cost_rounds", type=int, default=5, help="of steps that are timed at the end; 0: none")
-    arguments = parser.parse_args()
+    arguments = parse_arguments()
     if arguments.table:
         about = json.loads(arguments.table.read_text())
         print(table(about["rows"], about.get("costs", {})))
@@ -62,25 +66,6 @@ def main() -> None:
         costs = measure_costs(Case(setting, setting.batch_size), arguments.rows, arguments.cost_rounds)
     print(table(results, costs))
     save(arguments, results, costs=costs)
-
-
-def add_arguments(parser: argparse.ArgumentParser, rows: Sequence[str], with_start: bool = False) -> None:
-    """What all commands of the study take. By default they run the rows `rows`."""
-    choices = [START] * with_start + list(ALL_ROWS)
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/trained_start"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12, 13, 14])
-    parser.add_argument("--rows", nargs="+", default=list(rows), choices=choices, metavar="ROW")
-    parser.add_argument("--processes", type=int, default=1, help="each with one thread")
-    for name in SIZES:
-        parser.add_argument(f"--{name}", type=int, default=getattr(Setting, name))
-    parser.add_argument("--section", default=Setting.section, choices=["impression", "findings", "both"])
-    parser.add_argument("--encoder", default=Setting.encoder, choices=list(ENCODERS), help="of the images")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="only print the tables of such a results file")
-
-
-def setting_of(arguments: argparse.Namespace) -> Setting:
-    """That of the arguments, with seed 0."""
-    return Setting(seed=0, **{name: getattr(arguments, name) for name in (*SIZES, "section", "encoder")})
 
 
 def save(

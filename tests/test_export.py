@@ -20,8 +20,9 @@ from modeling_tier import TierConfig, TierModel, TierProcessor, TierZeroShotPipe
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
-from modeling_tier.convert.onnx_export import ImageEncoder, export_onnx, main  # noqa: E402
+from modeling_tier.convert.onnx_export import ImageEncoder, export_onnx  # noqa: E402
 from modeling_tier.convert.run_onnx import Reader  # noqa: E402
+from modeling_tier.export import main  # noqa: E402
 
 
 FINDINGS = ["left pleural_effusion", "cardiomegaly", "small effusion of the right"]

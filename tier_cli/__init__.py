@@ -6,7 +6,6 @@ installed in the folder `scripts` beside this file; nothing of torch is imported
 
 import importlib
 import sys
-from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 
@@ -40,23 +39,23 @@ def page() -> None:
 
 def prepare() -> None:
     sys.argv.insert(1, "prepare")
-    _run("modeling_tier.data.__main__", "train")
+    _run("tier_cli.commands.data", "train")
 
 
 def data() -> None:
-    _run("modeling_tier.data.__main__", "train")
+    _run("tier_cli.commands.data", "train")
 
 
 def publish() -> None:
-    _run("modeling_tier.publish", "train")
+    _run("tier_cli.commands.publish", "train")
 
 
 def convert() -> None:
-    _run("modeling_tier.conversion", "train")
+    _run("tier_cli.commands.conversion", "train")
 
 
 def export() -> None:
-    _run("modeling_tier.export", "onnx")
+    _run("tier_cli.commands.export", "onnx")
 
 
 def _find_config() -> None:
@@ -81,6 +80,8 @@ def _run(module: str, extra: str) -> None:
 
 def _optional(module: str) -> bool:
     """Whether a module belongs to a package that only an extra asks for."""
+    from importlib.metadata import PackageNotFoundError, requires  # slower than all else that --help needs
+
     names = {"yaml": "pyyaml", "sklearn": "scikit-learn"}
     try:
         needed = requires(DISTRIBUTION) or []

@@ -1,13 +1,6 @@
 # Licensed under the Apache License, Version 2.0.
-"""
-Published checkpoints as TIER models: `python -m modeling_tier.conversion SOURCE OUTPUT_DIR [options]`.
+"""Published checkpoints as TIER models: what `python -m modeling_tier.conversion` does."""
 
-The embeddings of tokens, patches, texts and images stay those of the source, and so do its logits. Names and shapes
-are checked, and what TIER does not use is listed with the reason. No code that comes with a file is run.
-"""
-
-import argparse
-import inspect
 import json
 import os
 import sys
@@ -58,38 +51,14 @@ def _summary(record: Record, output_dir: str) -> str:
     return "\n".join(lines)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m modeling_tier.conversion", description=__doc__.split("\n\n")[1])
-    commands = parser.add_subparsers(dest="source", metavar="SOURCE", required=True)
-    shared = {"image_options": "options that replace the image processor's, as a mapping in YAML"}
-    for name, source in SOURCES.items():
-        command = commands.add_parser(
-            name, help=source.reads, description=f"Reads {source.reads}. Writes {source.writes}."
-        )
-        command.add_argument("output_dir", metavar="OUTPUT_DIR", help="folder to write; must be empty, if it is there")
-        descriptions = {**source.options, **shared}
-        for option, default in source.defaults.items():
-            about = descriptions[option]
-            if default is inspect.Parameter.empty:
-                command.add_argument(f"--{option}", required=True, help=about)
-            else:
-                command.add_argument(f"--{option}", default=default, help=about + (f" ({default})" if default else ""))
-    return parser
-
-
-def main() -> None:
-    options = vars(_parser().parse_args())
+def run(source: str, output_dir: str, image_options: str | None = None, **options) -> None:
+    """The work of `python -m modeling_tier.conversion`, whose options are in `tier_cli/commands/conversion.py`."""
     try:
-        if options["image_options"] is not None:
-            options["image_options"] = yaml.safe_load(options["image_options"])
-            if not isinstance(options["image_options"], dict):
-                raise ValueError("--image_options must be a mapping, such as '{image_mean: [0.4, 0.4, 0.4]}'.")
-        print(_summary(convert(**options), options["output_dir"]))
+        replaced = None if image_options is None else yaml.safe_load(image_options)
+        if replaced is not None and not isinstance(replaced, dict):
+            raise ValueError("--image_options must be a mapping, such as '{image_mean: [0.4, 0.4, 0.4]}'.")
+        print(_summary(convert(source, output_dir, image_options=replaced, **options), output_dir))
     except (ValueError, OSError, RuntimeError, ImportError, yaml.YAMLError) as error:
         sys.exit("error: " + " ".join(str(error).split()))
     except KeyboardInterrupt:
         sys.exit("\nstopped; nothing was written")
-
-
-if __name__ == "__main__":
-    main()

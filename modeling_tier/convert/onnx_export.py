@@ -2,13 +2,10 @@
 """
 A model's two encoders as ONNX graphs, with a program that reads radiographs by them without torch.
 
-    python -m modeling_tier.export FOLDER_OR_HUB_ID OUTPUT_DIR
-
 The exporter is that of transformers itself (`transformers.exporters`), over `torch.onnx`; optimum-onnx 0.1.0 asks for
 a transformers before 4.58.
 """
 
-import argparse
 import contextlib
 import io
 import logging
@@ -190,22 +187,15 @@ def _noise(seed: int, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)).convert("RGB")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m modeling_tier.export", description=__doc__.partition("\n\n")[0])
-    parser.add_argument("model", help="folder or Hub id of a TIER model or a CLIPModel")
-    parser.add_argument("output_dir")
-    arguments = parser.parse_args()
+def run(model: str, output_dir: str) -> None:
+    """The work of `python -m modeling_tier.export`, whose options are in `tier_cli/commands/export.py`."""
     # The exporter tells of its own affairs at length, once a graph.
     set_verbosity_error()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     warnings.simplefilter("ignore", FutureWarning)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            export_onnx(*load_model(arguments.model), arguments.output_dir)
+            export_onnx(*load_model(model), output_dir)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
-    print(f"{arguments.output_dir}: try python {Path(arguments.output_dir) / 'run.py'} RADIOGRAPH FINDING ...")
-
-
-if __name__ == "__main__":
-    main()
+    print(f"{output_dir}: try python {Path(output_dir) / 'run.py'} RADIOGRAPH FINDING ...")

@@ -148,6 +148,6 @@ SOURCE = Source(
     options={
         "model": ".pt file, or user/name/file.pt on the Hub",
         "tokenizer": "folder or Hub id of CLIP's tokenizer",
-        "activation": f"{' or '.join(ACTIVATIONS)}: what the weights do not tell",
+        "activation": "quick_gelu or gelu: what the weights do not tell",
     },
 )

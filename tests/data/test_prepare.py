@@ -28,10 +28,11 @@ import pytest
 from PIL import Image
 from trees import Row, drawing, encoded, study, write_pictures, write_tables, write_tree
 
-import modeling_tier.data.__main__ as command_line
+import modeling_tier.data.command as command_module
 import modeling_tier.data.prepare as prepare_module
 import modeling_tier.data.shards as shards_module
 from modeling_tier.data import load_pairs, mimic_cxr
+from modeling_tier.data.__main__ import main
 from modeling_tier.data.columns import CHEXPERT_LABELS
 from modeling_tier.data.prepare import shrink
 from modeling_tier.data.synthetic import write_mimic_tree
@@ -845,10 +846,10 @@ def test_the_command_line_offers_every_option(monkeypatch):
     given, signature = {}, inspect.signature(prepare_module.prepare)
     record = lambda **options: given.update(options)  # noqa: E731
     record.__signature__ = signature
-    monkeypatch.setattr(command_line, "prepare", record)
-    monkeypatch.setattr(command_line, "summary_text", str)
+    monkeypatch.setattr(command_module, "prepare", record)
+    monkeypatch.setattr(command_module, "summary_text", str)
     monkeypatch.setattr(sys, "argv", ["data", *arguments("a", "b", max_failed=0.5), "--retry_failed"])
-    command_line.main()
+    main()
     assert set(given) == set(signature.parameters) - {"progress"}
     defaults = {name: signature.parameters[name].default for name in given}
     changed = {"data_dir": "a", "output_dir": "b", "size": 32, "max_failed": 0.5, "retry_failed": True}
