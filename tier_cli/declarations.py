@@ -70,6 +70,12 @@ class Declarations:
         fields = self.record(record)
         return self._value(fields[name]) if name in fields else default
 
+    def name_in(self, record: str, field: str) -> str:
+        """The name that a record is made with, such as that of a function."""
+        node = self.record(record)[field]
+        assert isinstance(node, ast.Name)
+        return node.id
+
     def fields(self, dataclass: str) -> dict[str, str]:
         """The fields of a dataclass with their types, as they are written."""
         body = self.classes[dataclass].body

@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_source(commands, module: str) -> None:
     declared = of_module(f"{_PACKAGE}.{module}")
     name, reads, writes = (declared.field("SOURCE", field) for field in ("name", "reads", "writes"))
-    parameters = declared.parameters(declared.record("SOURCE")["convert"].id)
+    parameters = declared.parameters(declared.name_in("SOURCE", "convert"))
     options = {option: default for option, default in parameters.items() if option not in _NOT_OPTIONS}
     needed = "".join(f" --{option} FILE_OR_HUB_ID" for option, default in options.items() if default is ...)
     example = f"    {_COMMAND} {name} runs/{name}{needed}"

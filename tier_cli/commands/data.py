@@ -33,31 +33,42 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = option_parser(__doc__, _COMMAND)
     commands = parser.add_subparsers(dest="command", required=True)
-    _add_synthetic(_add(commands, "synthetic", "radiographs drawn by code, of no clinical meaning"))
-    _add_download(_add(commands, "download", "a data set that needs no account"))
-    prepared = _add(commands, "prepare", "small pictures, texts and regions, in shards that are read fast")
-    prepared.description += f"\n\n    {_COMMAND} prepare openi --data_dir runs/openi --output_dir runs/openi-320"
+    _add_synthetic(
+        _add(
+            commands,
+            "synthetic",
+            "radiographs drawn by code, of no clinical meaning",
+            "synthetic runs/sheet.png --layout contact_sheet --num_images 18",
+        )
+    )
+    _add_download(
+        _add(commands, "download", "a data set that needs no account", "download openi runs/openi --max_images 300")
+    )
+    prepared = _add(
+        commands,
+        "prepare",
+        "small pictures, texts and regions, in shards that are read fast",
+        "prepare openi --data_dir runs/openi --output_dir runs/openi-320",
+    )
     data_sets = prepared.add_subparsers(dest="dataset", required=True, metavar="dataset")
     for module in of_module(f"{_PACKAGE}.registry").names("_MODULES"):
         if module != _DRAWN:
             declared = of_module(f"{_PACKAGE}.{module}")
             name, title = declared.field("RECORD", "name"), declared.field("RECORD", "title")
-            command = _add(data_sets, name, title)
-            example = f"    {_COMMAND} prepare {name} --data_dir FOLDER --output_dir FOLDER-320 --num_proc 4"
-            command.description = f"{title}, prepared for training:\n\n{example}"
+            example = f"prepare {name} --data_dir FOLDER --output_dir FOLDER-320 --num_proc 4"
+            command = _add(data_sets, name, title, example)
             (_add_mimic_cxr if name == _WITH_REPORTS else _add_data_set)(command, declared, title)
     return parser
 
 
-def _add(commands, name: str, help: str) -> argparse.ArgumentParser:
-    description = f"{help[0].upper()}{help[1:]}."
+def _add(commands, name: str, help: str, example: str) -> argparse.ArgumentParser:
+    description = f"{help[0].upper()}{help[1:]}:\n\n    {_COMMAND} {example}"
     return commands.add_parser(
         name, help=help, description=description, formatter_class=HelpFormatter, allow_abbrev=False
     )
 
 
 def _add_synthetic(command: argparse.ArgumentParser) -> None:
-    command.description += f"\n\n    {_COMMAND} synthetic runs/sheet.png --layout contact_sheet --num_images 18"
     layouts = [*of_module(f"{_PACKAGE}.command").keys("LAYOUTS"), "mimic_cxr"]
     command.add_argument("output", help="folder of the tree or the pairs, or PNG file of the contact sheet")
     command.add_argument("--layout", choices=layouts, required=True, help="what is written")
@@ -69,7 +80,6 @@ def _add_synthetic(command: argparse.ArgumentParser) -> None:
 
 
 def _add_download(command: argparse.ArgumentParser) -> None:
-    command.description += f"\n\n    {_COMMAND} download openi runs/openi --max_images 300"
     address = of_module(f"{_PACKAGE}.openi_download").value("ADDRESS")
     command.add_argument("dataset", choices=("openi",), help="Open-I: 1.3 GB, under CC BY-NC-ND 4.0")
     command.add_argument("output_dir", help="folder to write; it becomes the data_dir of the data set")
@@ -102,12 +112,12 @@ def _add_mimic_cxr(command: argparse.ArgumentParser, declared: Declarations, tit
 
 def _add_data_set(command: argparse.ArgumentParser, declared: Declarations, title: str) -> None:
     """The options of the data set's loader, which `python train.py --list_options` and docs/data.md describe."""
-    command.description += "\n\nThe options of its loader are those of --data.options, in YAML's notation."
+    command.epilog = "The options of its loader are those of --data.options, in YAML's notation."
     command.add_argument("--data_dir", required=True, help=f"folder of {title}")
     _add_output(command)
     splits = of_module(f"{_PACKAGE}.columns").value("SPLITS")
     command.add_argument("--splits", nargs="+", choices=splits, default=(), help="default: all that there are")
-    for name, default in declared.parameters(declared.record("RECORD")["load"].id).items():
+    for name, default in declared.parameters(declared.name_in("RECORD", "load")).items():
         if name not in ("split", "data_dir", "streaming"):
             shown = "none" if default in (None, ()) else default
             command.add_argument(
