@@ -143,7 +143,7 @@ def test_options_of_prepare_are_those_of_the_loaders():
         for option, default in record.options.items():
             if option not in ("data_dir", "streaming"):
                 assert options[option].help.endswith(f"(default: {'none' if default in (None, ()) else default})")
-        assert tuple(options["splits"].choices) == SPLITS and record.title in parsers[name].description
+        assert tuple(options["splits"].choices) == SPLITS and record.title.lower() in parsers[name].description.lower()
     of_mimic = shown_options(parsers["mimic_cxr"])
     choices = {"section": sections.SECTIONS, "split_by": mimic_cxr.SPLIT_RULES, "views": columns.VIEWS}
     for option, allowed in (choices | {"labeler": mimic_cxr.LABELERS}).items():
