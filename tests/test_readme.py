@@ -1,6 +1,7 @@
 # Licensed under the Apache License, Version 2.0.
 """Every code block of the README is run: in a checkout, in this order, on small data, with a Hub of small models."""
 
+import codeop
 import os
 import re
 import shutil
@@ -203,6 +204,22 @@ def test_the_example_radiograph_is_one_of_the_drawings():
     studies = draw_studies("test", 100, 256, 0)
     study = next(study for study in studies if wanted <= {(r.finding.name, r.side) for r in study.regions})
     assert (np.asarray(Image.open(ROOT / "docs/radiograph.png")) == study.pixels).all()
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))])
+def test_a_block_of_python_can_be_pasted_into_an_interactive_session(page):
+    """There, a compound statement ends with a blank line and has none within."""
+    text = (ROOT / page).read_text("utf-8")
+    for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        lines = []
+        for line in [*block.splitlines(), ""]:
+            lines.append(line)
+            try:
+                if codeop.compile_command("\n".join(lines), symbol="single"):
+                    lines = []
+            except SyntaxError as error:
+                pytest.fail(f"{page}: a blank line is missing before, or too much in: {line!r} ({error})")
+        assert "".join(lines) == "", lines
 
 
 def test_there_is_no_block_of_another_kind_and_every_link_is_there():

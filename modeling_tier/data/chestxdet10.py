@@ -48,7 +48,7 @@ def chestxdet10(split: str = "test", data_dir: str | os.PathLike | None = None, 
         ValueError: for a missing file, one of another form, too many bad rows, or if no image is found.
     """
     check_split("chestxdet10", split, SPLITS)
-    folder = need_folder("chestxdet10", data_dir, f"the folder with {split}.json and {split}_data")
+    folder = need_folder(RECORD, data_dir, f"the folder with {split}.json and {split}_data")
     path = find_table(folder, [name.format(split) for name in _TABLES])
     images = _images(path)
     if with_boxes:

@@ -61,7 +61,7 @@ def chestxray14(
     if is_hub_name(source) or (os.path.isdir(source) and has_parquet(Path(source))):
         return chestxray14_from_parquet(source, split, with_boxes, max_images)
     what = f"the folder with {_TABLES[0]} and the images, or with Parquet files, or timm/nih-chest-xray-14"
-    folder = need_folder("chestxray14", data_dir, what)
+    folder = need_folder(RECORD, data_dir, what)
     table = _listed(folder, split)
     boxes = _boxes(folder)
     if with_boxes:

@@ -56,7 +56,7 @@ def chexlocalize(
     """
     check_split("chexlocalize", split, _SPLITS)
     check_choice("chexlocalize", "views", views, VIEWS)
-    folder = need_folder("chexlocalize", data_dir, "the folder with CheXpert/ and CheXlocalize/")
+    folder = need_folder(RECORD, data_dir, "the folder with CheXpert/ and CheXlocalize/")
     name = f"gt_segmentations_{_SPLITS[split]}.json"
     path = find_table(folder, [f"{part}/{name}" if part else name for part in _MASKS])
     labels = f"{_SPLITS[split]}_labels.csv"

@@ -68,7 +68,7 @@ def chexpert(
     check_split("chexpert", split, _TABLES)
     check_choice("chexpert", "by", by, BY)
     check_choice("chexpert", "views", views, VIEWS)
-    folder = need_folder("chexpert", data_dir, "the folder of CheXpert")
+    folder = need_folder(RECORD, data_dir, "the folder of CheXpert")
     folder = table_folder([*(folder / name for name in _ARCHIVES), *sorted(folder.glob(_PARTS))], _TABLES[split])
     table = image_rows(folder, split, _TABLES[split])
     _check_subjects(folder)

@@ -56,7 +56,7 @@ def chexpert_plus(
     check_choice("chexpert_plus", "section", section, SECTIONS)
     check_choice("chexpert_plus", "views", views, VIEWS)
     check_choice("chexpert_plus", "labels", labels, LABELS)
-    folder = need_folder("chexpert_plus", data_dir, f"the folder with {_TABLE} and the images")
+    folder = need_folder(RECORD, data_dir, f"the folder with {_TABLE} and the images")
     path = find_table(folder, [_TABLE])
     table = _rows(path, split)
     if views == "frontal":

@@ -486,7 +486,7 @@ def _prepared(folder: Path, split: str, chosen: dict, reports) -> Dataset:
 
 
 def _check(data_dir, section: str, split_by: str, views: str, labeler: str) -> None:
-    need_folder("mimic_cxr", data_dir, "the folder of MIMIC-CXR-JPG, or one that prepare has written")
+    need_folder(RECORD, data_dir, "the folder of MIMIC-CXR-JPG, or one that prepare has written")
     options = (
         ("section", section, SECTIONS),
         ("split_by", split_by, SPLIT_RULES),

@@ -66,7 +66,7 @@ def ms_cxr(
     check_split("ms_cxr", split, ("test",))
     check_choice("ms_cxr", "mimic_split", mimic_split, MIMIC_SPLITS)
     check_choice("ms_cxr", "own_split", own_split, MIMIC_SPLITS)
-    folder = need_folder("ms_cxr", data_dir, "the folder of MIMIC-CXR-JPG, or one that prepare has written")
+    folder = need_folder(RECORD, data_dir, "the folder of MIMIC-CXR-JPG, or one that prepare has written")
     if boxes and not Path(boxes).is_file():
         raise ValueError(f"There is no file {boxes} (boxes of ms_cxr).")
     path = Path(boxes) if boxes else find_table(folder, _NAMES)

@@ -88,7 +88,8 @@ def openi(
     check_split("openi", split, SPLITS if split_by == "subject" else ("test",))
     check_choice("openi", "views", views, VIEWS)
     check_choice("openi", "labels", labels, LABELS)
-    folder = need_folder("openi", data_dir, f"the folder with ecgen-radiology, or {_REPORTS}, and the images")
+    what = f"the folder with ecgen-radiology, or {_REPORTS}, and the images"
+    folder = need_folder(RECORD, data_dir, f"{what}; `python -m modeling_tier.data download openi FOLDER` fetches it")
     table = _images_with_reports(folder, views)
     names, of_each = _labels(table, labels, min_count)
     table["labels"] = of_each

@@ -80,7 +80,7 @@ def padchest(
     check_choice("padchest", "readers", readers, READERS)
     check_choice("padchest", "findings", findings, FINDINGS)
     check_choice("padchest", "views", views, VIEWS)
-    folder = need_folder("padchest", data_dir, f"the folder with {_TABLE} and the images")
+    folder = need_folder(RECORD, data_dir, f"the folder with {_TABLE} and the images")
     table = _with_paths(_labelled_rows(folder, readers, views), folder)
     names = _findings(table["names"], findings, min_count)
     if split_by == "subject":

@@ -49,7 +49,7 @@ def padchest_gr(
             no image is found.
     """
     check_split("padchest_gr", split, SPLITS)
-    folder = need_folder("padchest_gr", data_dir, f"the folder with {_REPORTS} and the images")
+    folder = need_folder(RECORD, data_dir, f"the folder with {_REPORTS} and the images")
     patients = _patients(find_table(folder, [_TABLE]))
     path = find_table(folder, [_REPORTS])
     studies = _studies(path, patients)

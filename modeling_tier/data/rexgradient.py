@@ -44,7 +44,7 @@ def rexgradient(
     check_split("rexgradient", split, SPLITS)
     check_choice("rexgradient", "section", section, SECTIONS)
     check_choice("rexgradient", "views", views, VIEWS)
-    folder = need_folder("rexgradient", data_dir, "the folder with metadata and deid_png")
+    folder = need_folder(RECORD, data_dir, "the folder with metadata and deid_png")
     tables = _metadata_folder(folder)
     patients = {}
     for name, own in _OWN.items():

@@ -41,7 +41,7 @@ def rsna_pneumonia(
         ValueError: for a missing file or column, too many bad rows (file, line), or if no image is found.
     """
     check_split("rsna_pneumonia", split, ("test",))
-    folder = need_folder("rsna_pneumonia", data_dir, f"the folder with {_TABLES[0]} and stage_2_train_images")
+    folder = need_folder(RECORD, data_dir, f"the folder with {_TABLES[0]} and stage_2_train_images")
     path = find_table(folder, _TABLES)
     table = _rows(path)
     boxes = _boxes(table[table["Target"] == "1"], path)

@@ -41,7 +41,7 @@ def siim_acr(split: str = "test", data_dir: str | os.PathLike | None = None, wit
         ValueError: for a missing file or column, too many bad rows (file, line), or if no image is found.
     """
     check_split("siim_acr", split, ("test",))
-    folder = need_folder("siim_acr", data_dir, f"the folder with {_TABLES[0]} and dicom-images-train")
+    folder = need_folder(RECORD, data_dir, f"the folder with {_TABLES[0]} and dicom-images-train")
     path = find_table(folder, _TABLES)
     table = read_table(path, ("ImageId", "EncodedPixels"))
     images = table.drop_duplicates("ImageId")

@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
+from .record import DatasetRecord
 from .rejected import MAX_REJECTED, RejectedRow, note_rejected, reject, short
 
 
@@ -377,17 +378,18 @@ def found_pictures(images: Iterable[str], name: str, source: Path, folders: list
     return dict(zip(table["image"], table["path"]))
 
 
-def need_folder(name: str, data_dir, what: str) -> Path:
+def need_folder(record: DatasetRecord, data_dir, what: str) -> Path:
     """
     The folder of a data set.
 
     Raises:
-        ValueError: if none is given, or it does not exist, with what it should be.
+        ValueError: if none is given, or it does not exist, with what it should be and where it is published.
     """
+    source = f"{record.title} is published at {record.address}"
     if not data_dir:
-        raise ValueError(f"{name} needs data_dir: {what}.")
+        raise ValueError(f"{record.name} needs data_dir: {what}. {source}")
     if not Path(data_dir).is_dir():
-        raise ValueError(f"There is no folder {data_dir} (data_dir of {name}: {what}).")
+        raise ValueError(f"There is no folder {data_dir} (data_dir of {record.name}: {what}). {source}")
     return Path(data_dir)
 
 

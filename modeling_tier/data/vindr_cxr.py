@@ -58,7 +58,7 @@ def vindr_cxr(split: str = "test", data_dir: str | os.PathLike | None = None, wi
         ValueError: for a missing file or column, too many bad rows (file, line), or if no image is found.
     """
     check_split("vindr_cxr", split, ("test",))
-    folder = need_folder("vindr_cxr", data_dir, "the folder with annotations/ and test/")
+    folder = need_folder(RECORD, data_dir, "the folder with annotations/ and test/")
     tables = folder / "annotations" if (folder / "annotations").is_dir() else folder
     path = find_table(tables, ["image_labels_test.csv"])
     labels = _labels(path)

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from modeling_tier import data
-from modeling_tier.data import DATASETS, PATH_OPTIONS
+from modeling_tier.data import DATASETS, PATH_OPTIONS, load_pairs
 
 
 # Ids in the form in which each data set is published.
@@ -49,6 +49,16 @@ def test_a_record_says_who_may_have_it_and_what_its_ids_look_like(name):
         assert not any(
             re.search(pattern, "A small left effusion, 12.5 cm.") for pattern in record.id_patterns.values()
         )
+
+
+@pytest.mark.parametrize("name", IDS)
+@pytest.mark.parametrize("data_dir", [None, "nowhere/at/all"])
+def test_a_missing_folder_is_an_error_that_says_where_the_data_set_is_published(name, data_dir):
+    split = "validation" if name == "chexpert_plus" else "test"
+    with pytest.raises(ValueError, match="data_dir") as error:
+        load_pairs(name, split, data_dir=data_dir)
+    assert str(error.value).endswith(f"{DATASETS[name].title} is published at {DATASETS[name].address}")
+    assert (data_dir or "needs data_dir") in str(error.value)
 
 
 def test_options_that_name_files_are_known_by_their_type():
