@@ -206,10 +206,12 @@ def test_the_example_radiograph_is_one_of_the_drawings():
     assert (np.asarray(Image.open(ROOT / "docs/radiograph.png")) == study.pixels).all()
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))])
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+)
 def test_a_block_of_python_can_be_pasted_into_an_interactive_session(page):
     """There, a compound statement ends with a blank line and has none within."""
-    text = (ROOT / page).read_text("utf-8")
+    text = page.read_text("utf-8")
     for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         lines = []
         for line in [*block.splitlines(), ""]:
@@ -218,7 +220,7 @@ def test_a_block_of_python_can_be_pasted_into_an_interactive_session(page):
                 if codeop.compile_command("\n".join(lines), symbol="single"):
                     lines = []
             except SyntaxError as error:
-                pytest.fail(f"{page}: a blank line is missing before, or too much in: {line!r} ({error})")
+                pytest.fail(f"{page.name}: a blank line is missing before, or too much in: {line!r} ({error})")
         assert "".join(lines) == "", lines
 
 
