@@ -42,13 +42,13 @@ def run(command: str, **options) -> None:
         sys.exit(f"error: {error}")
 
 
-def _synthetic(output: str, layout: str, num_images: int, image_size: int, seed: int) -> None:
+def _synthetic(output: str, layout: str, num_images: int, image_size: int, seed: int, drawings: str) -> None:
     if layout in LAYOUTS:
-        LAYOUTS[layout](output, num_images, image_size, seed)
+        LAYOUTS[layout](output, num_images, image_size, seed, drawings)
         return
     tenth = max(1, num_images // 10)
     splits = {"train": num_images - 2 * tenth, "validation": tenth, "test": tenth}
-    write_mimic_tree(output, splits, image_size, seed)
+    write_mimic_tree(output, splits, image_size, seed, drawings)
 
 
 def _download(dataset: str, **options) -> None:

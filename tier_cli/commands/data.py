@@ -77,6 +77,8 @@ def _add_synthetic(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--image_size", type=int, default=128, help="pixels a side")
     command.add_argument("--seed", type=int, default=0, help="of the drawings")
+    kinds = of_module(f"{_PACKAGE}.synthetic.pairs").keys("DRAWINGS")
+    command.add_argument("--drawings", choices=kinds, default=kinds[0], help="fine: more findings, longer reports")
 
 
 def _add_download(command: argparse.ArgumentParser) -> None:

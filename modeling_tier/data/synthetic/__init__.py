@@ -5,7 +5,7 @@ from .chexpert_plus_tree import write_chexpert_plus_tree
 from .contact_sheet import write_contact_sheet
 from .mimic_tree import write_mimic_tree
 from .openi_tree import write_openi_tree
-from .pairs import RECORD, Study, draw_studies, synthetic_pairs
+from .pairs import DRAWINGS, RECORD, Study, draw_studies, synthetic_pairs
 from .pairs_folder import write_pairs_folder
 from .phantom import FINDINGS
 from .reports import region_phrase
@@ -13,6 +13,7 @@ from .rexgradient_tree import write_rexgradient_tree
 
 
 __all__ = [
+    "DRAWINGS",
     "FINDINGS",
     "RECORD",
     "Study",

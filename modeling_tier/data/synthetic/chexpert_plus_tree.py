@@ -20,7 +20,7 @@ _COLUMNS = (
 
 
 def write_chexpert_plus_tree(
-    root: str | os.PathLike, num_images: int = 60, image_size: int = 128, seed: int = 0
+    root: str | os.PathLike, num_images: int = 60, image_size: int = 128, seed: int = 0, drawings: str = "simple"
 ) -> None:
     """
     Write drawings as `df_chexpert_plus_240401.csv` (whose paths end in .jpg), `PNG/train/patient.../study1/
@@ -33,7 +33,7 @@ def write_chexpert_plus_tree(
     tenth = num_images // 10
     for split, part, number in (("train", "train", num_images - tenth), ("validation", "valid", tenth)):
         orders: dict[int, int] = {}
-        for study in draw_studies(split, number, image_size, seed):
+        for study in draw_studies(split, number, image_size, seed, drawings):
             orders[study.subject_id] = order = orders.get(study.subject_id, 0) + 1
             patient = f"patient{study.subject_id}"
             path = f"{part}/{patient}/study{order}/view1_frontal"

@@ -12,7 +12,6 @@ from PIL import Image as PILImage
 
 from ..columns import CHEXPERT_LABELS
 from .pairs import Study, draw_studies, mask_box
-from .reports import region_phrase
 
 
 _METADATA = (
@@ -44,20 +43,24 @@ _BOXES = (
 )
 
 
-def write_mimic_tree(root: str | os.PathLike, num_images: dict[str, int], image_size: int = 96, seed: int = 0) -> None:
+def write_mimic_tree(
+    root: str | os.PathLike, num_images: dict[str, int], image_size: int = 96, seed: int = 0, drawings: str = "simple"
+) -> None:
     """
     Write the drawings in the layout of MIMIC-CXR-JPG 2.0.0 and its reports, so that the real loader can be run.
 
     `files/p10/p10000032/s50414267/<dicom_id>.jpg` (JPEG, quality 95, 8-bit grey), the report beside the study's
     folder, the split, metadata, chexpert and negbio tables (.csv.gz), and the boxes in the form of MS-CXR
     (`ms_cxr.csv`).
-    A nodule is a "Lung Lesion" there; a finding that no report names is blank.
+    A nodule is a "Lung Lesion" there; a finding that no report names is blank, and one that CheXpert has no label for
+    has no column.
 
     Args:
         root: folder to write, created if it is missing; must be empty.
         num_images: number of images by split, with the keys "train", "validation" and "test".
         image_size: pixels a side.
         seed: of everything.
+        drawings: "simple" or "fine", as for [`synthetic_pairs`].
 
     Raises:
         ValueError: if the folder holds something, or a split is unknown.
@@ -68,7 +71,7 @@ def write_mimic_tree(root: str | os.PathLike, num_images: dict[str, int], image_
     splits, metadata, labels, boxes = [], [], [], []
     for split, number in num_images.items():
         split_name = "validate" if split == "validation" else split
-        for study in draw_studies(split, number, image_size, seed):
+        for study in draw_studies(split, number, image_size, seed, drawings):
             ids = {"subject_id": study.subject_id, "study_id": study.study_id}
             folder = root / "files" / f"p{str(study.subject_id)[:2]}" / f"p{study.subject_id}"
             image_path = folder / f"s{study.study_id}" / f"{study.image_id}.jpg"
@@ -125,6 +128,7 @@ def chexpert_labels(study: Study) -> dict:
     row = {rename.get(finding.name, finding.name): 1.0 for finding in study.findings}
     if not set(row) - {"Support Devices"}:
         row["No Finding"] = 1.0
+    row = {label: value for label, value in row.items() if label in CHEXPERT_LABELS}
     text = " ".join(study.report).lower()
     for label, word in (("Pneumothorax", "pneumothorax"), ("Pleural Effusion", "pleural effusion")):
         if label not in row and word in text:
@@ -138,7 +142,7 @@ def _box_rows(study: Study, path: Path, split: str) -> Iterator[dict]:
         x_min, y_min, x_max, y_max = (int(c) for c in mask_box(region.mask))
         yield {
             "category_name": region.finding.name,
-            "label_text": region_phrase(region.finding, region.side),
+            "label_text": study.phrase(region),
             "x": x_min,
             "y": y_min,
             "w": x_max - x_min,

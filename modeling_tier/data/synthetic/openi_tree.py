@@ -14,7 +14,9 @@ from .pairs import Study, draw_studies
 LICENCE = "http://creativecommons.org/licenses/by-nc-nd/4.0/"
 
 
-def write_openi_tree(root: str | os.PathLike, num_images: int = 60, image_size: int = 128, seed: int = 0) -> None:
+def write_openi_tree(
+    root: str | os.PathLike, num_images: int = 60, image_size: int = 128, seed: int = 0, drawings: str = "simple"
+) -> None:
     """
     Write drawings as the National Library of Medicine's archives are unpacked: `ecgen-radiology/1.xml` and so on, and
     `images/CXR1_IM-0001-1001.png`. The findings of a drawing are the major terms of its report, in small letters the
@@ -25,12 +27,13 @@ def write_openi_tree(root: str | os.PathLike, num_images: int = 60, image_size: 
         num_images: number of reports.
         image_size: pixels a side.
         seed: of everything.
+        drawings: "simple" or "fine", as for [`synthetic_pairs`].
 
     Raises:
         ValueError: if the folder holds anything.
     """
     root = new_folder(root, "ecgen-radiology", "images")
-    for number, study in enumerate(draw_studies(SPLITS[0], num_images, image_size, seed), 1):
+    for number, study in enumerate(draw_studies(SPLITS[0], num_images, image_size, seed, drawings), 1):
         names = [f"CXR{number}_IM-{number:04d}-{1001 + 1000 * i}" for i in range(2 if number % 5 == 0 else 1)]
         for i, name in enumerate(names):
             Image.fromarray(study.pixels // (1 + i)).save(root / "images" / f"{name}.png")

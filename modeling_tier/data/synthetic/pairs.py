@@ -9,7 +9,7 @@ Drawings made by code, of no clinical meaning: they show what a method does, not
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
@@ -17,10 +17,16 @@ import numpy as np
 from datasets import Dataset, DatasetInfo
 from PIL import Image as PILImage
 
-from ..columns import SPLITS, pair_features
+from ..columns import SPLITS, check_choice, pair_features
 from ..record import DatasetRecord
-from .phantom import FINDINGS, Finding, Region, render, sample_anatomy, sample_findings
-from .reports import Report, region_phrase, write_report
+from . import phantom, reports
+from .fine import cases as fine_cases
+from .fine import chest as fine_chest
+from .fine import phantom as fine_phantom
+from .fine import reports as fine_reports
+from .fine.findings import FINDINGS as FINE_FINDINGS
+from .phantom import FINDINGS, Finding, Region
+from .reports import Report
 
 
 SECTIONS = ("findings", "impression", "both")
@@ -28,12 +34,12 @@ SECTIONS = ("findings", "impression", "both")
 _STUDIES = (1, 2, 3)
 _STUDIES_CHANCE = (0.6, 0.25, 0.15)
 
-FEATURES = pair_features((*FINDINGS, "Support Devices"), regions=True, mask=True)
-
 
 class Study(NamedTuple):
     """One exposure with everything that is known of it."""
 
+    drawings: str
+    """A key of [`DRAWINGS`]."""
     subject_id: int
     study_id: int
     image_id: str
@@ -45,6 +51,26 @@ class Study(NamedTuple):
     organs: dict[str, np.ndarray]
     """Masks (size, size) of the "heart" and of the "lungs" beside it."""
 
+    def phrase(self, region: Region) -> str:
+        """A sentence that names one of the regions."""
+        return DRAWINGS[self.drawings].region_phrase(region.finding, region.side)
+
+
+class Drawings(NamedTuple):
+    """What makes up one kind of drawings; the functions take the subject's generator of random numbers first."""
+
+    findings: tuple[str, ...]
+    sample_anatomy: Callable
+    sample_findings: Callable
+    follow_up: Callable
+    render: Callable
+    write_report: Callable
+    region_phrase: Callable
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return (*self.findings, "Support Devices")
+
 
 def synthetic_pairs(
     split: str = "train",
@@ -53,6 +79,7 @@ def synthetic_pairs(
     seed: int = 0,
     section: str = "both",
     num_proc: int = 1,
+    drawings: str = "simple",
 ) -> Dataset:
     """
     Drawn radiographs with written reports. Drawings, of no clinical meaning.
@@ -66,38 +93,43 @@ def synthetic_pairs(
         seed: of everything.
         section: text of a pair: "findings", "impression" or "both" (findings, then impression).
         num_proc: processes that draw.
+        drawings: "simple" (seven findings, short reports) or "fine" (eleven findings with side, level and size;
+            devices; reports of several sentences, some of them irrelevant; for 64 to 224 pixels a side and more, and
+            the same chest at each size).
 
     Raises:
         ValueError: for a value outside of what is said above.
     """
     if section not in SECTIONS:
         raise ValueError(f"section must be one of {list(SECTIONS)}; got {section!r}.")
-    subjects = _subjects(split, num_images, image_size, seed)
-    jobs = [(split, chunk, image_size, seed, section) for chunk in _chunks(subjects, num_proc)]
+    subjects = _subjects(split, num_images, image_size, seed, drawings)
+    jobs = [(split, chunk, image_size, seed, drawings, section) for chunk in _chunks(subjects, num_proc)]
     if num_proc == 1:
         parts = [_rows(job) for job in jobs]
     else:
         with ProcessPoolExecutor(num_proc) as pool:
             parts = list(pool.map(_rows, jobs))
     rows = [row for part in parts for row in part][:num_images]
-    columns = {name: [row[name] for row in rows] for name in FEATURES}
-    info = DatasetInfo(description="Radiographs drawn by code. Of no clinical meaning.", features=FEATURES)
-    return Dataset.from_dict(columns, features=FEATURES, info=info)
+    features = pair_features(DRAWINGS[drawings].labels, regions=True, mask=True)
+    columns = {name: [row[name] for row in rows] for name in features}
+    info = DatasetInfo(description="Radiographs drawn by code. Of no clinical meaning.", features=features)
+    return Dataset.from_dict(columns, features=features, info=info)
 
 
-def draw_studies(split: str, num_images: int, image_size: int, seed: int) -> Iterator[Study]:
+def draw_studies(split: str, num_images: int, image_size: int, seed: int, drawings: str = "simple") -> Iterator[Study]:
     """The studies of [`synthetic_pairs`], one after the other, in its order."""
     drawn = 0
-    for subject in _subjects(split, num_images, image_size, seed):
-        for study in _draw_subject(split, subject, image_size, seed):
+    for subject in _subjects(split, num_images, image_size, seed, drawings):
+        for study in _draw_subject(split, subject, image_size, seed, drawings):
             if drawn == num_images:
                 return
             drawn += 1
             yield study
 
 
-def _subjects(split: str, num_images: int, image_size: int, seed: int) -> list[int]:
+def _subjects(split: str, num_images: int, image_size: int, seed: int, drawings: str) -> list[int]:
     """Numbers of the subjects whose studies make up `num_images` images."""
+    check_choice("synthetic", "drawings", drawings, DRAWINGS)
     if split not in SPLITS:
         raise ValueError(f"Unknown split {split!r}; use one of {list(SPLITS)}.")
     for name, value, least in (("num_images", num_images, 1), ("image_size", image_size, 32), ("seed", seed, 0)):
@@ -125,23 +157,24 @@ def _number_of_studies(rng: np.random.Generator) -> int:
     return int(rng.choice(_STUDIES, p=_STUDIES_CHANCE))
 
 
-def _draw_subject(split: str, subject: int, size: int, seed: int) -> Iterator[Study]:
-    rng = _generator(split, subject, seed)
+def _draw_subject(split: str, subject: int, size: int, seed: int, drawings: str) -> Iterator[Study]:
+    kind, rng = DRAWINGS[drawings], _generator(split, subject, seed)
     number_of_studies = _number_of_studies(rng)
-    anatomy = sample_anatomy(rng)
+    anatomy = kind.sample_anatomy(rng)
     number = subject * len(SPLITS) + SPLITS.index(split)
     findings: list[Finding] = []
     for visit in range(number_of_studies):
-        findings = _follow_up(rng, findings) if visit else sample_findings(rng)
+        findings = kind.follow_up(rng, findings) if visit else kind.sample_findings(rng)
         view = "AP" if rng.random() < 0.3 else "PA"
-        pixels, regions, organs = render(rng, anatomy, findings, size, view)
+        pixels, regions, organs = kind.render(rng, anatomy, findings, size, view)
         yield Study(
+            drawings=drawings,
             subject_id=_spread(number, 10_000_000),
             study_id=_spread(number * max(_STUDIES) + visit, 50_000_000),
             image_id="-".join(f"{part:08x}" for part in rng.integers(0, 2**32, 5)),
             view=view,
             findings=findings,
-            report=write_report(rng, findings, view),
+            report=kind.write_report(rng, findings, view),
             pixels=pixels,
             regions=regions,
             organs=organs,
@@ -151,7 +184,7 @@ def _draw_subject(split: str, subject: int, size: int, seed: int) -> Iterator[St
 def _follow_up(rng: np.random.Generator, before: list[Finding]) -> list[Finding]:
     """Half of the earlier findings persist, with another severity; new ones may come."""
     persisting = {f.name: f for f in before if rng.random() < 0.5}
-    new = {f.name: f for f in sample_findings(rng) if rng.random() < 0.7}
+    new = {f.name: f for f in phantom.sample_findings(rng) if rng.random() < 0.7}
     merged = new | {name: _with_severity(f, rng.uniform()) for name, f in persisting.items()}
     return list(merged.values())
 
@@ -166,8 +199,9 @@ def _spread(number: int, start: int) -> int:
 
 
 def _rows(job: tuple) -> list[dict]:
-    split, subjects, size, seed, section = job
-    return [_row(study, section) for subject in subjects for study in _draw_subject(split, subject, size, seed)]
+    split, subjects, size, seed, drawings, section = job
+    studies = (study for subject in subjects for study in _draw_subject(split, subject, size, seed, drawings))
+    return [_row(study, section) for study in studies]
 
 
 def _row(study: Study, section: str) -> dict:
@@ -180,11 +214,11 @@ def _row(study: Study, section: str) -> dict:
         "study_id": study.study_id,
         "image_id": study.image_id,
         "view": study.view,
-        "labels": {name: float(name in present) for name in FEATURES["labels"]},
+        "labels": {name: float(name in present) for name in DRAWINGS[study.drawings].labels},
         "regions": [
             {
                 "finding": region.finding.name,
-                "phrase": region_phrase(region.finding, region.side),
+                "phrase": study.phrase(region),
                 "box": mask_box(region.mask),
                 "mask": {"bytes": _encoded(region.mask, "PNG", compress_level=1), "path": None},
             }
@@ -206,6 +240,27 @@ def mask_box(mask: np.ndarray) -> list[float]:
     return [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)]
 
 
+DRAWINGS = {
+    "simple": Drawings(
+        FINDINGS,
+        phantom.sample_anatomy,
+        phantom.sample_findings,
+        _follow_up,
+        phantom.render,
+        reports.write_report,
+        reports.region_phrase,
+    ),
+    "fine": Drawings(
+        FINE_FINDINGS,
+        fine_chest.sample_anatomy,
+        fine_cases.sample_findings,
+        fine_cases.follow_up,
+        fine_phantom.render,
+        fine_reports.write_report,
+        fine_reports.region_phrase,
+    ),
+}
+
 RECORD = DatasetRecord(
     name="synthetic",
     load=synthetic_pairs,
@@ -214,5 +269,5 @@ RECORD = DatasetRecord(
     licence="Apache-2.0, as this project",
     access="drawn by code, without patients: anyone may have them",
     shareable=True,
-    findings=tuple(FEATURES["labels"]),
+    findings=tuple(dict.fromkeys(label for kind in DRAWINGS.values() for label in kind.labels)),
 )

@@ -8,11 +8,12 @@ the end.
 """
 
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
+
+from .shapes import edge, grid, rotate, texture
 
 
 FINDINGS = (
@@ -84,7 +85,7 @@ class _Canvas:
     def __post_init__(self):
         self.u = self.x - 0.5
         self.distance = np.abs(self.u)  # from the midline
-        self.fine, self.middle, self.coarse = (_texture(self.rng, len(self.x), cells) for cells in (32, 14, 6))
+        self.fine, self.middle, self.coarse = (texture(self.rng, len(self.x), cells) for cells in (32, 14, 6))
 
     def uniform(self, low: float, high: float) -> float:
         return float(self.rng.uniform(low, high))
@@ -179,7 +180,7 @@ def render(
     by_name = {finding.name: finding for finding in findings}
     lungs = _lungs(canvas, anatomy)
     heart_depth, heart_centre = _heart(canvas, by_name.get("Cardiomegaly"), view)
-    heart = _edge(heart_depth, 0.045)
+    heart = edge(heart_depth, 0.045)
     picture, vessels, ribs = _normal_chest(canvas, anatomy, lungs, heart)
     if finding := by_name.get("Cardiomegaly"):
         canvas.regions.append(Region(finding, None, heart_depth > 0))
@@ -209,10 +210,10 @@ def _lungs(canvas: _Canvas, anatomy: Anatomy) -> dict[str, np.ndarray]:
     # Lungs: between the mediastinum, a wall that closes to the apex, and two domes.
     rise = np.clip((a.widest - y) / (a.widest - a.apex), 0, 1)
     wall = a.lung * np.sqrt(1 - rise * rise) ** np.float32(0.85)
-    cage = _edge(wall - distance, 0.008) * _edge(distance - a.mediastinum, 0.008) * _edge(y - a.apex, 0.008)
+    cage = edge(wall - distance, 0.008) * edge(distance - a.mediastinum, 0.008) * edge(y - a.apex, 0.008)
     middle, half = (a.mediastinum + a.lung) / 2, (a.lung - a.mediastinum) / 2
     fall = a.dome * ((distance - middle) / half) ** 2
-    return {side: cage * (canvas.outward(side) > 0) * _edge(a.diaphragm[side] + fall - y, 0.008) for side in SIDES}
+    return {side: cage * (canvas.outward(side) > 0) * edge(a.diaphragm[side] + fall - y, 0.008) for side in SIDES}
 
 
 def _normal_chest(
@@ -221,12 +222,12 @@ def _normal_chest(
     """The chest without findings and vessels, the vessels of the lungs, and the ribs."""
     a, y, distance = anatomy, canvas.y, canvas.distance
     air = (lungs["left"] + lungs["right"]) * (1 - 0.93 * heart)
-    body = _edge(a.chest + 0.05 - distance - np.clip(0.16 - y, 0, 1) * (distance > 0.1), 0.012)
-    body *= _edge(y - 0.02, 0.01)
+    body = edge(a.chest + 0.05 - distance - np.clip(0.16 - y, 0, 1) * (distance > 0.1), 0.012)
+    body *= edge(y - 0.02, 0.01)
     picture = 0.03 + body * (0.60 + 0.05 * canvas.coarse) - 0.42 * air * body
-    picture += body * (0.10 * _edge(0.075 - distance, 0.012) + 0.05 * heart)
-    picture += body * _edge(0.035 - distance, 0.008) * (0.05 + 0.025 * np.sin(y * canvas.uniform(82, 100)))  # spine
-    picture -= 0.08 * body * _edge(0.018 - distance, 0.004) * (y < 0.36)  # trachea
+    picture += body * (0.10 * edge(0.075 - distance, 0.012) + 0.05 * heart)
+    picture += body * edge(0.035 - distance, 0.008) * (0.05 + 0.025 * np.sin(y * canvas.uniform(82, 100)))  # spine
+    picture -= 0.08 * body * edge(0.018 - distance, 0.004) * (y < 0.36)  # trachea
     ribs = _ribs(canvas)
     picture += a.rib_contrast * ribs * body
     _clavicles(canvas, picture, body)
@@ -248,7 +249,7 @@ def _heart(canvas: _Canvas, cardiomegaly: Finding | None, view: str) -> tuple[np
     width = 2 * a.lung * (ratio + (0.02 if view == "AP" else 0.0))
     radius_x, radius_y = width / 2, width / 2 * a.heart_aspect
     centre = (0.5 + width * a.heart_shift, a.diaphragm["left"] + 0.02 - 0.75 * radius_y)
-    along, across = _rotate(canvas.x - centre[0], canvas.y - centre[1], 0.35)
+    along, across = rotate(canvas.x - centre[0], canvas.y - centre[1], 0.35)
     return 1 - np.sqrt((along / radius_x) ** 2 + (across / radius_y) ** 2), centre
 
 
@@ -260,10 +261,10 @@ def _pneumothorax(canvas: _Canvas, picture: np.ndarray, finding: Finding, lung: 
     rise = np.clip((a.widest - y) / (a.widest - a.apex - 1.2 * depth), 0, 1.2)
     inner = (a.lung - depth) * np.sqrt(np.clip(1 - rise * rise, 0, 1)) ** np.float32(0.85) - canvas.distance
     if finding.zone == "apical":
-        reach = _edge(a.apex + 0.20 + 0.25 * finding.severity - y, 0.03)
+        reach = edge(a.apex + 0.20 + 0.25 * finding.severity - y, 0.03)
     else:
-        reach = _edge(y - (a.diaphragm[finding.side] - 0.14 - 0.15 * finding.severity), 0.03)
-    space = _edge(-inner, 0.006) * lung * reach
+        reach = edge(y - (a.diaphragm[finding.side] - 0.14 - 0.15 * finding.severity), 0.03)
+    space = edge(-inner, 0.006) * lung * reach
     picture -= canvas.uniform(0.09, 0.14) * space + 0.05 * ribs * space
     picture += canvas.uniform(0.11, 0.18) * np.exp(-((inner / 0.007) ** 2)) * lung * reach
     canvas.regions.append(Region(finding, finding.side, space > 0.5))
@@ -291,7 +292,7 @@ def _consolidation(canvas: _Canvas, picture: np.ndarray, finding: Finding, lung:
     )
     out, down = canvas.outward(finding.side) - x, canvas.y - y
     ragged = (out / radius[0]) ** 2 + (down / radius[1]) ** 2 + 0.30 * canvas.middle
-    shape = _edge(1 - ragged, 0.30)
+    shape = edge(1 - ragged, 0.30)
     picture += (0.14 + 0.16 * finding.severity) * shape * (1 + 0.25 * canvas.fine) * lung
     mask = (ragged < 1) & (lung > 0.3) & (out * out + down * down < 0.04)
     canvas.regions.append(Region(finding, finding.side, mask))
@@ -302,11 +303,11 @@ def _atelectasis(canvas: _Canvas, picture: np.ndarray, finding: Finding, lung: n
     x, y = canvas.uniform(0.19, 0.27), canvas.anatomy.diaphragm[finding.side] - canvas.uniform(0.04, 0.10)
     length = canvas.uniform(0.065, 0.085) + 0.03 * finding.severity
     thickness = canvas.uniform(0.009, 0.013) + 0.006 * finding.severity
-    along, across = _rotate(canvas.outward(finding.side) - x, canvas.y - y, canvas.uniform(-0.35, 0.35))
+    along, across = rotate(canvas.outward(finding.side) - x, canvas.y - y, canvas.uniform(-0.35, 0.35))
     second = 0.035 if finding.severity > 0.6 else 0.0
     strength = 0.16 + 0.13 * finding.severity
     for offset in {0.0, second}:
-        band = _edge(length - np.abs(along), 0.01) * np.exp(-(((across + offset) / thickness) ** 2))
+        band = edge(length - np.abs(along), 0.01) * np.exp(-(((across + offset) / thickness) ** 2))
         picture += strength * band * lung
     near = (across < thickness + 0.006) & (across > -thickness - 0.006 - second)
     canvas.regions.append(Region(finding, finding.side, (np.abs(along) < length) & near & (lung > 0.3)))
@@ -318,7 +319,7 @@ def _nodule(canvas: _Canvas, picture: np.ndarray, finding: Finding, lung: np.nda
     radius = 0.028 + 0.026 * finding.severity
     x, y = canvas.uniform(0.17, 0.28), canvas.uniform(*heights[finding.zone])
     distance = np.sqrt((canvas.outward(finding.side) - x) ** 2 + (canvas.y - y) ** 2)
-    picture += canvas.uniform(0.20, 0.32) * _edge(radius - distance, 0.006) * np.maximum(lung, 0.6)
+    picture += canvas.uniform(0.20, 0.32) * edge(radius - distance, 0.006) * np.maximum(lung, 0.6)
     canvas.regions.append(Region(finding, finding.side, distance < radius))
 
 
@@ -329,11 +330,11 @@ def _effusion(canvas: _Canvas, picture: np.ndarray, finding: Finding, lungs, hea
     for side in SIDES if finding.side == "bilateral" else (finding.side,):
         severity = np.clip(finding.severity + canvas.rng.normal(0, 0.1), 0, 1)
         level = a.diaphragm[side] + a.dome - 0.05 - 0.20 * severity
-        fluid = _edge(canvas.y - (level + 0.05 - 0.10 * towards_wall**2), 0.012) * lungs[side]
+        fluid = edge(canvas.y - (level + 0.05 - 0.10 * towards_wall**2), 0.012) * lungs[side]
         picture += (0.25 + 0.13 * severity) * fluid * (1 - 0.6 * heart)
         if side == "right" and severity > 0.5:
             fissure = np.abs(canvas.y - 0.50 - 0.1 * (canvas.distance - 0.2))
-            picture += 0.07 * _edge(0.006 - fissure, 0.003) * lungs[side]
+            picture += 0.07 * edge(0.006 - fissure, 0.003) * lungs[side]
         canvas.regions.append(Region(finding, side, (fluid > 0.5) & (heart < 0.6)))
 
 
@@ -342,10 +343,10 @@ def _effusion(canvas: _Canvas, picture: np.ndarray, finding: Finding, lungs, hea
 
 def _place(rng: np.random.Generator, anatomy: Anatomy, size: int) -> _Canvas:
     """A random position in front of the detector: rotation, scale, shift."""
-    x, y = _grid(size)
+    x, y = grid(size)
     scale, angle = np.float32(rng.uniform(0.94, 1.08)), rng.normal(0, 0.03)
     shift = rng.normal(0, 0.02, 2).astype(np.float32)
-    x, y = _rotate((x - 0.5 - shift[0]) / scale, (y - 0.5 - shift[1]) / scale, angle)
+    x, y = rotate((x - 0.5 - shift[0]) / scale, (y - 0.5 - shift[1]) / scale, angle)
     return _Canvas(rng, x + np.float32(0.5), y + np.float32(0.5), anatomy)
 
 
@@ -358,7 +359,7 @@ def _ribs(canvas: _Canvas) -> np.ndarray:
 
 def _clavicles(canvas: _Canvas, picture: np.ndarray, body: np.ndarray) -> None:
     a, distance = canvas.anatomy, canvas.distance
-    bar = _edge(0.010 - np.abs(canvas.y - a.clavicle + 0.22 * (distance - 0.05)), 0.004)
+    bar = edge(0.010 - np.abs(canvas.y - a.clavicle + 0.22 * (distance - 0.05)), 0.004)
     picture += 0.08 * bar * ((distance > 0.04) & (distance < 0.95 * a.lung)) * body
 
 
@@ -368,7 +369,7 @@ def _device(canvas: _Canvas, picture: np.ndarray, kind: str, heart_centre: tuple
     if kind == "pacemaker":
         x, y = 0.5 + canvas.uniform(0.20, 0.28), canvas.uniform(0.20, 0.27)
         box = np.maximum(np.abs(canvas.x - x), 1.2 * np.abs(canvas.y - y))
-        picture += 0.45 * _edge(0.045 - box, 0.004)
+        picture += 0.45 * edge(0.045 - box, 0.004)
         path = np.stack([x + (0.55 - x) * t - 0.05 * np.sin(3.1 * t), y + (heart_centre[1] - y) * t**1.3], axis=1)
         width, strength = 0.012, 0.35
     elif kind == "line":
@@ -400,37 +401,3 @@ def _expose(canvas: _Canvas, picture: np.ndarray) -> np.ndarray:
     noise = np.float32(rng.uniform(0.012, 0.04))
     picture += noise * rng.standard_normal(picture.shape, dtype=np.float32)
     return (np.clip(picture, 0, 1) * 255).astype(np.uint8)
-
-
-def _edge(depth: np.ndarray, softness: float) -> np.ndarray:
-    """0 outside, 1 inside, with a linear ramp of four times `softness` around depth 0."""
-    return np.clip(depth * np.float32(0.25 / softness) + np.float32(0.5), 0, 1)
-
-
-def _rotate(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
-    cosine, sine = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-    return cosine * x + sine * y, cosine * y - sine * x
-
-
-@lru_cache(maxsize=8)
-def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Centres of the pixels in the unit square."""
-    centres = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size)
-    return np.broadcast_to(centres, (size, size)), np.broadcast_to(centres[:, None], (size, size))
-
-
-@lru_cache(maxsize=32)
-def _interpolation(size: int, cells: int) -> np.ndarray:
-    """(size, cells) matrix that interpolates linearly from cells to pixels."""
-    position = np.clip((np.arange(size) + 0.5) / size * cells - 0.5, 0, cells - 1.0001)
-    left = position.astype(int)
-    matrix = np.zeros((size, cells), np.float32)
-    matrix[np.arange(size), left] = 1 - (position - left)
-    matrix[np.arange(size), left + 1] += position - left
-    return matrix
-
-
-def _texture(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
-    """Smooth noise with `cells` random values along each side."""
-    matrix = _interpolation(size, cells)
-    return matrix @ rng.standard_normal((cells, cells), dtype=np.float32) @ matrix.T

@@ -14,7 +14,7 @@ _SPLITS = {"train": "train", "validation": "valid", "test": "test"}
 
 
 def write_rexgradient_tree(
-    root: str | os.PathLike, num_images: int = 60, image_size: int = 128, seed: int = 0
+    root: str | os.PathLike, num_images: int = 60, image_size: int = 128, seed: int = 0, drawings: str = "simple"
 ) -> None:
     """
     Write drawings as `metadata/train_metadata_view_position.json`, its kin for "valid" and "test" (a tenth each), and
@@ -26,7 +26,7 @@ def write_rexgradient_tree(
     tenth = num_images // 10
     for (split, part), number in zip(_SPLITS.items(), (num_images - 2 * tenth, tenth, tenth)):
         content = {}
-        for i, study in enumerate(draw_studies(split, number, image_size, seed), 1):
+        for i, study in enumerate(draw_studies(split, number, image_size, seed, drawings), 1):
             patient, accession = f"GRDN{study.subject_id:012d}", f"GRDN{study.study_id:012d}"
             series = f"deid_png/{patient}/{accession}/studies/1.2.{i}/series/1.3.{i}/instances"
             (root / series).mkdir(parents=True)
