@@ -2,7 +2,7 @@
 """What a model can do: zero-shot classification, localisation, sparsity of its maps, retrieval."""
 
 from ..loading import load_model
-from .prompts import has_prompts, load_negation, load_no_finding, load_prompts
+from .prompts import has_prompts, load_negation, load_no_finding, load_prompts, own_prompts
 from .protocols import PROTOCOLS
 from .scoring import DTYPES
 from .zero_shot import (
@@ -28,5 +28,6 @@ __all__ = [
     "load_negation",
     "load_no_finding",
     "load_prompts",
+    "own_prompts",
     "member_folders",
 ]

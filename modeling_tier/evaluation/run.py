@@ -30,7 +30,7 @@ from .evidence import Evidence, compare, gather_evidence, subject_names
 from .figures import DRAWN, is_drawn, plot_patch_similarity, plot_reliability, plot_roc, plot_similarity_maps
 from .fingerprints import data_fingerprint, model_fingerprint, table_fingerprint
 from .given_scores import GIVEN, read_scores, scores_of, shared_findings
-from .prompts import has_prompts, load_negation, load_no_finding, load_prompts
+from .prompts import load_negation, load_no_finding, load_prompts, own_prompts
 from .protocols import PROTOCOLS
 from .report import write_report
 from .report_findings import UNITS
@@ -439,7 +439,7 @@ def _prompts(config: EvaluationConfig, dataset: Dataset) -> tuple[dict, str | No
     if not config.models:  # files of scores need no sentences
         labels = list(dataset.features.get("labels", {}))
         return {finding: {"positive": [], "negative": []} for finding in shared_findings(config.scores, labels)}, None
-    source = config.prompts or (config.data.dataset if has_prompts(config.data.dataset) else None)
+    source = config.prompts or own_prompts(config.data.dataset, config.data.options)
     if source is None:
         return {}, None
     return load_prompts(source, dataset.features.get("labels", {}), config.protocol), source

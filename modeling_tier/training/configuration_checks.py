@@ -13,7 +13,7 @@ from ..configuration_tier import TERMS, TierConfig
 from ..data import DATASETS, SPLITS, check_options
 from ..data.transforms import AUGMENTATIONS
 from ..encoders_tier import max_text_length
-from ..evaluation import LABEL_POLICIES, has_prompts, load_prompts
+from ..evaluation import LABEL_POLICIES, load_prompts, own_prompts
 from .mixture import check_sets
 from .options import BEST_METRICS, OPTIMIZERS, SCHEDULES, TRACKERS, DataOptions, TrainConfig, tier_options
 
@@ -94,7 +94,9 @@ def config_prompts(config: TrainConfig, labels: Iterable[str] | None = None) -> 
     """
     evaluation = config.evaluation
     dataset = evaluation.dataset or ("data.sets" if config.data.sets else config.data.name)
-    if not evaluation.prompts and not has_prompts(dataset):
+    options = evaluation.options if evaluation.dataset else config.data.options | config.data.validation
+    prompts = evaluation.prompts or own_prompts(dataset, options)
+    if not prompts:
         if evaluation.best_metric == "auroc":
             raise ValueError(
                 f"evaluation.best_metric: auroc needs sentences, and {dataset} has none: set evaluation.prompts, or "
@@ -102,7 +104,7 @@ def config_prompts(config: TrainConfig, labels: Iterable[str] | None = None) -> 
             )
         return {}
     try:
-        return load_prompts(evaluation.prompts or dataset, labels)
+        return load_prompts(prompts, labels)
     except ValueError as error:
         raise ValueError(f"evaluation.prompts: {error}") from None
 

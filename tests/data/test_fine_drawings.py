@@ -20,6 +20,7 @@ from modeling_tier.data.synthetic.fine.findings import FINDINGS, ZONES
 from modeling_tier.data.synthetic.fine.phantom import render
 from modeling_tier.data.synthetic.fine.reports import IRRELEVANT, write_report
 from modeling_tier.data.synthetic.phantom import Finding
+from modeling_tier.evaluation import load_prompts, own_prompts
 
 
 TUBE = Finding("Support Devices", zone="endotracheal tube")
@@ -290,7 +291,22 @@ def test_on_a_disk(tmp_path):
         own = {finding.name for finding in studies[row["study_id"]].findings} & set(CHEXPERT_LABELS)
         assert own <= {name for name, value in row["labels"].items() if value == 1} <= own | {"No Finding"}
     boxes = list(csv.DictReader(open(tmp_path / "mimic" / "ms_cxr.csv")))
-    assert {"Fracture", "Lung Lesion"} <= {box["category_name"] for box in boxes}
+    named = {(study.phrase(region), region.finding.name) for study in studies.values() for region in study.regions}
+    assert named <= {(box["label_text"], box["category_name"]) for box in boxes}
     write_contact_sheet(tmp_path / "sheet.png", num_images=7, image_size=64, drawings="fine")
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (6 * 256, 2 * 256)
+
+
+def test_sentences_of_the_evaluation_are_those_of_the_drawings(cases):
+    assert (
+        own_prompts("synthetic", {}) == "synthetic" and own_prompts("synthetic", {"drawings": "simple"}) == "synthetic"
+    )
+    prompts = load_prompts(own_prompts("synthetic", {"drawings": "fine", "image_size": 64}))
+    assert list(prompts) == list(FINDINGS)
+    known = {word for _, report in cases for word in re.findall(r"\w+", " ".join(report).lower())}
+    for name, lists in prompts.items():
+        for sentence in lists["positive"]:
+            assert re.search(WORDS[name], sentence.lower()) and not re.search(DENIAL, sentence.lower()), sentence
+        for sentence in sum(lists.values(), []):
+            assert set(re.findall(r"\w+", sentence.lower())) <= known, sentence

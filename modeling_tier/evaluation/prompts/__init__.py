@@ -1,6 +1,7 @@
 # Licensed under the Apache License, Version 2.0.
 """
-Sentences for zero-shot classification: one YAML file per data set, named as the data set, or a file of the user's.
+Sentences for zero-shot classification: one YAML file per data set, named as the data set (and its kind of drawings), or
+a file of the user's.
 
     no_finding: [sentences that deny everything, added to the negative ones of each finding]
     findings:
@@ -27,7 +28,7 @@ than the data set's label:
 """
 
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import yaml
@@ -48,6 +49,16 @@ NEGATION = {"positive": ["There is {finding}"], "negative": ["There is no {findi
 def has_prompts(name: str) -> bool:
     """Whether a data set has a file here."""
     return (Path(__file__).parent / f"{name}.yaml").is_file()
+
+
+def own_prompts(dataset: str, options: Mapping[str, object]) -> str | None:
+    """
+    Name of the file here with a data set's own sentences, as its options load it; None where there is none. Drawings
+    that are not the simple ones have other findings, and a file of their own: synthetic_fine.yaml.
+    """
+    drawings = options.get("drawings", "simple")
+    name = dataset if drawings == "simple" else f"{dataset}_{drawings}"
+    return name if has_prompts(name) else None
 
 
 def load_prompts(
