@@ -1,7 +1,7 @@
 # Licensed under the Apache License, Version 2.0.
 """
-Sentences for zero-shot classification: one YAML file per data set, named as the data set (and its kind of drawings), or
-a file of the user's.
+Sentences for zero-shot classification: one YAML file per data set, named as the data set (and its kind of drawings),
+or a file of the user's.
 
     no_finding: [sentences that deny everything, added to the negative ones of each finding]
     findings:
