@@ -376,7 +376,7 @@ MEASURES = [
         "hold.",
         WHOLE_SET,
         larger_is_better=None,
-        short="top 10% share",
+        short="top 10% fraction",
         of_pairs=True,
         shown={SUMMARY: 5, CARD: 3, DEMO: 6},
     ),
