@@ -3,6 +3,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -56,6 +57,8 @@ class TierOutput(ModelOutput):
             Mean entropy of a token over the patches, in nats.
         patch_entropy (`torch.Tensor`, scalar, *optional*):
             Mean entropy of a patch over the tokens, in nats.
+        local_loss (`torch.Tensor`, scalar, *optional*):
+            What `local_loss` of [`TierModel.forward`] added to the loss.
         logits_per_image (`torch.Tensor` of shape `(N, M)`):
             Cosines of the global embeddings times `exp(logit_scale)`, plus `logit_bias` if there is one.
         logits_per_text (`torch.Tensor` of shape `(M, N)`):
@@ -81,6 +84,7 @@ class TierOutput(ModelOutput):
     contrastive_loss: torch.Tensor | None = None
     token_entropy: torch.Tensor | None = None
     patch_entropy: torch.Tensor | None = None
+    local_loss: torch.Tensor | None = None
     logits_per_image: torch.Tensor | None = None
     logits_per_text: torch.Tensor | None = None
     text_embeds: torch.Tensor | None = None
@@ -444,6 +448,7 @@ class TierModel(TierPreTrainedModel):
         entropy_scale: float = 1.0,
         interpolate_pos_encoding: bool = False,
         cached_gradients: TierCachedGradients | None = None,
+        local_loss: Callable[["TierModel", TierOutput], torch.Tensor] | None = None,
         **kwargs,
     ) -> TierOutput:
         """
@@ -464,6 +469,9 @@ class TierModel(TierPreTrainedModel):
             cached_gradients ([`TierCachedGradients`], *optional*): for `return_loss` on a part of a batch whose
                 contrastive loss is known already. The loss is then one whose gradient is this part's contribution to
                 the whole batch's, and has no other meaning; the entropies are this part's alone.
+            local_loss (`Callable`, *optional*): for `return_loss`, a further term: called with the model and the
+                output, it returns a scalar that is added to the loss. It is called here, and not by the caller, so
+                that it may use the model's parameters wherever they are sharded or their gradients are reduced.
 
         Raises:
             ValueError: if an input is missing, or the numbers of images and texts differ where pairs are needed.
@@ -495,7 +503,7 @@ class TierModel(TierPreTrainedModel):
         if return_loss:
             loss = self.total_loss(contrastive_loss, terms if weighs_terms else {}, entropy_scale)
 
-        return TierOutput(
+        output = TierOutput(
             loss=loss,
             contrastive_loss=contrastive_loss,
             **terms,
@@ -509,6 +517,10 @@ class TierModel(TierPreTrainedModel):
             text_model_output=text.encoder_output,
             vision_model_output=image.encoder_output,
         )
+        if return_loss and local_loss is not None:
+            output["local_loss"] = local_loss(self, output)
+            output["loss"] = loss + output.local_loss
+        return output
 
     def encode_text(
         self,

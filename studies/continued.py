@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from drawings import HeldOutSet, TrainingSet, held_out_pairs, measure
-from embedded import Pairs
-from local_losses import ROWS, SENTENCE_ROWS
+from rows import ROWS, SENTENCE_ROWS
 from setting import ENCODERS, Setting
 from torch.nn.functional import normalize
 
@@ -19,6 +18,7 @@ from modeling_tier.files import replace_json
 from modeling_tier.training import load_config
 from modeling_tier.training.building import build_model, build_processor
 from modeling_tier.training.optimization import build_optimizer, build_scheduler
+from modeling_tier.training.pairs_of_batch import Pairs
 from modeling_tier.training.setup import MAX_LOGIT_SCALE
 
 

@@ -16,7 +16,7 @@ from tier_cli.declarations import declarations
 
 
 START = "start"  # the trained CLIP model before any of the rows
-_LOSSES = declarations(Path(__file__).with_name("local_losses.py"))
+_LOSSES = declarations(Path(__file__).with_name("rows.py"))
 ALL_ROWS = (*_LOSSES.keys("ROWS"), *_LOSSES.keys("SENTENCE_ROWS"))
 SIZES = {
     "num_pairs": "drawings of the training set",

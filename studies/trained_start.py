@@ -1,7 +1,7 @@
 # Licensed under the Apache License, Version 2.0.
 """
 What a local loss adds to a CLIP model that is trained already, as the paper's begins from BioViL: CLIP from random
-weights, then two epochs more with each row of `local_losses.ROWS`, on drawings. One table over the seeds, and the
+weights, then two epochs more with each row of `rows.ROWS`, on drawings. One table over the seeds, and the
 differences to CLIP's row, seed by seed.
 
     python studies/trained_start.py --output_dir runs/trained_start [--seeds 10 11 12 13 14] [--processes 2]

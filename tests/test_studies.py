@@ -24,10 +24,11 @@ from continued import Setting, build, pretrain, run_rows, training_pairs  # noqa
 from cost_of_losses import Case, measure_costs  # noqa: E402
 from cost_of_losses import lines as cost_lines  # noqa: E402
 from drawings import MAPS, HeldOutSet, TrainingSet, held_out_pairs, measure, sentences_of  # noqa: E402
-from embedded import Pairs  # noqa: E402
-from local_losses import ROWS, SENTENCE_ROWS  # noqa: E402
 from maps_of_sentences import AREAS, Places, kinds_of_tokens, measure_row, tables  # noqa: E402
+from rows import ROWS, SENTENCE_ROWS  # noqa: E402
 from trained_start import differences, means, of_seeds, table  # noqa: E402
+
+from modeling_tier.training.pairs_of_batch import Pairs  # noqa: E402
 
 
 ROOT = Path(__file__).parents[1]

@@ -133,6 +133,8 @@ def _regulariser(facts: Facts) -> dict:
     names = (*TERMS.values(), "entropy_temperature", "count_special_tokens")
     settings = {name: getattr(facts.config, name) for name in names}
     ramp = facts.training.get("regulariser") or {}
+    if ramp.get("local_loss"):
+        settings["a further local loss"] = f"{ramp['local_loss']}, with weight {ramp.get('local_weight')}"
     named = {
         "ramp_start": "fraction of the steps before which both weights are 0",
         "ramp_end": "fraction of the steps from which they have their full value",

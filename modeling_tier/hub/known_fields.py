@@ -358,6 +358,7 @@ _CHOICES = {
     *SCHEDULES,
     *BEST_METRICS,
     *TRACKERS,
+    *LOCAL_LOSSES,
     *("no", "none", "bf16", "fp16", "linear", "mlp", "siglip", "cls", "mean", "attention"),
 }
 _MODEL_ID = re.compile(r"[\w-][\w.-]{0,95}(/[\w-][\w.-]{0,95})?")

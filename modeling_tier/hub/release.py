@@ -296,6 +296,8 @@ def _build(run: _Run, chosen: ReleaseOptions, staging: Path, release: Release) -
     lambdas = {name: getattr(run.model.config, name) for name in TERMS.values()}
     regulariser = ", ".join(f"{name} {value:g}" for name, value in lambdas.items())
     release.summary = f"TIER: {regulariser}" if any(lambdas.values()) else "CLIP: without the regulariser"
+    if local_loss := option(config, "regulariser", "local_loss"):
+        release.summary += f", with the local loss {local_loss}"
     if facts.has_pipeline:
         release.send(NOTEBOOK, fill_notebook(chosen.repo_id, chosen.revision), "pull, findings, maps, fine-tuning")
     release.send(RADIOGRAPH, example_radiograph(), "a drawing made by code, for the examples")

@@ -31,6 +31,8 @@ from ..data.transforms import (
 )
 from ..framing_tier import Framing
 from ..processing_tier import TierProcessor
+from .local_loss import sentence_inputs
+from .local_losses import SENTENCE_LOSSES
 from .mixture import SET, Weighted, set_weights
 from .options import TrainConfig
 from .stopping import outlive_sigterm, started
@@ -70,6 +72,7 @@ class Batches:
             accelerator.process_index,
             accelerator.device,
         )
+        self.with_sentences = config.regulariser.local_loss in SENTENCE_LOSSES
         self.augmentation = AUGMENTATIONS.get(config.data.augmentation)
         self._prepare_pixels(processor.image_processor)
         self.pairs = undecoded(pairs.select_columns(["image", "text", "image_id"]))
@@ -268,6 +271,8 @@ class Batches:
             inputs = dict(self.processor(text=texts))
         else:
             inputs = _padded([self.tokens[text] for text in texts], self.processor.tokenizer)
+        if self.with_sentences:
+            inputs |= sentence_inputs(texts, self.processor)
         as_they_are = self.augmentation or self.processor.framing == Framing()
         if self.table is not None and as_they_are and all(image.size == self.size for image in images):
             # A GPU looks them up itself: a picture is then 49 KiB on its way there instead of 588.

@@ -14,6 +14,7 @@ from ..data import DATASETS, SPLITS, check_options
 from ..data.transforms import AUGMENTATIONS
 from ..encoders_tier import max_text_length
 from ..evaluation import LABEL_POLICIES, load_prompts, own_prompts
+from .local_losses import LOCAL_LOSSES
 from .mixture import check_sets
 from .options import BEST_METRICS, OPTIMIZERS, SCHEDULES, TRACKERS, DataOptions, TrainConfig, tier_options
 
@@ -58,6 +59,7 @@ def check_config(config: TrainConfig) -> None:
             "training.overwrite replaces the run that training.resume_from_checkpoint names: set one of them, or the "
             "latter to auto, which goes on with a run of the same options and replaces any other."
         )
+    _check_local_loss(config)
     if config.regulariser.ramp_end < config.regulariser.ramp_start:
         raise ValueError("regulariser.ramp_end must not be smaller than regulariser.ramp_start.")
     if config.model.image_size is not None and "crop_size" in config.model.image_options:
@@ -70,6 +72,20 @@ def check_config(config: TrainConfig) -> None:
         raise ValueError("model.pretrained has its own logit_scale: delete model.logit_scale_init_value.")
     elif config.model.projection or config.model.projection_dim:
         raise ValueError("model.pretrained has its own projections: delete model.projection and model.projection_dim.")
+
+
+def _check_local_loss(config: TrainConfig) -> None:
+    name, training = config.regulariser.local_loss, config.training
+    if name is None:
+        return
+    _one_of("regulariser.local_loss", name, LOCAL_LOSSES)
+    if config.regulariser.local_weight == 0:
+        raise ValueError("regulariser.local_weight must be positive; without a local loss leave local_loss at null.")
+    if training.chunk_size is not None and training.chunk_size < training.batch_size:
+        raise ValueError(
+            f"regulariser.local_loss {name} needs the tokens and patches of the batch at once: delete "
+            "training.chunk_size. Less memory takes training.gradient_checkpointing, or a smaller training.batch_size."
+        )
 
 
 def _check_data(data: DataOptions) -> None:
@@ -140,6 +156,7 @@ def _check_ranges(config: TrainConfig) -> None:
     ranges |= {"model.projection_dim": (1, MAX_PROJECTION_DIM), "model.logit_scale_init_value": (-100, 100)}
     ranges |= {f"model.{weight}": (0, None) for weight in TERMS.values()}
     ranges |= {f"regulariser.{name}": (0, 1) for name in ("ramp_start", "ramp_end")}
+    ranges |= {"regulariser.local_weight": (0, None)}
     ranges |= {f"optimizer.{name}": (0, 1) for name in ("beta1", "beta2", "warmup_share")}
     ranges |= {"optimizer.weight_decay": (0, None), "optimizer.lr": (0, None), "optimizer.max_grad_norm": (0, None)}
     for key, (low, high) in ranges.items():

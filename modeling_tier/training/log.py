@@ -74,6 +74,13 @@ def _keep_lines_before(path: Path, state: RunState) -> None:
     replace_text(path, "".join(kept))
 
 
+def peak_memory() -> dict[str, float]:
+    """The most memory, in MiB, that this process's tensors have taken on its GPU so far; empty without a GPU."""
+    if not torch.cuda.is_available():
+        return {}
+    return {"peak_memory_mib": torch.cuda.max_memory_allocated() / 2**20}
+
+
 @torch.no_grad()
 def map_shape(out: TierOutput, model: TierModel, batch: dict[str, torch.Tensor]) -> dict[str, float]:
     """Fraction of negative token-patch cosines, and the mean over tokens of the largest one."""

@@ -18,7 +18,8 @@ from .checkpoints import best_epochs, best_step, save_checkpoint, save_model, se
 from .configuration_checks import check_config
 from .freezing import train_mode
 from .grad_cache import cached_backward
-from .log import map_shape
+from .local_loss import LocalLoss
+from .log import map_shape, peak_memory
 from .optimization import ramp
 from .options import TrainConfig
 from .processes import long_wait, main_process_decides
@@ -30,7 +31,7 @@ from .stopping import EXIT_STOPPED, StopRequest
 from .validation import metric_value, summary, validation_metrics
 
 
-_LOSS_PARTS = ("loss", "contrastive_loss", *TERMS)
+_LOSS_PARTS = ("loss", "contrastive_loss", *TERMS, "local_loss")
 
 
 def train(
@@ -132,8 +133,9 @@ def forward_backward(
         to_device = run.batches.to_device
         return cached_backward(model, accelerator, batch, training.chunk_size, entropy_scale, to_device)
     batch = run.batches.to_device(batch)
+    local_loss = LocalLoss.of_batch(run.config.regulariser, batch)
     with accelerator.autocast():  # FSDP2's forward pass has none of its own
-        out = model(**batch, return_loss=True, entropy_scale=entropy_scale)
+        out = model(**batch, return_loss=True, entropy_scale=entropy_scale, local_loss=local_loss)
     accelerator.backward(out.loss)
     return out, batch
 
@@ -176,6 +178,7 @@ def log_step(
         grad_norm=float(grad_norm),
         logit_scale=model.logit_scale.exp().item(),
         pairs_per_second=pairs_per_second,
+        **peak_memory(),
     )
     run.log.warn_of_collapse(state.step, shape, entropy_scale * model.config.lambda_patch)
 

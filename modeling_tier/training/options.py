@@ -13,6 +13,7 @@ from ..data.transforms import AUGMENTATIONS
 from ..evaluation import LABEL_POLICIES
 from ..evaluation.measures import MEASURES
 from ..files import replace_text
+from .local_losses import LOCAL_LOSSES
 
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
@@ -104,6 +105,10 @@ class OptimizerOptions:
 class RegulariserOptions:
     ramp_start: float = option(0.0, "fraction of all steps before which both lambdas are 0")
     ramp_end: float = option(0.0, "fraction of all steps after which they have their full weight; linear in between")
+    local_loss: str | None = option(
+        None, f"another paper's local loss beside these, to compare with: {' | '.join(LOCAL_LOSSES)}"
+    )
+    local_weight: float = option(0.1, "weight of regulariser.local_loss, from the first step on")
 
 
 @dataclass

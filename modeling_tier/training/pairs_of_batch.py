@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0.
-"""What a local loss sees of a batch, and how it is computed in blocks and over processes."""
+"""What a local loss is given of a batch, and how it is computed in blocks and over processes."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,8 +10,8 @@ import torch.distributed
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
-from modeling_tier.collectives_tier import gather_rows, mean_over_processes, sizes_of_processes
-from modeling_tier.modeling_tier import TierOutput
+from ..collectives_tier import gather_rows, mean_over_processes, sizes_of_processes
+from ..modeling_tier import TierOutput
 
 
 @dataclass
@@ -26,12 +26,12 @@ class Pairs:
     """(N, T, D)"""
     patches: torch.Tensor
     """(N, P, D)"""
-    patch_weights: torch.Tensor
-    """(N, P): a patch's contribution to the score is its cosine with the text times this."""
+    patch_weights: torch.Tensor | None
+    """(N, P): a patch's contribution to the score is its cosine with the text times this; None where no loss asks."""
     mask: torch.Tensor
     """(N, T) the tokens that are no padding."""
     content: torch.Tensor
-    """(N, T) those of them that are neither [CLS] nor [SEP]."""
+    """(N, T) those of them that are no special tokens; at least one of each text."""
     scale: torch.Tensor
     """The model's exp(logit_scale)."""
     sentences: torch.Tensor | None = None
@@ -43,15 +43,20 @@ class Pairs:
 
     @classmethod
     def of(cls, out: TierOutput, mask: torch.Tensor, content: torch.Tensor, scale: torch.Tensor, **more) -> "Pairs":
+        """Of the output of a [`TierModel`], in its dtype."""
         embeds = out.text_embeds, out.image_embeds, out.token_embeds, out.patch_embeds, out.patch_weights
         return cls(*embeds, mask.bool(), content.bool(), scale, **more)
 
     def __len__(self) -> int:
         return len(self.text)
 
+    def rows(self) -> dict[str, torch.Tensor]:
+        """What has a row for each pair, by name."""
+        return {name: getattr(self, name) for name in _ROWS if getattr(self, name) is not None}
+
     def part(self, start: int, stop: int) -> "Pairs":
         """The pairs from `start` to before `stop`."""
-        rows = {name: getattr(self, name)[start:stop] for name in _ROWS}
+        rows = {name: value[start:stop] for name, value in self.rows().items()}
         if self.sentences is not None:
             own = (self.owners >= start) & (self.owners < stop)
             rows |= {"sentences": self.sentences[own], "owners": self.owners[own] - start}
@@ -106,7 +111,7 @@ def gathered(pairs: Pairs) -> tuple[Pairs, int]:
     device = pairs.text.device
     sizes = sizes_of_processes(len(pairs), device)
     missing = max(sizes_of_processes(pairs.tokens.shape[1], device)) - pairs.tokens.shape[1]
-    rows = {name: getattr(pairs, name) for name in _ROWS}
+    rows = pairs.rows()
     rows["tokens"] = pad(pairs.tokens, (0, 0, 0, missing))
     rows |= {name: pad(rows[name], (0, missing)) for name in ("mask", "content")}
     together = {name: _gather(value, sizes) for name, value in rows.items()}

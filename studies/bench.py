@@ -1,0 +1,239 @@
+# Licensed under the Apache License, Version 2.0.
+"""
+Train CLIP, TIER and the local losses of other papers with one configuration of `train.py` (the same data, seeds and
+budget), evaluate them side by side, and print one table for each data set, with the differences to CLIP's row:
+
+    python studies/bench.py --config configs/openi.yaml --data_dir data/openi-320 --output_dir runs/bench \
+        --seeds 0 1 2 --evaluate "--dataset openi --data_dir data/openi-320 --split test" \
+        [--evaluate "--suite localisation --data_root /data"] [--launch "accelerate launch --num_processes 8"] \
+        [--rows clip tier vl_cabs] [--training.epochs 5 ...]
+
+`--evaluate` has options of `evaluate_zeroshot.py`; other options are those of `train.py`. What is done is not run
+again: the same command goes on where it was stopped, and with more seeds or rows does those alone.
+"""
+
+import argparse
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parent))
+from trained_start import differences, machine, means  # noqa: E402
+
+from modeling_tier.evaluation.tables import aligned  # noqa: E402
+from modeling_tier.files import replace_json  # noqa: E402
+from modeling_tier.training.local_losses import LOCAL_LOSSES  # noqa: E402
+
+
+# What each row adds to the options of train.py. TIER's lambdas are those of the configuration.
+WITHOUT_TIER = ["--model.lambda_token", "0", "--model.lambda_patch", "0"]
+ROWS = {"CLIP": WITHOUT_TIER, "TIER": []} | {
+    name: [*WITHOUT_TIER, "--regulariser.local_loss", name] for name in LOCAL_LOSSES
+}
+MAPS = {
+    "plain": "cosine",
+    "minus_no_finding": "cosine - no finding",
+    "contribution": "contribution",
+    "contribution_minus_no_finding": "contribution - no finding",
+}
+SPEED, MEMORY = "pairs/s", "GPU MiB"
+
+
+@dataclass
+class Bench:
+    """What is trained and evaluated, and where."""
+
+    train_options: list[str]
+    evaluations: list[list[str]]
+    """Options of `evaluate_zeroshot.py`, a list for each evaluation."""
+    launch: list[str]
+    """The command that starts a script."""
+    rows: list[str]
+    seeds: list[int]
+    output_dir: Path
+
+    def run_folder(self, row: str, seed: int) -> Path:
+        return self.output_dir / str(seed) / row
+
+    def evaluation_folder(self, number: int, seed: int) -> Path:
+        return self.output_dir / str(seed) / f"evaluation-{number + 1}"
+
+
+def main() -> None:
+    bench = read_arguments()
+    bench.output_dir.mkdir(parents=True, exist_ok=True)
+    sets: dict[str, dict[str, list[dict[str, float]]]] = {}
+    patients: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for done, seed in enumerate(bench.seeds, start=1):
+        for row in bench.rows:
+            train(bench, row, seed)
+        for name, folder in evaluate(bench, seed).items():
+            results = json.loads((folder / "metrics.json").read_text())
+            for row, values in measures_of(bench, results, seed).items():
+                sets.setdefault(name, {}).setdefault(row, []).append(values)
+            for row, values in beyond_patients(bench, results).items():
+                patients.setdefault(name, {}).setdefault(row, []).append(values)
+        about = {"command": shlex.join(["python", "studies/bench.py", *sys.argv[1:]]), "machine": machine()}
+        replace_json(
+            bench.output_dir / "bench.json",
+            about | {"seeds": bench.seeds[:done], "sets": sets} | {"beyond the interval over patients": patients},
+        )
+    for name, results in sets.items():
+        print(f"\n{name}\n\n{table(results, patients[name])}")
+
+
+def read_arguments() -> Bench:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--config", required=True, help="of train.py")
+    add("--data_dir", help="of train.py")
+    add("--output_dir", type=Path, default=Path("runs/bench"), help="(default: runs/bench)")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
+    add("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW", help=f"of {', '.join(ROWS)}")
+    add("--evaluate", action="append", required=True, metavar="OPTIONS", help="of evaluate_zeroshot.py, in quotes")
+    add("--launch", default=shlex.quote(sys.executable), help="what starts both scripts (default: this Python)")
+    arguments, rest = parser.parse_known_args()
+    if rest and not rest[0].startswith("--"):
+        parser.error(f"what is {rest[0]!r}? Options of train.py begin with --section.option")
+    given = ["--config", arguments.config, *(["--data_dir", arguments.data_dir] if arguments.data_dir else []), *rest]
+    for fixed in ("--output_dir", "--seed", "--regulariser.local_loss", "--training.resume_from_checkpoint"):
+        if any(option.split("=")[0] == fixed for option in rest):
+            parser.error(f"{fixed} is set by the bench")
+    rows = ["CLIP", *(row for row in arguments.rows if row != "CLIP")]  # what the others are compared with
+    evaluations, launch = [shlex.split(own) for own in arguments.evaluate], shlex.split(arguments.launch)
+    return Bench(given, evaluations, launch, rows, arguments.seeds, arguments.output_dir)
+
+
+def train(bench: Bench, row: str, seed: int) -> None:
+    folder = bench.run_folder(row, seed)
+    if (folder / "metrics.json").is_file():
+        return
+    more = ["--seed", seed, "--output_dir", folder, "--training.resume_from_checkpoint", "auto"]
+    run_script(bench, "train.py", *bench.train_options, *more, *ROWS[row])
+
+
+def evaluate(bench: Bench, seed: int) -> dict[str, Path]:
+    """The models of a seed side by side, by each evaluation; returns the folder of each data set's metrics.json."""
+    folders = {}
+    for number, options in enumerate(bench.evaluations):
+        output = bench.evaluation_folder(number, seed)
+        models = [part for row in bench.rows for part in ("--model", bench.run_folder(row, seed))]
+        run_script(bench, "evaluate_zeroshot.py", *models, *options, "--output_dir", output)
+        content = json.loads((output / "metrics.json").read_text())
+        found = (
+            {name: output / name for name in content["sets"]} if "sets" in content else {content["dataset"]: output}
+        )
+        folders |= {name if name not in folders else f"{name} ({number + 1})": own for name, own in found.items()}
+    return folders
+
+
+def run_script(bench: Bench, script: str, *options) -> None:
+    command = [*bench.launch, str(ROOT / script), *map(str, options)]
+    code = subprocess.run(command).returncode
+    if code:
+        sys.exit(f"error: this ended with {code}: {shlex.join(command)}\nThe same command of the bench goes on there.")
+
+
+def measures_of(bench: Bench, results: dict, seed: int) -> dict[str, dict[str, float | None]]:
+    """Of each row on one data set."""
+    metrics = [results["metrics"], *(other["metrics"] for other in results["compared"].values())]
+    return {row: _measures(own) | _costs(bench.run_folder(row, seed)) for row, own in zip(bench.rows, metrics)}
+
+
+def _measures(metrics: dict) -> dict[str, float | None]:
+    values = {"AUROC": _mean(metrics, "auroc"), "AP": _mean_of_findings(metrics, "average_precision")}
+    values |= {"AUROC of negated": _mean(metrics, "auroc_negated"), "left/right": _mean(metrics, "auroc_left_right")}
+    ways = (metrics.get("retrieval") or {}).values()
+    values["R@10"] = statistics.mean(way["r@10"] for way in ways) if ways else None
+    for entry in _sentence_maps(metrics.get("localisation_maps")):
+        for name, title in (("pointing_game", "pointing"), ("cnr", "CNR")):
+            values[f"{title}, {MAPS[entry['map']]}"] = (entry.get(name) or {}).get("value")
+    return values
+
+
+def _mean(metrics: dict, name: str) -> float | None:
+    value = metrics.get(name)
+    return value.get("mean") if isinstance(value, dict) else value
+
+
+def _mean_of_findings(part: dict, name: str) -> float | None:
+    units = part.get("classification") or {}
+    mean = next(iter(units.values()), {}).get("mean") or {}  # by image, or by study
+    return (mean.get(name) or {}).get("value")
+
+
+def _sentence_maps(entries: list[dict] | None) -> list[dict]:
+    """The maps of sentences at the pixels, a record for each kind of map; masks where a set has masks and boxes."""
+    chosen = {}
+    for entry in entries or []:
+        if (entry["text"], entry["resolution"]) == ("sentence", "pixel") and entry["map"] in MAPS:
+            if entry["map"] not in chosen or entry["place"] == "mask":
+                chosen[entry["map"]] = entry
+    return list(chosen.values())
+
+
+def _costs(run: Path) -> dict[str, float | None]:
+    """Of the main process; the rates of the first tenth of the steps, which hold the start, do not count."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "pairs_per_second" in line]
+    rates = [line["pairs_per_second"] for line in steps[len(steps) // 10 :]]
+    peaks = [line["peak_memory_mib"] for line in steps if "peak_memory_mib" in line]
+    return {SPEED: statistics.median(rates) if rates else None, MEMORY: max(peaks, default=None)}
+
+
+def beyond_patients(bench: Bench, results: dict) -> dict[str, dict[str, int]]:
+    """
+    Of each row but CLIP's, for each measure that has one: 1 where the 95% interval over the patients of the
+    difference to CLIP's row lies above 0, -1 where it lies below, else 0.
+    """
+    rows = {}
+    for row, other in zip(bench.rows[1:], results["compared"].values()):
+        difference, signs = other["difference"], {}
+        units = difference.get("classification") or {}
+        mean = next(iter(units.values()), {}).get("mean") or {}
+        for name, title in (("auroc", "AUROC"), ("average_precision", "AP"), ("auroc_negated", "AUROC of negated")):
+            signs |= _sign(title, mean.get(name))
+        for entry in _sentence_maps(difference.get("localisation_maps")):
+            for name, title in (("pointing_game", "pointing"), ("cnr", "CNR")):
+                signs |= _sign(f"{title}, {MAPS[entry['map']]}", entry.get(name))
+        rows[row] = signs
+    return rows
+
+
+def _sign(title: str, value: dict | None) -> dict[str, int]:
+    if not value or value.get("low") is None:
+        return {}
+    return {title: int(value["low"] > 0) - int(value["high"] < 0)}
+
+
+def table(results: dict[str, list[dict]], patients: dict[str, list[dict[str, int]]]) -> str:
+    """Means over the seeds, differences to CLIP's row seed by seed, and what holds over the patients of each seed."""
+    first = next(iter(results.values()))[0]
+    measures = [name for name in first if all(seed.get(name) is not None for own in results.values() for seed in own)]
+    parts = [aligned(means(results, measures))]
+    if len(results) > 1:
+        parts.append(aligned(differences(results, [name for name in measures if name not in (SPEED, MEMORY)])))
+        parts.append(aligned(_over_patients(patients)))
+    return "\n\n".join(parts)
+
+
+def _over_patients(patients: dict[str, list[dict[str, int]]]) -> list[list[str]]:
+    names = list(next(iter(patients.values()))[0])
+    lines = [["seeds whose interval over patients is above / below 0", *names]]
+    for row, seeds in patients.items():
+        counts = [[sum(seed.get(name) == sign for seed in seeds) for sign in (1, -1)] for name in names]
+        lines.append([row, *(f"{above} / {below} of {len(seeds)}" for above, below in counts)])
+    return lines
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+# Licensed under the Apache License, Version 2.0.
+"""`regulariser.local_loss`: what of a batch each loss is given, and that runs train with it."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from modeling_tier.data import load_pairs
+from modeling_tier.training import train
+from modeling_tier.training.building import build_model, build_processor
+from modeling_tier.training.local_loss import LocalLoss, sentence_inputs
+from modeling_tier.training.local_losses import LOCAL_LOSSES
+from modeling_tier.training.options import RegulariserOptions
+from tests.training.test_training import tiny
+
+
+@pytest.fixture(autouse=True)
+def own_accelerator():
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory):
+    """A model in float64, four texts of one to several sentences, and the inputs of the four pairs."""
+    config = tiny(tmp_path_factory.mktemp("local_losses"))
+    pairs = load_pairs("synthetic", "train", num_images=40, image_size=32, section="both")
+    processor = build_processor(config, pairs)
+    torch.manual_seed(0)
+    model = build_model(config, processor).double().eval()
+    texts = ["1. There is cardiomegaly. 2. No edema.", "Left pleural effusion.", "Edema.  Edema. No effusion.", "?"]
+    inputs = processor(text=texts, images=[pairs[i]["image"] for i in range(4)])
+    inputs["pixel_values"] = inputs["pixel_values"].double()
+    return model, processor, texts, dict(inputs)
+
+
+def unit(vector: np.ndarray) -> np.ndarray:
+    return vector / np.linalg.norm(vector)
+
+
+def both_ways(scores: np.ndarray) -> float:
+    """CLIP's loss of a square of scores, by loops."""
+    total = 0.0
+    for i in range(len(scores)):
+        total += np.log(np.exp(scores[i]).sum()) + np.log(np.exp(scores[:, i]).sum()) - 2 * scores[i, i]
+    return total / len(scores) / 2
+
+
+def loss_of(model, name: str, weight: float, inputs: dict, sentences: dict | None = None) -> tuple[float, object]:
+    batch = inputs | (sentences or {})
+    local_loss = LocalLoss.of_batch(RegulariserOptions(local_loss=name, local_weight=weight), batch)
+    assert set(batch) == set(inputs)  # the encoders take no sentences
+    out = model(**batch, return_loss=True, local_loss=local_loss)
+    before = model(**inputs, return_loss=True)
+    assert float(out.loss.detach()) == pytest.approx(before.loss.item() + out.local_loss.item(), abs=1e-9)
+    return float(out.local_loss.detach()), out
+
+
+def test_special_tokens_and_padding_are_told_apart(embedded):
+    """FILIP counts all tokens of a text, GLoRIA those alone that are no special ones."""
+    model, processor, texts, inputs = embedded
+    filip, out = loss_of(model, "filip", 0.5, inputs)
+    gloria, _ = loss_of(model, "gloria", 0.5, inputs)
+    tokens = out.token_embeds.detach().float().numpy().astype(np.float64)
+    patches = out.patch_embeds.detach().float().numpy().astype(np.float64)
+    scale = model.logit_scale.exp().item()
+    by_token, by_patch, words = np.zeros((4, 4)), np.zeros((4, 4)), np.zeros((4, 4))
+    for i, text in enumerate(texts):
+        length = len(processor.tokenizer(text)["input_ids"])  # [CLS] ... [SEP]
+        for j in range(4):
+            cosines = tokens[i, :length] @ patches[j].T
+            by_token[i, j] = scale * np.mean([max(row) for row in cosines])
+            by_patch[i, j] = scale * np.mean([max(column) for column in cosines.T])
+            likeness = []
+            for k in range(length) if text == "?" else range(1, length - 1):  # "?" is an unknown word alone
+                weights = np.exp(4 * cosines[k]) / np.exp(4 * cosines[k]).sum()
+                likeness.append(unit(weights @ patches[j]) @ tokens[i, k])
+            words[i, j] = 10 * np.log(np.sum(np.exp(5 * np.array(likeness))))
+    rows = [np.log(np.exp(by_token[i]).sum()) - by_token[i, i] for i in range(4)]
+    columns = [np.log(np.exp(by_patch[:, i]).sum()) - by_patch[i, i] for i in range(4)]
+    assert filip == pytest.approx(0.5 * (np.mean(rows) + np.mean(columns)) / 2, abs=1e-5)
+    assert gloria == pytest.approx(0.5 * both_ways(words), abs=1e-5)
+
+
+def test_every_sentence_is_embedded_by_itself_and_belongs_to_its_image(embedded):
+    """A contrast of all sentences, by loops; equal ones of a text are one, numbers of a list are dropped."""
+    model, processor, texts, inputs = embedded
+    loss, out = loss_of(model, "sentences", 0.3, inputs, sentence_inputs(texts, processor))
+    split = [["There is cardiomegaly.", "No edema."], ["Left pleural effusion."], ["Edema.", "No effusion."], ["?"]]
+    images = out.image_embeds.detach().float().numpy().astype(np.float64)
+    scores, owners = [], []
+    for i, own in enumerate(split):
+        for sentence in own:
+            alone = processor(text=[sentence])
+            text = unit(model.get_text_features(**alone).pooler_output[0].detach().numpy())
+            scores.append(model.logit_scale.exp().item() * images @ text)
+            owners.append(i)
+    scores, owners = np.array(scores), np.array(owners)
+    values = []
+    for i in range(4):
+        to_image, to_text = [], []
+        for row in np.flatnonzero(owners == i):
+            to_image.append(np.log(np.exp(scores[row]).sum()) - scores[row, i])
+            rivals = np.exp(scores[owners != i, i]).sum() + np.exp(scores[row, i])
+            to_text.append(np.log(rivals) - scores[row, i])
+        values.append((np.mean(to_image) + np.mean(to_text)) / 2)
+    assert loss == pytest.approx(0.3 * np.mean(values), abs=1e-5)
+
+
+FAST = ("vl_cabs_sentences",)
+
+
+@pytest.mark.parametrize(
+    "name", [*FAST, *(pytest.param(n, marks=pytest.mark.slow) for n in sorted({*LOCAL_LOSSES} - {*FAST}))]
+)
+def test_a_run_trains_with_it(name, tmp_path):
+    options = ["--training.epochs=1", "--training.log_every=1", f"--regulariser.local_loss={name}"]
+    train(tiny(tmp_path, *options, "--regulariser.local_weight=0.25"))
+    steps = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    steps = [step for step in steps if "loss" in step]
+    assert len(steps) == 6 and len({step["local_loss"] for step in steps}) == 6
+    for step in steps:
+        terms = 0.2 * step["token_entropy"] + 0.05 * step["patch_entropy"] + step["local_loss"]
+        assert step["loss"] == pytest.approx(step["contrastive_loss"] + terms, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_blocks_of_a_large_batch_change_nothing(tmp_path):
+    """More pairs than a block: the first step's loss is that of the formula without blocks."""
+    config = tiny(tmp_path, "--training.batch_size=40", "--regulariser.local_loss=gloria")
+    pairs = load_pairs("synthetic", "train", num_images=40, image_size=32, section="findings")
+    processor = build_processor(config, pairs)
+    model = build_model(config, processor).eval()
+    inputs = processor(text=pairs["text"][:], images=pairs["image"][:])
+    local_loss = LocalLoss.of_batch(config.regulariser, dict(inputs))
+    in_blocks = model(**inputs, return_loss=True, local_loss=local_loss).local_loss
+    tokens, patches = (model(**inputs)[name].detach() for name in ("token_embeds", "patch_embeds"))
+    special = torch.tensor(model.config.special_token_ids)
+    content = inputs["attention_mask"].bool() & ~torch.isin(inputs["input_ids"], special)
+    cosines = torch.einsum("itd,jpd->ijtp", tokens, patches)
+    context = torch.nn.functional.normalize(torch.softmax(4 * cosines, -1) @ patches[None], dim=-1)
+    likeness = (context * tokens[:, None]).sum(-1).masked_fill(~content[:, None], -torch.inf)
+    scores = 10 * (5 * likeness).logsumexp(-1)
+    targets = torch.arange(40)
+    expected = sum(torch.nn.functional.cross_entropy(rows, targets) for rows in (scores, scores.T)) / 2
+    assert in_blocks.item() == pytest.approx(0.1 * expected.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--regulariser.local_loss=flip"], "regulariser.local_loss must be one of"),
+        (["--regulariser.local_loss=filip", "--training.chunk_size=4"], "delete training.chunk_size"),
+        (["--regulariser.local_loss=filip", "--regulariser.local_weight=0"], "local_weight must be positive"),
+        (["--regulariser.local_loss=filip", "--regulariser.local_weight=-1"], "local_weight must be at least 0"),
+    ],
+)
+def test_options_that_cannot_work(options, message, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        train(tiny(tmp_path, *options))
