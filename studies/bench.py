@@ -43,6 +43,8 @@ MAPS = {
     "contribution": "contribution",
     "contribution_minus_no_finding": "contribution - no finding",
 }
+FINDINGS = {"auroc": "AUROC", "average_precision": "AP", "auroc_negated": "AUROC of negated"}
+POINTING = {"pointing_game": "pointing", "cnr": "CNR"}
 SPEED, MEMORY = "pairs/s", "GPU MiB"
 
 
@@ -68,7 +70,7 @@ class Bench:
 
 def main() -> None:
     bench = read_arguments()
-    bench.output_dir.mkdir(parents=True, exist_ok=True)
+    check_options(bench)
     sets: dict[str, dict[str, list[dict[str, float]]]] = {}
     patients: dict[str, dict[str, list[dict[str, float]]]] = {}
     for done, seed in enumerate(bench.seeds, start=1):
@@ -86,7 +88,7 @@ def main() -> None:
             about | {"seeds": bench.seeds[:done], "sets": sets} | {"beyond the interval over patients": patients},
         )
     for name, results in sets.items():
-        print(f"\n{name}\n\n{table(results, patients[name])}")
+        print(f"\n{name}\n\n{table(results, patients.get(name, {}))}")
 
 
 def read_arguments() -> Bench:
@@ -113,6 +115,20 @@ def read_arguments() -> Bench:
     return Bench(given, evaluations, launch, rows, arguments.seeds, arguments.output_dir)
 
 
+def check_options(bench: Bench) -> None:
+    """Rows of one bench are trained alike: its folder keeps their options."""
+    file = bench.output_dir / "train_options.json"
+    if not file.is_file():
+        bench.output_dir.mkdir(parents=True, exist_ok=True)
+        replace_json(file, bench.train_options)
+    before = json.loads(file.read_text())
+    if before != bench.train_options:
+        sys.exit(
+            f"error: the runs in {bench.output_dir} were trained with {shlex.join(before)}, not with "
+            f"{shlex.join(bench.train_options)}: give the same options, or another --output_dir."
+        )
+
+
 def train(bench: Bench, row: str, seed: int) -> None:
     folder = bench.run_folder(row, seed)
     if (folder / "metrics.json").is_file():
@@ -126,12 +142,14 @@ def evaluate(bench: Bench, seed: int) -> dict[str, Path]:
     folders = {}
     for number, options in enumerate(bench.evaluations):
         output = bench.evaluation_folder(number, seed)
-        models = [part for row in bench.rows for part in ("--model", bench.run_folder(row, seed))]
-        run_script(bench, "evaluate_zeroshot.py", *models, *options, "--output_dir", output)
+        models = [part for row in bench.rows for part in ("--model", str(bench.run_folder(row, seed)))]
+        asked, done = [*models, *options], output / "asked.json"
+        if not done.is_file() or json.loads(done.read_text()) != asked:
+            run_script(bench, "evaluate_zeroshot.py", *asked, "--output_dir", output)
+            replace_json(done, asked)
         content = json.loads((output / "metrics.json").read_text())
-        found = (
-            {name: output / name for name in content["sets"]} if "sets" in content else {content["dataset"]: output}
-        )
+        of_suite = content.get("sets", {})
+        found = {name: output / name for name in of_suite} if of_suite else {content["dataset"]: output}
         folders |= {name if name not in folders else f"{name} ({number + 1})": own for name, own in found.items()}
     return folders
 
@@ -150,25 +168,21 @@ def measures_of(bench: Bench, results: dict, seed: int) -> dict[str, dict[str, f
 
 
 def _measures(metrics: dict) -> dict[str, float | None]:
-    values = {"AUROC": _mean(metrics, "auroc"), "AP": _mean_of_findings(metrics, "average_precision")}
-    values |= {"AUROC of negated": _mean(metrics, "auroc_negated"), "left/right": _mean(metrics, "auroc_left_right")}
+    values = {name: entry.get("value") for name, entry in _numbers(metrics).items()}
     ways = (metrics.get("retrieval") or {}).values()
-    values["R@10"] = statistics.mean(way["r@10"] for way in ways) if ways else None
-    for entry in _sentence_maps(metrics.get("localisation_maps")):
-        for name, title in (("pointing_game", "pointing"), ("cnr", "CNR")):
-            values[f"{title}, {MAPS[entry['map']]}"] = (entry.get(name) or {}).get("value")
-    return values
+    return values | {"R@10": statistics.mean(way["r@10"] for way in ways) if ways else None}
 
 
-def _mean(metrics: dict, name: str) -> float | None:
-    value = metrics.get(name)
-    return value.get("mean") if isinstance(value, dict) else value
-
-
-def _mean_of_findings(part: dict, name: str) -> float | None:
+def _numbers(part: dict) -> dict[str, dict]:
+    """The records of an evaluation, or of a difference, each with its value and interval, by the bench's names."""
     units = part.get("classification") or {}
-    mean = next(iter(units.values()), {}).get("mean") or {}  # by image, or by study
-    return (mean.get(name) or {}).get("value")
+    findings = next(iter(units.values()), {}).get("mean") or {}  # over the images, or over the studies
+    sides = (part.get("laterality") or {}).get("mean") or {}
+    records = {title: findings.get(name) for name, title in FINDINGS.items()}
+    records |= {"left/right": sides.get("auroc_left_right")}
+    for entry in _sentence_maps(part.get("localisation_maps")):
+        records |= {f"{title}, {MAPS[entry['map']]}": entry.get(name) for name, title in POINTING.items()}
+    return {title: record or {} for title, record in records.items()}
 
 
 def _sentence_maps(entries: list[dict] | None) -> list[dict]:
@@ -197,41 +211,34 @@ def beyond_patients(bench: Bench, results: dict) -> dict[str, dict[str, int]]:
     """
     rows = {}
     for row, other in zip(bench.rows[1:], results["compared"].values()):
-        difference, signs = other["difference"], {}
-        units = difference.get("classification") or {}
-        mean = next(iter(units.values()), {}).get("mean") or {}
-        for name, title in (("auroc", "AUROC"), ("average_precision", "AP"), ("auroc_negated", "AUROC of negated")):
-            signs |= _sign(title, mean.get(name))
-        for entry in _sentence_maps(difference.get("localisation_maps")):
-            for name, title in (("pointing_game", "pointing"), ("cnr", "CNR")):
-                signs |= _sign(f"{title}, {MAPS[entry['map']]}", entry.get(name))
-        rows[row] = signs
+        numbers = _numbers(other["difference"])
+        intervals = {name: entry for name, entry in numbers.items() if entry.get("low") is not None}
+        rows[row] = {name: int(entry["low"] > 0) - int(entry["high"] < 0) for name, entry in intervals.items()}
     return rows
-
-
-def _sign(title: str, value: dict | None) -> dict[str, int]:
-    if not value or value.get("low") is None:
-        return {}
-    return {title: int(value["low"] > 0) - int(value["high"] < 0)}
 
 
 def table(results: dict[str, list[dict]], patients: dict[str, list[dict[str, int]]]) -> str:
     """Means over the seeds, differences to CLIP's row seed by seed, and what holds over the patients of each seed."""
     first = next(iter(results.values()))[0]
     measures = [name for name in first if all(seed.get(name) is not None for own in results.values() for seed in own)]
-    parts = [aligned(means(results, measures))]
-    if len(results) > 1:
-        parts.append(aligned(differences(results, [name for name in measures if name not in (SPEED, MEMORY)])))
-        parts.append(aligned(_over_patients(patients)))
-    return "\n\n".join(parts)
+    of_maps = [[name for name in measures if name.startswith(title)] for title in POINTING.values()]
+    others = [name for name in measures if not any(name in own for own in of_maps)]
+    parts = []
+    for own in filter(None, (others, *of_maps)):
+        compared = [name for name in own if name not in (SPEED, MEMORY)]
+        parts.append(means(results, own))
+        if len(results) > 1 and compared:
+            parts += [differences(results, compared), _over_patients(patients, compared)]
+    return "\n\n".join(aligned(lines) for lines in parts)
 
 
-def _over_patients(patients: dict[str, list[dict[str, int]]]) -> list[list[str]]:
-    names = list(next(iter(patients.values()))[0])
-    lines = [["seeds whose interval over patients is above / below 0", *names]]
+def _over_patients(patients: dict[str, list[dict[str, int]]], names: list[str]) -> list[list[str]]:
+    lines = [["seeds above, below 0 over patients", *names]]
     for row, seeds in patients.items():
         counts = [[sum(seed.get(name) == sign for seed in seeds) for sign in (1, -1)] for name in names]
-        lines.append([row, *(f"{above} / {below} of {len(seeds)}" for above, below in counts)])
+        known = [any(name in seed for seed in seeds) for name in names]
+        cells = [f"{above}, {below} of {len(seeds)}" for above, below in counts]
+        lines.append([row, *(cell if is_known else "" for cell, is_known in zip(cells, known))])
     return lines
 
 

@@ -35,6 +35,7 @@ from ..data.transforms import AUGMENTATIONS
 from ..evaluation import DTYPES, LABEL_POLICIES, has_prompts
 from ..modeling_tier import TierModel
 from ..processing_tier import TierProcessor
+from ..training.local_losses import LOCAL_LOSSES
 from ..training.mixture import WEIGHT
 from ..training.options import BEST_METRICS, OPTIMIZERS, SCHEDULES, TRACKERS, TrainConfig
 
