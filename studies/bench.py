@@ -12,11 +12,7 @@ budget), evaluate them side by side, and print one table for each data set, with
 again: the same command goes on where it was stopped, and with more seeds or rows does those alone.
 """
 
-import argparse
-import json
 import shlex
-import statistics
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,27 +21,16 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(Path(__file__).parent))
-from trained_start import differences, machine, means  # noqa: E402
-
-from modeling_tier.evaluation.tables import aligned  # noqa: E402
-from modeling_tier.files import replace_json  # noqa: E402
-from modeling_tier.training.local_losses import LOCAL_LOSSES  # noqa: E402
+from tier_cli.declarations import of_module
+from tier_cli.options import option_parser
 
 
 # What each row adds to the options of train.py. TIER's lambdas are those of the configuration.
 WITHOUT_TIER = ["--model.lambda_token", "0", "--model.lambda_patch", "0"]
 ROWS = {"CLIP": WITHOUT_TIER, "TIER": []} | {
-    name: [*WITHOUT_TIER, "--regulariser.local_loss", name] for name in LOCAL_LOSSES
+    name: [*WITHOUT_TIER, "--regulariser.local_loss", name]
+    for name in of_module("modeling_tier.training.local_losses").keys("LOCAL_LOSSES")
 }
-MAPS = {
-    "plain": "cosine",
-    "minus_no_finding": "cosine - no finding",
-    "contribution": "contribution",
-    "contribution_minus_no_finding": "contribution - no finding",
-}
-FINDINGS = {"auroc": "AUROC", "average_precision": "AP", "auroc_negated": "AUROC of negated"}
-POINTING = {"pointing_game": "pointing", "cnr": "CNR"}
-SPEED, MEMORY = "pairs/s", "GPU MiB"
 
 
 @dataclass
@@ -66,6 +51,52 @@ class Bench:
 
     def evaluation_folder(self, number: int, seed: int) -> Path:
         return self.output_dir / str(seed) / f"evaluation-{number + 1}"
+
+
+def read_arguments() -> Bench:
+    parser = option_parser(__doc__)
+    add = parser.add_argument
+    add("--config", required=True, help="of train.py")
+    add("--data_dir", help="of train.py")
+    add("--output_dir", type=Path, default=Path("runs/bench"), help="folder of the bench")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the runs")
+    add("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW", help="CLIP's is always there")
+    add("--evaluate", action="append", required=True, metavar="OPTIONS", help="of evaluate_zeroshot.py, in quotes")
+    add("--launch", default=shlex.quote(sys.executable), help="what starts both scripts")
+    arguments, rest = parser.parse_known_args()
+    if rest and not rest[0].startswith("--"):
+        parser.error(f"what is {rest[0]!r}? Options of train.py begin with --section.option")
+    given = ["--config", arguments.config, *(["--data_dir", arguments.data_dir] if arguments.data_dir else []), *rest]
+    for fixed in ("--output_dir", "--seed", "--regulariser.local_loss", "--training.resume_from_checkpoint"):
+        if any(option.split("=")[0] == fixed for option in rest):
+            parser.error(f"{fixed} is set by the bench")
+    rows = ["CLIP", *(row for row in arguments.rows if row != "CLIP")]  # what the others are compared with
+    evaluations, launch = [shlex.split(own) for own in arguments.evaluate], shlex.split(arguments.launch)
+    return Bench(given, evaluations, launch, rows, arguments.seeds, arguments.output_dir)
+
+
+if __name__ == "__main__":
+    read_arguments()  # before torch is imported, which takes seconds: --help and mistakes are answered at once
+
+import json
+import statistics
+import subprocess
+
+from trained_start import differences, machine, means
+
+from modeling_tier.evaluation.tables import aligned
+from modeling_tier.files import replace_json
+
+
+MAPS = {
+    "plain": "cosine",
+    "minus_no_finding": "cosine - no finding",
+    "contribution": "contribution",
+    "contribution_minus_no_finding": "contribution - no finding",
+}
+FINDINGS = {"auroc": "AUROC", "average_precision": "AP", "auroc_negated": "AUROC of negated"}
+POINTING = {"pointing_game": "pointing", "cnr": "CNR"}
+SPEED, MEMORY = "pairs/s", "GPU MiB"
 
 
 def main() -> None:
@@ -89,30 +120,6 @@ def main() -> None:
         )
     for name, results in sets.items():
         print(f"\n{name}\n\n{table(results, patients.get(name, {}))}")
-
-
-def read_arguments() -> Bench:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    add = parser.add_argument
-    add("--config", required=True, help="of train.py")
-    add("--data_dir", help="of train.py")
-    add("--output_dir", type=Path, default=Path("runs/bench"), help="(default: runs/bench)")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
-    add("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW", help=f"of {', '.join(ROWS)}")
-    add("--evaluate", action="append", required=True, metavar="OPTIONS", help="of evaluate_zeroshot.py, in quotes")
-    add("--launch", default=shlex.quote(sys.executable), help="what starts both scripts (default: this Python)")
-    arguments, rest = parser.parse_known_args()
-    if rest and not rest[0].startswith("--"):
-        parser.error(f"what is {rest[0]!r}? Options of train.py begin with --section.option")
-    given = ["--config", arguments.config, *(["--data_dir", arguments.data_dir] if arguments.data_dir else []), *rest]
-    for fixed in ("--output_dir", "--seed", "--regulariser.local_loss", "--training.resume_from_checkpoint"):
-        if any(option.split("=")[0] == fixed for option in rest):
-            parser.error(f"{fixed} is set by the bench")
-    rows = ["CLIP", *(row for row in arguments.rows if row != "CLIP")]  # what the others are compared with
-    evaluations, launch = [shlex.split(own) for own in arguments.evaluate], shlex.split(arguments.launch)
-    return Bench(given, evaluations, launch, rows, arguments.seeds, arguments.output_dir)
 
 
 def check_options(bench: Bench) -> None:

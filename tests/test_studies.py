@@ -20,6 +20,8 @@ from tests.processes import in_processes
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
 import growth  # noqa: E402
+from bench import Bench, beyond_patients, measures_of  # noqa: E402
+from bench import table as bench_table  # noqa: E402
 from continued import Setting, build, pretrain, run_rows, training_pairs  # noqa: E402
 from cost_of_losses import Case, measure_costs  # noqa: E402
 from cost_of_losses import lines as cost_lines  # noqa: E402
@@ -529,3 +531,70 @@ def test_the_tables_of_the_document_are_those_of_the_results():
     assert seen["", "rows"] == 6 and seen["minus CLIP's row", "rows"] == 5 + 3 * (rows - 1)
     for heading in expected:
         assert seen[heading], f"docs/study.md has no table {heading!r}"
+
+
+def of_an_evaluation(auroc: float, cnr: float, low: float, high: float) -> dict:
+    """A part of what an evaluation writes, of a model or of a difference."""
+    of_map = {"text": "sentence", "resolution": "pixel", "map": "contribution", "place": "mask"}
+    return {
+        "classification": {"image": {"mean": {"auroc": {"value": auroc, "low": low, "high": high}}}},
+        "laterality": {"mean": {"auroc_left_right": {"value": 0.1, "low": -0.4, "high": 0.7}}},
+        "localisation_maps": [
+            of_map | {"place": "box", "cnr": {"value": 99.0}},
+            of_map | {"cnr": {"value": cnr, "low": 0.1, "high": 0.2}},
+            of_map | {"text": "token", "cnr": {"value": 99.0}},
+        ],
+    }
+
+
+def test_the_bench_reads_evaluations_and_counts_seeds_over_patients(tmp_path):
+    bench = Bench([], [], [], ["CLIP", "TIER"], [0, 1], tmp_path)
+    sets, patients = {"CLIP": [], "TIER": []}, {"TIER": []}
+    for seed, (clip, tier, low, high) in enumerate([(0.5, 0.7, 0.1, 0.3), (0.6, 0.5, -0.2, -0.1)]):
+        for row in bench.rows:
+            bench.run_folder(row, seed).mkdir(parents=True)
+            steps = [{"pairs_per_second": rate, "peak_memory_mib": 7} for rate in [1] + [10] * 9 + [11] * 10]
+            lines = [json.dumps(step) + "\n" for step in [*steps, {"validation": {}}]]
+            (bench.run_folder(row, seed) / "log.jsonl").write_text("".join(lines))
+        difference = of_an_evaluation(tier - clip, 0.15, low, high)
+        other = {"metrics": of_an_evaluation(tier, 2.0, 0, 1), "difference": difference}
+        results = {"metrics": of_an_evaluation(clip, 1.0, 0, 1), "compared": {"some/name": other}}
+        for row, values in measures_of(bench, results, seed).items():
+            sets[row].append(values)
+        patients["TIER"].append(beyond_patients(bench, results)["TIER"])
+    assert sets["TIER"][0]["AUROC"] == 0.7 and sets["TIER"][0]["CNR, contribution"] == 2.0
+    assert sets["CLIP"][0]["pairs/s"] == 11 and sets["CLIP"][0]["GPU MiB"] == 7  # the first two of 20 do not count
+    assert patients["TIER"][0] == {"AUROC": 1, "left/right": 0, "CNR, contribution": 1}
+    assert patients["TIER"][1] == {"AUROC": -1, "left/right": 0, "CNR, contribution": 1}
+    text = bench_table(sets, patients)
+    for cells in (["CLIP", "0.550 (0.071)"], ["TIER", "+0.050 ± 1.906, 1/2"], ["TIER", "1, 1 of 2"], ["2, 0 of 2"]):
+        assert any(all(cell in line for cell in cells) for line in text.splitlines()), cells
+
+
+@pytest.mark.slow
+def test_the_bench_trains_and_evaluates_once(tmp_path):
+    """Two rows of one seed, as small as they go; the same command again prints the table alone."""
+    evaluate = "--dataset synthetic --num_images 60 --resamples 0"
+    command = [sys.executable, ROOT / "studies" / "bench.py", "--config", ROOT / "configs" / "demo.yaml"]
+    command += ["--output_dir", "bench", "--seeds", "3", "--rows", "vl_cabs_sentences", "--evaluate", evaluate]
+    command += ["--data.train.num_images=64", "--data.validation.num_images=40", "--training.epochs=1"]
+    first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr
+    results = json.loads((tmp_path / "bench" / "bench.json").read_text())["sets"]["synthetic"]
+    evaluated = json.loads((tmp_path / "bench" / "3" / "evaluation-1" / "metrics.json").read_text())
+    metrics = [evaluated["metrics"], *(other["metrics"] for other in evaluated["compared"].values())]
+    assert list(results) == ["CLIP", "vl_cabs_sentences"]
+    for (values,), own in zip(results.values(), metrics):
+        assert values["AUROC"] == own["auroc"]["mean"]
+        plain = {"text": "sentence", "place": "mask", "resolution": "pixel", "map": "plain"}
+        (plain,) = (entry for entry in own["localisation_maps"] if plain.items() <= entry.items())
+        assert values["pointing, cosine"] == plain["pointing_game"]["value"]
+    logs = {row: (tmp_path / "bench" / "3" / row / "log.jsonl").read_text() for row in results}
+    assert '"local_loss"' in logs["vl_cabs_sentences"] and '"local_loss"' not in logs["CLIP"]
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (
+        again.returncode == 0 and again.stdout.strip() == first.stdout[first.stdout.rindex("\nsynthetic\n") :].strip()
+    )
+    assert logs == {row: (tmp_path / "bench" / "3" / row / "log.jsonl").read_text() for row in results}
+    other = subprocess.run([*command, "--optimizer.lr", "0.1"], cwd=tmp_path, capture_output=True, text=True)
+    assert other.returncode == 1 and "another --output_dir" in other.stderr
