@@ -1,12 +1,12 @@
 # Licensed under the Apache License, Version 2.0.
-"""
+r"""
 Train CLIP, TIER and the local losses of other papers with one configuration of `train.py` (the same data, seeds and
 budget), evaluate them side by side, and print one table for each data set, with the differences to CLIP's row:
 
     python studies/bench.py --config configs/openi.yaml --data_dir data/openi-320 --output_dir runs/bench \
         --seeds 0 1 2 --evaluate "--dataset openi --data_dir data/openi-320 --split test" \
         [--evaluate "--suite localisation --data_root /data"] [--launch "accelerate launch --num_processes 8"] \
-        [--rows clip tier vl_cabs] [--training.epochs 5 ...]
+        [--rows TIER vl_cabs] [--training.epochs 5 ...]
 
 `--evaluate` has options of `evaluate_zeroshot.py`; other options are those of `train.py`. What is done is not run
 again: the same command goes on where it was stopped, and with more seeds or rows does those alone.
@@ -27,9 +27,9 @@ from tier_cli.options import option_parser
 
 # What each row adds to the options of train.py. TIER's lambdas are those of the configuration.
 WITHOUT_TIER = ["--model.lambda_token", "0", "--model.lambda_patch", "0"]
+LOCAL_LOSSES = of_module("modeling_tier.training.local_losses").keys("LOCAL_LOSSES")
 ROWS = {"CLIP": WITHOUT_TIER, "TIER": []} | {
-    name: [*WITHOUT_TIER, "--regulariser.local_loss", name]
-    for name in of_module("modeling_tier.training.local_losses").keys("LOCAL_LOSSES")
+    name: [*WITHOUT_TIER, "--regulariser.local_loss", name] for name in LOCAL_LOSSES
 }
 
 

@@ -294,7 +294,7 @@ def test_a_local_loss_over_processes_is_that_of_all_their_pairs(chunk_size):
             )
 
 
-@pytest.mark.parametrize("row", [row for row in ALL_ROWS if row not in ("CLIP", "sentences as positives, 1")])
+@pytest.mark.parametrize("row", [row for row in ALL_ROWS if row != "CLIP" and "as positives" not in row])
 def test_padding_changes_neither_a_local_loss_nor_its_gradient(row):
     results = []
     for value in (0.0, 3.0):
