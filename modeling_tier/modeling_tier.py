@@ -517,7 +517,7 @@ class TierModel(TierPreTrainedModel):
             text_model_output=text.encoder_output,
             vision_model_output=image.encoder_output,
         )
-        if return_loss and local_loss is not None:
+        if loss is not None and local_loss is not None:
             output["local_loss"] = local_loss(self, output)
             output["loss"] = loss + output.local_loss
         return output
