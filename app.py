@@ -32,6 +32,10 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     names = arguments.model or named_models()
+    if arguments.model and not arguments.write_space:
+        from tier_cli.names import check_model_names  # a Space has not this package, and starts without options
+
+        check_model_names(*arguments.model)
     # Not at the top of the file: torch and gradio take seconds, which --help does not need.
     from transformers.utils import logging
 

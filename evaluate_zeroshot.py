@@ -22,6 +22,7 @@ import argparse
 import sys
 import warnings
 
+from tier_cli.names import check_model_names
 from tier_cli.section_options import check_data_options
 
 
@@ -45,6 +46,7 @@ def main() -> None:
     add_measuring_options(parser)
     arguments, options = parser.parse_known_args()
     check_data_options(parser, options, ("data", "validation"))
+    check_model_names(*arguments.model)
     # Not at the top of the file: torch and transformers take seconds, which --help does not need.
     from modeling_tier.evaluation.command import configuration
     from modeling_tier.evaluation.run import run_evaluation

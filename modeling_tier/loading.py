@@ -9,9 +9,11 @@ from typing import TypeVar
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
 from .encoders_tier import max_text_length
+from .hub_access import hub_or_cache
 from .modeling_tier import TierModel
 from .processing_tier import TierProcessor
 from .tokenizer_tier import check_tokenizer_files
@@ -23,6 +25,12 @@ _MAX_NAMES = 10  # weights that a message lists
 
 def check_model_name(name_or_path: str) -> None:
     """Raise ValueError if this is neither a folder nor a repository on the Hub; only its config.json is downloaded."""
+    with hub_or_cache(name_or_path) as not_asked:
+        _check_name(name_or_path, not_asked)
+
+
+def _check_name(name_or_path: str, not_asked: str | None) -> None:
+    """As [`check_model_name`]; `not_asked` says why the Hub is not asked."""
     path = Path(name_or_path)
     try:
         if path.is_dir():
@@ -34,6 +42,7 @@ def check_model_name(name_or_path: str) -> None:
         pass
     missing = f"There is no folder and no Hub repository named {name_or_path!r}"
     try:
+        validate_repo_id(name_or_path)
         hf_hub_download(name_or_path, "config.json")
     except GatedRepoError as error:
         raise ValueError(
@@ -42,7 +51,9 @@ def check_model_name(name_or_path: str) -> None:
     except RepositoryNotFoundError as error:
         raise ValueError(f"{missing} (for a private one, run `hf auth login` first).") from error
     except LocalEntryNotFoundError as error:  # an EntryNotFoundError, too
-        raise ValueError(f"{missing} among those downloaded before; the Hub could not be asked.") from error
+        raise ValueError(
+            f"{missing} among those downloaded before; {not_asked or 'the Hub did not answer'}."
+        ) from error
     except EntryNotFoundError as error:
         raise ValueError(f"The Hub repository {name_or_path!r} has no config.json, so it holds no model.") from error
     except ValueError as error:  # no name that a repository could have
@@ -60,7 +71,12 @@ def load_model(name_or_path: str) -> tuple[TierModel, TierProcessor]:
         ValueError: if there is no such model, it is of another type, its files are damaged, or weights are missing or
             surplus (with their names).
     """
-    check_model_name(name_or_path)
+    with hub_or_cache(name_or_path) as not_asked:
+        _check_name(name_or_path, not_asked)
+        return _load(name_or_path)
+
+
+def _load(name_or_path: str) -> tuple[TierModel, TierProcessor]:
     with naming_damage(name_or_path, "config.json"):
         model_type = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False).model_type
     if model_type not in ("tier", "clip"):

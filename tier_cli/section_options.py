@@ -10,6 +10,10 @@ import sys
 from collections.abc import Iterable, Iterator
 
 from .declarations import of_module
+from .names import check_model_names
+
+
+_MODELS = ("model.pretrained", "tokenizer.pretrained")
 
 
 def check_training_options(parser: argparse.ArgumentParser, given: list[str]) -> None:
@@ -17,7 +21,9 @@ def check_training_options(parser: argparse.ArgumentParser, given: list[str]) ->
     options = of_module("modeling_tier.training.options")
     removed = of_module("modeling_tier.training.configuration").keys("_REMOVED")
     top = options.fields("TrainConfig")
-    for name in _names(given):
+    for name, value in _options(given):
+        if name in _MODELS and value != "null":
+            check_model_names(value)
         section, _, rest = name.partition(".")
         if name in removed:  # load_config says what holds instead
             continue
@@ -32,20 +38,18 @@ def check_training_options(parser: argparse.ArgumentParser, given: list[str]) ->
 
 def check_data_options(parser: argparse.ArgumentParser, given: list[str], sections: tuple[str, ...]) -> None:
     """End the program with a message if `given` has an option of another section than these."""
-    for name in _names(given):
+    for name, _ in _options(given):
         if name.partition(".")[0] not in sections:
             _unknown(name, _own_options(parser))
 
 
-def _names(given: list[str]) -> Iterator[str]:
+def _options(given: list[str]) -> Iterator[tuple[str, str]]:
     words = iter(given)
     for word in words:
         if not word.startswith("--"):
             return  # load_config says what is wrong with it
-        name, equals, _ = word[2:].partition("=")
-        yield name
-        if not equals:
-            next(words, None)  # its value
+        name, equals, value = word[2:].partition("=")
+        yield name, value if equals else next(words, "")
 
 
 def _own_options(parser: argparse.ArgumentParser) -> list[str]:

@@ -17,6 +17,7 @@ import torch.jit._pickle as torchscript_lists
 from huggingface_hub import hf_hub_download, snapshot_download
 from safetensors.torch import load_file
 
+from ..hub_access import hub_or_cache
 from ..modeling_tier import check_weight_index
 from .unsupported import check_supported
 
@@ -102,10 +103,12 @@ def find_folder(
 
 
 def _from_hub(download: Callable, repository: str, **options) -> Path:
-    try:
-        return Path(download(repository, revision=REVISIONS.get(repository), **options))
-    except Exception as error:  # whatever goes wrong between here and the Hub
-        raise ValueError(f"{repository} is not on this disk, and the Hub does not give it: {error}") from error
+    with hub_or_cache(repository) as not_asked:
+        try:
+            return Path(download(repository, revision=REVISIONS.get(repository), **options))
+        except Exception as error:  # whatever goes wrong between here and the Hub
+            reason = f"{not_asked}." if not_asked else error
+            raise ValueError(f"{repository} is not on this disk, and the Hub does not give it: {reason}") from error
 
 
 def _weight_files(folder: Path, names: Sequence[str]) -> list[str]:

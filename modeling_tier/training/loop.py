@@ -13,6 +13,8 @@ from tqdm.auto import tqdm
 
 from ..configuration_tier import TERMS
 from ..files import merged_folder, replace_json
+from ..hub_access import hub_or_cache
+from ..loading import check_model_name
 from ..modeling_tier import TierModel, TierOutput
 from .checkpoints import best_epochs, best_step, save_checkpoint, save_model, settle_ensemble
 from .configuration_checks import check_config
@@ -58,11 +60,13 @@ def train(
         SystemExit: with the code `EXIT_STOPPED`, after SIGTERM or SIGINT: the step is done and its checkpoint written.
     """
     check_config(config)
+    _check_pretrained(config)
     accelerator = start_processes(config)
     stop_request = StopRequest()
     try:
         with run_folder(config, accelerator) as checkpoint:
-            run = set_up(config, accelerator, checkpoint, stop_request)
+            with hub_or_cache(config.model.pretrained, config.tokenizer.pretrained):
+                run = set_up(config, accelerator, checkpoint, stop_request)
             stop_request.listen()
             if accelerator.is_main_process:
                 forget_replaced_run(run.output_dir)
@@ -77,6 +81,15 @@ def train(
             return finish(run)
     finally:
         stop_request.leave()
+
+
+def _check_pretrained(config: TrainConfig) -> None:
+    """Raise ValueError if the model to start from is not there, before the run's folder is made."""
+    if config.model.pretrained:
+        try:
+            check_model_name(config.model.pretrained)
+        except ValueError as error:
+            raise ValueError(f"model.pretrained: {error}") from error
 
 
 def train_epoch(run: Run, after_step: Callable[[RunState], None] | None = None) -> None:

@@ -15,12 +15,16 @@ run the same command again: what has arrived is not sent twice.
 
 import argparse
 
+from ..names import check_order
 from ..options import option_parser
 from . import work_of
 
 
+_COMMAND = "python -m modeling_tier.publish"
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = option_parser(__doc__, "python -m modeling_tier.publish")
+    parser = option_parser(__doc__, _COMMAND)
     add = parser.add_argument
     add("folder", nargs="?", help="a complete model folder, such as train.py leaves")
     add("repo_id", nargs="?", metavar="user/name", help="repository on the Hub; made if it is not there")
@@ -56,4 +60,7 @@ def main() -> None:
         parser.error("name a model's folder and its name on the Hub, user/name; or --check user/name")
     if arguments["check"] is not None and arguments["folder"] is not None:
         parser.error("--check takes the name of a repository alone, without a folder")
+    if arguments["repo_id"]:
+        folder, name = arguments["folder"], arguments["repo_id"]
+        check_order(folder, name, f"{_COMMAND} {name} user/name")
     work_of("modeling_tier.hub.publish").run(arguments)

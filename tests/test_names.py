@@ -1,0 +1,100 @@
+# Licensed under the Apache License, Version 2.0.
+"""A wrong name of a model is answered at once, whether the Hub can be reached or not."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from modeling_tier import hub_access
+from modeling_tier.hub_access import hub_or_cache
+from modeling_tier.loading import check_model_name
+from tier_cli.names import check_model_names, check_order
+
+
+ROOT = Path(__file__).parents[1]
+CLOSED = "http://127.0.0.1:9"  # the port "discard", on which nothing listens
+
+
+@pytest.fixture
+def online(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", CLOSED)
+
+
+def test_a_hub_that_is_not_reached_is_said_without_retries(online):
+    started = time.monotonic()
+    with pytest.raises(
+        ValueError, match=rf"named 'user/model' among .*downloaded before; the Hub \({CLOSED}\) was not"
+    ):
+        check_model_name("user/model")
+    assert time.monotonic() - started < 10  # huggingface_hub's own retries take 24 s
+    assert not constants.HF_HUB_OFFLINE
+
+
+def test_a_hub_that_never_answers_is_not_waited_for(online, monkeypatch):
+    monkeypatch.setattr(hub_access, "MAX_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        with hub_or_cache("user/model") as not_asked:
+            assert "was not reached" in not_asked and constants.HF_HUB_OFFLINE
+    assert not constants.HF_HUB_OFFLINE
+
+
+def test_the_hub_is_not_asked_for_folders(online, tmp_path):
+    with hub_or_cache(str(tmp_path), None) as not_asked:
+        assert not_asked is None and not constants.HF_HUB_OFFLINE
+
+
+def test_offline_by_choice_is_said(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="downloaded before; HF_HUB_OFFLINE is set"):
+        check_model_name("user/model")
+    assert constants.HF_HUB_OFFLINE
+
+
+def test_names_that_are_plainly_paths(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "tier").mkdir(parents=True)
+    check_model_names("runs/tier", "./runs/tier", "user/model", "gpt2", str(tmp_path / "runs" / "tier"))
+    for name, reason in {
+        "./runs/teir": r"\. Did you mean runs/tier\?",
+        "runs/demo/tier": r"runs has no demo\.",
+        str(tmp_path / "nowhere" / "x"): f"{tmp_path} has no nowhere",
+        "nowhere/": f"{tmp_path} has no nowhere",
+    }.items():
+        with pytest.raises(
+            SystemExit, match=f"^error: There is no folder and no Hub repository named '{name}'.*{reason}"
+        ):
+            check_model_names("runs/tier", name)
+
+
+def test_exchanged_arguments(tmp_path):
+    model = tmp_path / "tier"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    check_order(str(model), str(tmp_path / "onnx"), "")
+    check_order("user/model", str(tmp_path / "onnx"), "")
+    with pytest.raises(SystemExit, match=r"onnx is no folder of a model, and .*tier is one: it comes first, as in: X"):
+        check_order(str(tmp_path / "onnx"), str(model), "X")
+
+
+@pytest.mark.slow
+def test_what_was_downloaded_before_is_used_without_the_hub(tmp_path):
+    repository = tmp_path / "hub" / "models--user--model"
+    commit = "0" * 40
+    shutil.copytree(ROOT / "configs" / "demo_start", repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    code = "from modeling_tier.loading import load_model; print(type(load_model('user/model')[0]).__name__)"
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_ENDPOINT": CLOSED, "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.stdout.strip() == "TierModel" and "Retrying" not in done.stderr, done.stderr
