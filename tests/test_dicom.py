@@ -366,6 +366,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 @needs_real_files
 def test_jpeg_lossless_with_and_without_its_decoder():
     path = REAL / "JPEG-LL.dcm"

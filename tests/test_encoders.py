@@ -200,6 +200,7 @@ def test_every_encoder_that_is_accepted_does_what_is_promised(option, check):
     assert not broken, "\n".join(f"{name}: {message}" for name, message in broken.items())
 
 
+@pytest.mark.slow
 def test_every_refusal_is_a_sentence_of_ours():
     for model_type, config_class in CONFIG_MAPPING.items():
         try:

@@ -204,6 +204,7 @@ def test_what_cannot_be_exported_is_named_and_nothing_is_written(resnet_model, p
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_graph_with_other_numbers_is_refused(resnet_model, processor, tmp_path, monkeypatch):
     forward = ImageEncoder.forward
 

@@ -457,6 +457,7 @@ def test_with_the_package_no_remote_code_is_needed(read, picture, tmp_path):
     assert {f.name for f in tmp_path.iterdir()} - {f.name for f in (tmp_path / "again").iterdir()} == {"again"}
 
 
+@pytest.mark.slow
 def test_without_the_package(read, picture, tmp_path):
     folder, away = tmp_path / "model", tmp_path / "elsewhere"
     away.mkdir()

@@ -990,6 +990,7 @@ def test_what_an_earlier_release_had_and_this_one_has_not_is_taken_away(run, eva
     assert {"mine.md", "old/config.json", ".gitattributes"} <= set(files) and len(hub.commits(NAME)) == 2
 
 
+@pytest.mark.slow
 def test_each_release_has_a_name_by_which_it_is_pulled(run, hub, capsys):
     publish(run, NAME)
     publish(run, NAME)  # nothing has changed, so this is the same release

@@ -866,6 +866,7 @@ def test_exactly_the_images_of_a_list(chestxray14, run, tmp_path):
         run("chestxray14", "--data_dir", chestxray14, "--image_ids", tmp_path / "list.csv")
 
 
+@pytest.mark.slow
 def test_chexlocalize_evaluated(run, tmp_path, capsys):
     (tmp_path / "data").mkdir()
     TREES["chexlocalize"](tmp_path / "data")
@@ -933,6 +934,7 @@ def test_sentences_that_no_label_can_fill_are_refused(run, tmp_path):
         run("pairs", "--data_dir", tmp_path / "own", "--prompts", tmp_path / "p.yaml")
 
 
+@pytest.mark.slow
 def test_own_pairs_without_ids_have_thresholds_from_their_validation_split(run, tmp_path):
     """The rows of both splits have the same numbers, and are not the same images for that."""
     for number, split in enumerate(("validation", "test")):

@@ -872,6 +872,7 @@ def test_killed_before_any_durable_step_the_work_goes_on(tmp_path, command, smal
     assert command.run(*arguments(root, tmp_path / "last"), die_at=step + 1) == 0
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_the_work_goes_on(ten, tmp_path, command):
     root, expected, _ = ten
     out = tmp_path / "out"
@@ -932,6 +933,7 @@ def workers() -> list[psutil.Process]:
     return psutil.Process(multiprocessing.forkserver._forkserver._forkserver_pid).children()
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_an_error_and_the_work_goes_on(ten, stuck, tmp_path, small_shards):
     tree, pipe, mend = stuck
     out = tmp_path / "out"

@@ -148,6 +148,7 @@ def test_results_of_no_known_form_are_not_replaced(run, tmp_path, content):
     assert (tmp_path / "out" / "metrics.json").read_text() == content
 
 
+@pytest.mark.slow
 def test_results_that_were_cut_off_are_replaced(run, tmp_path):
     (tmp_path / "out").mkdir()
     for content in ('{"fingerprints": {', "", "[" * 100_000):

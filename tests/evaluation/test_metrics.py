@@ -141,7 +141,7 @@ def test_phrase_grounding_against_loops():
         load("phrase_grounding").compute(predictions=maps, references=inside.astype(np.int8), threshold=0.33)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)])
 def test_each_map_is_measured_by_the_definitions_also_at_the_thresholds(dtype):
     """Maps of 0, 0.05, ..., 1: every pixel stands at a threshold, or at the number just below or above it."""
     rng = np.random.default_rng(2)

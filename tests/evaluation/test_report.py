@@ -579,6 +579,7 @@ def test_a_panel_for_each_finding_with_both_classes(tmp_path, drawn):
         assert picture.width > 1000
 
 
+@pytest.mark.slow
 def test_many_panels_stay_within_five_columns(tmp_path, drawn):
     rng = np.random.default_rng(0)
     labels = (rng.random((60, 57)) < 0.3).astype(float)

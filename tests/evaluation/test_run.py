@@ -31,6 +31,7 @@ def evaluation(folder, output_dir, dataset="synthetic", split="test", prompts=No
     return EvaluationConfig([str(folder)], output_dir, choice, prompts=prompts, **options)
 
 
+@pytest.mark.slow
 def test_figures_of_others_and_results_of_a_training_run_stay(folder, tmp_path):
     out = tmp_path / "paper"
     (out / "figures").mkdir(parents=True)
@@ -75,6 +76,7 @@ def test_results_of_other_images_are_moved_aside(folder, tmp_path):
     assert json.loads((tmp_path / "out/metrics.json").read_text())["options"]["seed"] == 5
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_earlier_results_complete(folder, tmp_path):
     out = tmp_path / "out"
     run_evaluation(evaluation(folder, out))

@@ -71,6 +71,7 @@ def assert_same(a, b):
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_cache_and_any_number_of_processes_give_the_same_bits(scored, pairs, tmp_path):
     whole = scored()
     assert whole.images.rows.tolist() == list(range(130)) and len(whole.maps.row) > 130
@@ -251,7 +252,7 @@ def test_every_way_of_looking_at_a_map(scored, model, processor, pairs):
     assert checked == 12 and tokens > 24
 
 
-@pytest.mark.parametrize("resolution", ["pixel", "patch"])
+@pytest.mark.parametrize("resolution", ["pixel", pytest.param("patch", marks=pytest.mark.slow)])
 def test_smoothed_maps_are_those_of_scipys_filter(scored, model, processor, pairs, resolution):
     """Against the model's own maps of each phrase, filtered by itself, then scaled up and measured by definition."""
     plain, smooth = scored(smoothing=0.0), scored(smoothing=0.7)

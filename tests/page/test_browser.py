@@ -128,6 +128,7 @@ def test_upload_type_run_and_switch_the_word(visit, server, page_models, radiogr
     )
 
 
+@pytest.mark.slow
 def test_the_keyboard_is_enough(visit, page_models, tmp_path):
     window = visit()
 
@@ -169,6 +170,7 @@ def test_the_keyboard_is_enough(visit, page_models, tmp_path):
     window.locator("#tier-word-maps").get_by_role("heading", name="Large", exact=True).wait_for()
 
 
+@pytest.mark.slow
 def test_strength_and_colours_can_be_set(visit):
     window = visit()
     layer = window.locator("#tier-maps .tier-map img").first
@@ -226,6 +228,7 @@ def test_markup_in_a_finding_is_text(visit):
     assert window.locator("#tier-maps img").first.get_attribute("alt").startswith(f"Map of “{finding}” by clip")
 
 
+@pytest.mark.slow
 def test_markup_in_a_sentence_is_text(visit):
     window = visit()
     window.get_by_label("A sentence").fill("left <img/src=x/onerror=alert(1)> effusion")
@@ -257,7 +260,7 @@ CONTRASTS = """() => {
 }"""
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("width", [1280, 360])
 def test_it_is_readable_on_every_screen(visit, width, scheme):
     window = visit(width, 740, scheme)
@@ -295,6 +298,7 @@ def test_everything_has_a_name(visit):
     assert window.locator("html").get_attribute("lang") == "en"
 
 
+@pytest.mark.slow
 def test_a_closed_page_is_forgotten(visit, server, radiograph):
     window = visit()
     upload(window, radiograph)
@@ -308,6 +312,7 @@ def test_a_closed_page_is_forgotten(visit, server, radiograph):
     assert len(sessions) < before
 
 
+@pytest.mark.slow
 def test_results_that_are_no_longer_kept_are_not_confused_with_others(visit, server, radiograph):
     window = visit()
     upload(window, radiograph)

@@ -147,6 +147,7 @@ def test_a_search_is_extended_but_not_changed(tmp_path, monkeypatch):
         run(tmp_path / "none", monkeypatch, trials=0)
 
 
+@pytest.mark.slow
 def test_what_changes_no_trial_may_change_when_a_search_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(search, "train", FakeTraining())
     for trials, options in ((2, []), (4, ["--data.num_workers=1", "--training.log_every=3"])):

@@ -104,6 +104,7 @@ def test_a_signal_ends_an_evaluation_which_is_done_again(finished, tmp_path, mon
     assert len([line for line in lines(tmp_path / "run") if "validation" in line]) == 2
 
 
+@pytest.mark.slow
 def test_old_checkpoints_are_kept_to_a_number_and_the_best_beside_them(finished, tmp_path):
     options = ["--training.log_every=1", "--training.save_every_steps=2", "--training.keep_checkpoints=3"]
     folder = tmp_path / "run"
@@ -145,6 +146,7 @@ def test_an_evaluation_that_fails_costs_no_epoch(finished, tmp_path, monkeypatch
     assert (tmp_path / "run/metrics.json").read_text() == (finished / "metrics.json").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_back_forgets_a_best_model_of_later(tmp_path):
     options = ["--evaluation.best_metric=loss", "--training.keep_checkpoints=9", "--training.epochs=3"]
     run = tmp_path / "run"

@@ -313,6 +313,7 @@ def test_the_best_checkpoints_are_an_ensemble(as_the_paper, tmp_path):
         assert members[f"epoch-{i + 1}"]["auroc"] == results[i]["metrics"]["auroc"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_the_same_ensemble(as_the_paper, tmp_path):
     members = json.loads((as_the_paper[0] / "ensemble" / "ensemble.json").read_text())
     folder = tmp_path / "run"
