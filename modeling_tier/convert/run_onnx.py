@@ -138,11 +138,14 @@ class Reader:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Findings in a radiograph. Not for diagnosis.")
+    parser = argparse.ArgumentParser(
+        description="Findings in a radiograph. Not for diagnosis.",
+        epilog='Example: python run.py radiograph.png "left pleural effusion" cardiomegaly --maps maps.npz',
+    )
     parser.add_argument("image", help="path or URL of a PNG, JPEG, TIFF, DICOM, ... file")
-    parser.add_argument("findings", nargs="+", metavar="finding")
+    parser.add_argument("findings", nargs="+", metavar="finding", help="each as words of a report")
     parser.add_argument("--maps", metavar="FILE.npz", help="write `findings` (F) and their `maps` (F, h, w)")
-    parser.add_argument("--frame", type=int, help="of a file of several frames, counted from 1")
+    parser.add_argument("--frame", type=int, help="needed for a file of several frames; counted from 1")
     arguments = parser.parse_args()
     try:
         rows = Reader(Path(__file__).parent)(arguments.image, arguments.findings, frame=arguments.frame)
