@@ -59,8 +59,8 @@ def assert_same_end(one, other):
         assert torch.equal(weight, weights(other / "checkpoints/last")[name]), name
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("step", [3, 6])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [3, pytest.param(6, marks=pytest.mark.slow)])
 def test_a_signal_ends_the_run_after_the_step_and_it_goes_on(finished, tmp_path, number, step):
     """In the middle of an epoch, and at its end, where the evaluation is still done."""
     seen, before = [], signal.getsignal(number)
@@ -80,7 +80,7 @@ def test_a_signal_ends_the_run_after_the_step_and_it_goes_on(finished, tmp_path,
     assert_same_end(finished, tmp_path / "run")
 
 
-@pytest.mark.parametrize("epoch", [1, 2])
+@pytest.mark.parametrize("epoch", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_signal_ends_an_evaluation_which_is_done_again(finished, tmp_path, monkeypatch, epoch):
     calls, original = [], validation.evaluate_zero_shot
 
@@ -187,6 +187,7 @@ def test_a_signal_before_an_evaluation_skips_it():
     assert request.interruptible(lambda: pytest.fail("it begins")) is None
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_begins_again(finished, tmp_path):
     options = ["--training.log_every=1", "--training.resume_from_checkpoint=auto"]
     with pytest.raises(KeyboardInterrupt):
@@ -258,7 +259,14 @@ def test_a_full_disk_leaves_the_previous_checkpoint_complete(finished, tmp_path,
     assert_same_end(finished, tmp_path / "run")
 
 
-@pytest.mark.parametrize("call", ["init_trackers", "log", "end_training"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param("init_trackers", marks=pytest.mark.slow),
+        "log",
+        pytest.param("end_training", marks=pytest.mark.slow),
+    ],
+)
 def test_a_tracker_that_cannot_be_reached_does_not_end_a_run(finished, tmp_path, monkeypatch, capsys, call):
     def unreachable(*args, **kwargs):
         raise ConnectionError("no route to the tracker")
