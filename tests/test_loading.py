@@ -99,6 +99,7 @@ def test_with_the_package_no_remote_code_is_needed(folder):
     assert [scores[label] for label in LABELS] == pytest.approx(expected.softmax(-1).tolist(), abs=1e-6)
 
 
+@pytest.mark.parametrize("folder", ["resnet", pytest.param("clip", marks=pytest.mark.slow)], indirect=True)
 @pytest.mark.parametrize("python", PYTHONS, ids=lambda path: "here" if path == sys.executable else path)
 def test_without_the_package(folder, tmp_path, python):
     expected = logits_here(folder)
