@@ -56,7 +56,7 @@ def run_rows(setting: Setting, folder: Path, names: list[str]) -> None:
             continue
         model, processor = rows.model(name)
         if test is None:
-            test = HeldOutSet.of(held_out_pairs(setting.num_test, setting.image_size, setting.section), processor)
+            test = held_out_set(setting, processor)
         measures = measure(model, processor, test)
         replace_json(file, {"row": name, "setting": asdict(setting), "measures": measures})
 
@@ -136,4 +136,9 @@ def _config(setting: Setting):
 
 def training_pairs(setting: Setting):
     options = {"image_size": setting.image_size, "section": setting.section, "seed": setting.seed}
-    return load_pairs("synthetic", "train", num_images=setting.num_pairs, **options)
+    return load_pairs("synthetic", "train", num_images=setting.num_pairs, drawings=setting.drawings, **options)
+
+
+def held_out_set(setting: Setting, processor: TierProcessor) -> HeldOutSet:
+    pairs = held_out_pairs(setting.num_test, setting.image_size, setting.section, setting.drawings)
+    return HeldOutSet.of(pairs, processor, setting.drawings)

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 
 from modeling_tier import TierModel, TierProcessor
 from modeling_tier.data import load_pairs
-from modeling_tier.evaluation import load_no_finding, load_prompts
+from modeling_tier.evaluation import load_no_finding, load_prompts, own_prompts
 from modeling_tier.evaluation.localisation import box_mask, scale_maps
 from modeling_tier.evaluation.metrics.phrase_grounding.phrase_grounding import measure_maps
 from modeling_tier.evaluation.scoring import embed_sentences
@@ -106,9 +106,11 @@ class HeldOutSet:
     """(M,)"""
     masks: np.ndarray
     """(M, H, W) the boxes of each phrase."""
+    prompts: str = "synthetic"
+    """Name of the sentences of the evaluation."""
 
     @classmethod
-    def of(cls, pairs: Dataset, processor: TierProcessor) -> "HeldOutSet":
+    def of(cls, pairs: Dataset, processor: TierProcessor, drawings: str = "simple") -> "HeldOutSet":
         regions = []
         for row, (own, picture) in enumerate(zip(pairs["regions"], pairs["image"])):
             boxes = defaultdict(list)
@@ -116,9 +118,10 @@ class HeldOutSet:
                 boxes[region["finding"], region["phrase"]].append(region["box"])
             regions += [(row, *name, box_mask(same, picture.size, processor)) for name, same in boxes.items()]
         rows, findings, phrases, masks = (np.array(column) for column in zip(*regions))
-        names = list(load_prompts("synthetic"))
+        prompts = own_prompts("synthetic", {"drawings": drawings})
+        names = list(load_prompts(prompts))
         labels = np.array([[row[name] for name in names] for row in pairs["labels"]])
-        return cls(_pixels(pairs, processor), pairs["text"][:], labels, rows, findings, phrases, masks)
+        return cls(_pixels(pairs, processor), pairs["text"][:], labels, rows, findings, phrases, masks, prompts)
 
 
 def _pixels(pairs: Dataset, processor: TierProcessor) -> torch.Tensor:
@@ -126,8 +129,8 @@ def _pixels(pairs: Dataset, processor: TierProcessor) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def held_out_pairs(num_images: int, image_size: int, section: str) -> Dataset:
-    options = {"image_size": image_size, "section": section, "seed": TEST_SEED}
+def held_out_pairs(num_images: int, image_size: int, section: str, drawings: str = "simple") -> Dataset:
+    options = {"image_size": image_size, "section": section, "seed": TEST_SEED, "drawings": drawings}
     return load_pairs("synthetic", "test", num_images=num_images, **options)
 
 
@@ -140,7 +143,7 @@ def measure(model: TierModel, processor: TierProcessor, test: HeldOutSet) -> dic
     the phrases that name a region, mean over the findings.
     """
     model.eval()
-    prompts = load_prompts("synthetic")
+    prompts = load_prompts(test.prompts)
     embedded = [embed_images(model, pixels) for pixels in test.pixel_values.split(250)]
     images, patches, weights = (torch.cat(part) for part in zip(*embedded))
     sides = {
@@ -195,7 +198,7 @@ def _maps(
     model: TierModel, processor: TierProcessor, test: HeldOutSet, patches: torch.Tensor, weights: torch.Tensor
 ) -> dict[str, float]:
     grid, size = int(patches.shape[1] ** 0.5), test.masks.shape[1:]
-    no_finding = embed_sentences(model, processor, load_no_finding("synthetic"))
+    no_finding = embed_sentences(model, processor, load_no_finding(test.prompts))
     unique, index = np.unique(test.phrases, return_inverse=True)
     embeds = embed_texts(model, processor, unique.tolist())[index]  # (M, D)
     numbers = defaultdict(list)

@@ -1,7 +1,8 @@
 # Licensed under the Apache License, Version 2.0.
 """
 What becomes of the difference between TIER and CLIP when the study grows: more pairs, larger pictures, more patches,
-a ViT. For each size the rows of `trained_start.py`, and one table of differences to CLIP's row, seed by seed.
+a ViT, the finer drawings. For each size the rows of `trained_start.py`, and one table of differences to CLIP's row,
+seed by seed.
 
     python studies/growth.py --sizes study "2,000 pairs" --seeds 0 1 [--processes 2] [--rows CLIP "VL-CABS, 0.1"]
     python studies/growth.py --table studies/results/growth.json
@@ -29,6 +30,12 @@ SIZES = {
     "16,000 pairs": {"num_pairs": 16_000},
     "2,000 pairs, 128 px, 64 patches": {"num_pairs": 2_000, "image_size": 128, "stride": 16},
     "2,000 pairs, 128 px, 256 patches": {"num_pairs": 2_000, "image_size": 128, "stride": 8},
+    "2,000 pairs, fine, 128 px, 64 patches": {
+        "num_pairs": 2_000,
+        "drawings": "fine",
+        "image_size": 128,
+        "stride": 16,
+    },
     "2,000 pairs, 224 px, 49 patches": {"num_pairs": 2_000, "image_size": 224, "stride": 32},
     "2,000 pairs, 224 px, 196 patches": {"num_pairs": 2_000, "image_size": 224, "stride": 16},
     "ViT": {"encoder": "vit"},

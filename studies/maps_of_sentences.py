@@ -40,8 +40,8 @@ from itertools import combinations
 
 import numpy as np
 import torch
-from continued import Rows, file_name
-from drawings import MAPS, TEST_SEED, HeldOutSet, embed_images, embed_texts, held_out_pairs
+from continued import Rows, file_name, held_out_set
+from drawings import MAPS, TEST_SEED, HeldOutSet, embed_images, embed_texts
 from torch.nn.functional import normalize
 from trained_start import means, of_seeds, run, save
 
@@ -58,6 +58,7 @@ from modeling_tier.maps_tier import words_of
 AREAS = ("own region", "another finding's", "heart", "lungs", "outer patches", "elsewhere")
 TOKENS = ("[CLS]", "finding", "side and zone", "other words", "[SEP] and full stop")
 SIDES_AND_ZONES = {"left", "right", "upper", "mid", "lower", "lobe", "lung", "basilar"}
+SIDES_AND_ZONES |= {"zone", "apical", "basal"}  # of the finer drawings
 OTHER_WORDS = {"there", "is"}
 ENDING = "sentences.json"  # of the files of single rows
 
@@ -100,8 +101,8 @@ def measure_row(setting: Setting, folder: Path, names: list[str]) -> None:
             continue
         model, processor = rows.model(name)
         if test is None:
-            test = HeldOutSet.of(held_out_pairs(setting.num_test, setting.image_size, setting.section), processor)
-            studies = draw_studies("test", setting.num_test, setting.image_size, TEST_SEED)
+            test = held_out_set(setting, processor)
+            studies = draw_studies("test", setting.num_test, setting.image_size, TEST_SEED, setting.drawings)
             organs = [study.organs for study in studies]
         replace_json(file, {"row": name, "measures": measure(model, processor, test, organs)})
 
@@ -124,7 +125,7 @@ def measure(
     places = Places.of(test, organs, int(patches.shape[1] ** 0.5))
     unique, index = np.unique(test.phrases, return_inverse=True)
     embeds = embed_texts(model, processor, unique.tolist()).cpu()[index]
-    no_finding = embed_sentences(model, processor, load_no_finding("synthetic")).cpu()
+    no_finding = embed_sentences(model, processor, load_no_finding(test.prompts)).cpu()
     own_patches = patches[test.rows]
     cosines, of_no_finding = torch.einsum("md,mpd->mp", embeds, own_patches), own_patches @ no_finding
     subtracted, scale = cosines - of_no_finding, weights[test.rows] * weights.shape[1]

@@ -12,12 +12,13 @@ from pathlib import Path
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tier_cli.declarations import declarations
+from tier_cli.declarations import declarations, of_module
 
 
 START = "start"  # the trained CLIP model before any of the rows
 _LOSSES = declarations(Path(__file__).with_name("rows.py"))
 ALL_ROWS = (*_LOSSES.keys("ROWS"), *_LOSSES.keys("SENTENCE_ROWS"))
+DRAWINGS = of_module("modeling_tier.data.synthetic.pairs").keys("DRAWINGS")
 SIZES = {
     "num_pairs": "drawings of the training set",
     "num_test": "held-out drawings",
@@ -47,6 +48,8 @@ class Setting:
     """Of the images, one of `ENCODERS`."""
     stride: int = 8
     """Pixels between two patches: 8, 16 or 32."""
+    drawings: str = "simple"
+    """Option of the synthetic data set."""
 
 
 # By name, what --model.vision_config is for a side of the pictures and a stride. The ResNet halves the picture twice
@@ -85,10 +88,11 @@ def add_arguments(parser: argparse.ArgumentParser, rows: Sequence[str], with_sta
     for name, about in SIZES.items():
         parser.add_argument(f"--{name}", type=int, default=getattr(Setting, name), help=about)
     parser.add_argument("--section", default=Setting.section, choices=["impression", "findings", "both"], help="texts")
+    parser.add_argument("--drawings", default=Setting.drawings, choices=DRAWINGS, help="of the synthetic data set")
     parser.add_argument("--encoder", default=Setting.encoder, choices=list(ENCODERS), help="of the images")
     parser.add_argument("--table", type=Path, metavar="FILE", help="only print the tables of such a results file")
 
 
 def setting_of(arguments: argparse.Namespace) -> Setting:
     """That of the arguments, with seed 0."""
-    return Setting(seed=0, **{name: getattr(arguments, name) for name in (*SIZES, "section", "encoder")})
+    return Setting(seed=0, **{name: getattr(arguments, name) for name in (*SIZES, "section", "drawings", "encoder")})

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_tier.evaluation import evaluate_zero_shot, load_model, load_prompts
+from modeling_tier.data.synthetic import DRAWINGS
+from modeling_tier.evaluation import evaluate_zero_shot, load_model, load_prompts, own_prompts
 from tests.processes import in_processes
 
 
@@ -22,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
 import growth  # noqa: E402
 from bench import Bench, beyond_patients, measures_of  # noqa: E402
 from bench import table as bench_table  # noqa: E402
-from continued import Setting, build, pretrain, run_rows, training_pairs  # noqa: E402
+from continued import Setting, build, held_out_set, pretrain, run_rows, training_pairs  # noqa: E402
 from cost_of_losses import Case, measure_costs  # noqa: E402
 from cost_of_losses import lines as cost_lines  # noqa: E402
 from drawings import MAPS, HeldOutSet, TrainingSet, held_out_pairs, measure, sentences_of  # noqa: E402
@@ -326,12 +327,15 @@ def studied(tmp_path_factory):
     return setting, folder
 
 
-def test_measures_are_those_of_the_evaluation(studied):
-    setting, folder = studied
+@pytest.mark.parametrize("drawings", ["simple", pytest.param("fine", marks=pytest.mark.slow)])
+def test_measures_are_those_of_the_evaluation(studied, drawings):
+    """Of the finer drawings too, of whose findings and words the model has seen none."""
+    setting, folder = dataclasses.replace(studied[0], drawings=drawings), studied[1]
     model, processor = load_model(str(folder / "start"))
-    pairs = held_out_pairs(setting.num_test, setting.image_size, setting.section)
-    metrics, _ = evaluate_zero_shot(model, processor, pairs, load_prompts("synthetic"), progress=False)
-    measured = measure(model, processor, HeldOutSet.of(pairs, processor))
+    pairs = held_out_pairs(setting.num_test, setting.image_size, setting.section, drawings)
+    prompts = load_prompts(own_prompts("synthetic", {"drawings": drawings}))
+    metrics, _ = evaluate_zero_shot(model, processor, pairs, prompts, progress=False)
+    measured = measure(model, processor, held_out_set(setting, processor))
     assert measured["AUROC"] == pytest.approx(metrics["auroc"]["mean"], abs=1e-4)
     assert measured["R@10"] == pytest.approx(metrics["retrieval"]["image_to_text"]["r@10"], abs=1e-2)
     localisation = metrics["localisation"]
@@ -374,6 +378,8 @@ def test_a_size_has_as_many_patches_as_it_says(size):
     model, _ = build(setting, training_pairs(setting))
     pixels = torch.zeros(1, 3, setting.image_size, setting.image_size)
     assert model.eval().encode_image(pixels).local_embeds.shape[1] == patches
+    assert training_pairs(setting).features["labels"].keys() == {*DRAWINGS[setting.drawings].labels}
+    assert ("fine" in size) == (setting.drawings == "fine")
 
 
 @pytest.mark.slow
@@ -449,7 +455,7 @@ def test_measures_of_sentences_are_those_of_the_models_maps(studied):
     measure_row(setting, folder, ["start"])
     measured = json.loads((folder / "start.sentences.json").read_text())["measures"]
     model, processor = load_model(str(folder / "start"))
-    test = HeldOutSet.of(held_out_pairs(setting.num_test, setting.image_size, setting.section), processor)
+    test = held_out_set(setting, processor)
     maps, token_entropies = [], {}
     for row, phrase in zip(test.rows, test.phrases):
         out = model.get_similarity_map(test.pixel_values[row : row + 1], **processor(text=[str(phrase)]))
