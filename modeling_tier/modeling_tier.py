@@ -197,7 +197,7 @@ class TierPreTrainedModel(PreTrainedModel):
 class TierCachedGradients(NamedTuple):
     """
     For a part of n pairs of a batch that does not fit into memory at once: the gradient of the whole batch's
-    contrastive loss, which takes no encoder to compute once the embeddings are known.
+    contrastive loss, and of its local loss, which take no encoder to compute once the embeddings are known.
     """
 
     text_embeds: torch.Tensor
@@ -208,11 +208,21 @@ class TierCachedGradients(NamedTuple):
     """Gradient (scalar) with respect to `logit_scale`; for one part of a batch only."""
     term_weight: torch.Tensor
     """The weight (scalar) of the part's local terms in those of the whole batch."""
+    token_embeds: torch.Tensor | None = None
+    """Gradient (n, T, D) with respect to the normalised embeddings of the part's tokens, if a local loss has any."""
+    patch_embeds: torch.Tensor | None = None
+    """The same (n, P, D) for the patches."""
 
     def contrastive_part(self, text_embeds, image_embeds, logit_scale) -> torch.Tensor:
         """A number whose gradient is the part's contribution to that of the contrastive loss."""
         part = (text_embeds * self.text_embeds).sum() + (image_embeds * self.image_embeds).sum()
         return part if self.logit_scale is None else part + logit_scale * self.logit_scale
+
+    def local_part(self, output: TierOutput) -> torch.Tensor:
+        """The same for the local loss, as far as it depends on tokens and patches."""
+        grads = {"token_embeds": self.token_embeds, "patch_embeds": self.patch_embeds}
+        parts = [(output[name] * grad).sum() for name, grad in grads.items() if grad is not None]
+        return sum(parts, output["text_embeds"].new_zeros(()))
 
 
 class TierModel(TierPreTrainedModel):
@@ -520,6 +530,8 @@ class TierModel(TierPreTrainedModel):
         if loss is not None and local_loss is not None:
             output["local_loss"] = local_loss(self, output)
             output["loss"] = loss + output.local_loss
+        if loss is not None and cached_gradients is not None:
+            output["loss"] = loss + cached_gradients.local_part(output)
         return output
 
     def encode_text(

@@ -14,7 +14,7 @@ from ..data import DATASETS, SPLITS, check_options
 from ..data.transforms import AUGMENTATIONS
 from ..encoders_tier import max_text_length
 from ..evaluation import LABEL_POLICIES, load_prompts, own_prompts
-from .local_losses import LOCAL_LOSSES
+from .local_losses import LOCAL_LOSSES, SENTENCE_LOSSES
 from .mixture import check_sets
 from .options import BEST_METRICS, OPTIMIZERS, SCHEDULES, TRACKERS, DataOptions, TrainConfig, tier_options
 
@@ -81,9 +81,10 @@ def _check_local_loss(config: TrainConfig) -> None:
     _one_of("regulariser.local_loss", name, LOCAL_LOSSES)
     if config.regulariser.local_weight == 0:
         raise ValueError("regulariser.local_weight must be positive; without a local loss leave local_loss at null.")
-    if training.chunk_size is not None and training.chunk_size < training.batch_size:
+    in_chunks = training.chunk_size is not None and training.chunk_size < training.batch_size
+    if in_chunks and name in SENTENCE_LOSSES:
         raise ValueError(
-            f"regulariser.local_loss {name} needs the tokens and patches of the batch at once: delete "
+            f"regulariser.local_loss {name} embeds the sentences of the whole batch at once: delete "
             "training.chunk_size. Less memory takes training.gradient_checkpointing, or a smaller training.batch_size."
         )
 

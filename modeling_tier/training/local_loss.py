@@ -15,6 +15,7 @@ from .pairs_of_batch import Pairs
 
 
 PREFIX = "sentence_"  # of the inputs that are those of sentences
+EMBEDDINGS = ("text_embeds", "image_embeds", "token_embeds", "patch_embeds")  # of a TierOutput
 MAX_BLOCK = 32  # pairs; the losses that lay each token beside each patch of all pairs make arrays of its square
 
 
@@ -33,13 +34,17 @@ class LocalLoss:
     """Of the losses over sentences, as [`sentence_inputs`] makes them, without the prefix."""
 
     @classmethod
-    def of_batch(cls, options: RegulariserOptions, batch: dict[str, torch.Tensor]) -> "LocalLoss | None":
-        """That of the options, if any; it takes the inputs of sentences out of the batch."""
+    def of_batch(
+        cls, options: RegulariserOptions, batch: dict[str, torch.Tensor], device: torch.device
+    ) -> "LocalLoss | None":
+        """That of the options, if any, on a device; it takes the inputs of sentences out of the batch."""
         if options.local_loss is None:
             return None
         sentences = {name.removeprefix(PREFIX): batch.pop(name) for name in list(batch) if name.startswith(PREFIX)}
-        mask = batch.get("attention_mask")
-        return cls(options.local_loss, options.local_weight, batch["input_ids"], mask, sentences)
+        sentences = {name: value.to(device, non_blocking=True) for name, value in sentences.items()}
+        input_ids, mask = batch["input_ids"].to(device, non_blocking=True), batch.get("attention_mask")
+        mask = mask if mask is None else mask.to(device, non_blocking=True)
+        return cls(options.local_loss, options.local_weight, input_ids, mask, sentences)
 
     def __call__(self, model: TierModel, out: TierOutput) -> torch.Tensor:
         """The weighted loss: a scalar in float32, in mixed precision too."""
@@ -53,7 +58,7 @@ class LocalLoss:
         content = mask & ~torch.isin(self.input_ids, special)
         content = torch.where(content.any(dim=1, keepdim=True), content, mask)  # a text may hold unknown words alone
         with torch.autocast(self.input_ids.device.type, enabled=False):
-            embeds = (out[name].float() for name in ("text_embeds", "image_embeds", "token_embeds", "patch_embeds"))
+            embeds = (out[name].float() for name in EMBEDDINGS)
             pairs = Pairs(*embeds, None, mask, content, model.logit_scale.float().exp(), **more)
             pairs.chunk_size = MAX_BLOCK if len(pairs) > MAX_BLOCK else None
             return LOCAL_LOSSES[self.name](pairs, self.weight)

@@ -142,11 +142,11 @@ def forward_backward(
     """Add the gradient of a batch's loss; returns the output and the inputs that it belongs to."""
     training, accelerator, model = run.config.training, run.accelerator, run.parts.model
     run.non_finite.begin(run.batches.image_ids)
+    local_loss = LocalLoss.of_batch(run.config.regulariser, batch, accelerator.device)
     if training.chunk_size is not None and training.chunk_size < training.batch_size:
         to_device = run.batches.to_device
-        return cached_backward(model, accelerator, batch, training.chunk_size, entropy_scale, to_device)
+        return cached_backward(model, accelerator, batch, training.chunk_size, entropy_scale, to_device, local_loss)
     batch = run.batches.to_device(batch)
-    local_loss = LocalLoss.of_batch(run.config.regulariser, batch)
     with accelerator.autocast():  # FSDP2's forward pass has none of its own
         out = model(**batch, return_loss=True, entropy_scale=entropy_scale, local_loss=local_loss)
     accelerator.backward(out.loss)

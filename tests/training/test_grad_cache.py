@@ -11,6 +11,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from modeling_tier import TierModel
 from modeling_tier.training.grad_cache import cached_backward
+from modeling_tier.training.local_loss import LocalLoss
+from modeling_tier.training.local_losses import LOCAL_LOSSES, SENTENCE_LOSSES
 from tests.processes import in_processes
 from tests.test_processes import pairs
 
@@ -29,12 +31,17 @@ def gradients(model) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def cached(model, inputs, chunk_size, entropy_scale=1.0):
+def cached(model, inputs, chunk_size, entropy_scale=1.0, local_loss=None):
     accelerator = Accelerator(cpu=True)
-    return cached_backward(accelerator.prepare(model), accelerator, inputs, chunk_size, entropy_scale)[0]
+    prepared, local_loss = accelerator.prepare(model), local_loss and local(local_loss, inputs)
+    return cached_backward(prepared, accelerator, inputs, chunk_size, entropy_scale, local_loss=local_loss)[0]
 
 
-NAMES = ("loss", "contrastive_loss", "token_entropy", "patch_entropy")
+def local(name: str, inputs: dict) -> LocalLoss:
+    return LocalLoss(name, 0.5, inputs["input_ids"], inputs["attention_mask"], {})
+
+
+NAMES = ("loss", "contrastive_loss", "token_entropy", "patch_entropy", "local_loss")
 
 
 @pytest.mark.parametrize(
@@ -61,6 +68,21 @@ def test_without_dropout_it_is_the_plain_step(options, chunk_size):
     assert gradients(model).keys() == plain.keys()
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, plain[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("name", [name for name in LOCAL_LOSSES if name not in SENTENCE_LOSSES])
+def test_a_local_loss_is_that_of_the_whole_batch(name):
+    inputs, model = pairs(8), build()
+    expected = model(**inputs, return_loss=True, local_loss=local(name, inputs))
+    expected.loss.backward()
+    plain = gradients(model)
+    model.zero_grad()
+    result = cached(model, inputs, 3, local_loss=name)
+    for value in NAMES:
+        torch.testing.assert_close(result[value], expected[value].detach(), rtol=1e-5, atol=1e-6)
+    assert gradients(model).keys() == plain.keys()
+    for weight, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, plain[weight], rtol=1e-4, atol=1e-5, msg=weight)
 
 
 def test_with_dropout_it_is_the_gradient_of_what_the_chunks_saw():
@@ -99,12 +121,13 @@ def test_a_frozen_temperature_stays_without_gradient():
     assert model.logit_scale.grad is None and model.text_projection.weight.grad is not None
 
 
-def cached_share(rank: int, sizes: list[int], chunk_size: int, options: dict) -> dict:
+def cached_share(rank: int, sizes: list[int], chunk_size: int, options: dict, local_loss: str | None = None) -> dict:
     AcceleratorState._reset_state(True)  # that of the process from which this one was forked
     start, model = sum(sizes[:rank]), build(**options)
     inputs = {name: rows[start : start + sizes[rank]] for name, rows in pairs(sum(sizes)).items()}
-    out = cached(model, inputs, chunk_size)
-    return {"values": {name: out[name].detach() for name in NAMES}, "gradients": gradients(model)}
+    out = cached(model, inputs, chunk_size, local_loss=local_loss)
+    values = {name: out[name].detach() for name in NAMES if name in out}
+    return {"values": values, "gradients": gradients(model)}
 
 
 @pytest.mark.parametrize("options", [{}, {"count_special_tokens": False, "special_token_ids": [0, EOS]}], ids=str)
@@ -114,6 +137,18 @@ def test_two_processes_are_one(sizes, options):
     expected = model(**pairs(sum(sizes)), return_loss=True)
     expected.loss.backward()
     for result in in_processes(2, cached_share, sizes, 4, options):
+        for name in result["values"]:
+            torch.testing.assert_close(result["values"][name], expected[name].detach(), rtol=0, atol=1e-5)
+        for name, gradient in gradients(model).items():
+            torch.testing.assert_close(result["gradients"][name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_two_processes_are_one_with_a_local_loss():
+    """In two processes, in chunks, against one process without: negatives, and the gradient's scale."""
+    model, inputs = build(), pairs(12)
+    expected = model(**inputs, return_loss=True, local_loss=local("gloria", inputs))
+    expected.loss.backward()
+    for result in in_processes(2, cached_share, [6, 6], 4, {}, "gloria"):
         for name in NAMES:
             torch.testing.assert_close(result["values"][name], expected[name].detach(), rtol=0, atol=1e-5)
         for name, gradient in gradients(model).items():

@@ -51,7 +51,9 @@ def both_ways(scores: np.ndarray) -> float:
 
 def loss_of(model, name: str, weight: float, inputs: dict, sentences: dict | None = None) -> tuple[float, object]:
     batch = inputs | (sentences or {})
-    local_loss = LocalLoss.of_batch(RegulariserOptions(local_loss=name, local_weight=weight), batch)
+    local_loss = LocalLoss.of_batch(
+        RegulariserOptions(local_loss=name, local_weight=weight), batch, torch.device("cpu")
+    )
     assert set(batch) == set(inputs)  # the encoders take no sentences
     out = model(**batch, return_loss=True, local_loss=local_loss)
     before = model(**inputs, return_loss=True)
@@ -135,7 +137,7 @@ def test_blocks_of_a_large_batch_change_nothing(tmp_path):
     processor = build_processor(config, pairs)
     model = build_model(config, processor).eval()
     inputs = processor(text=pairs["text"][:], images=pairs["image"][:])
-    local_loss = LocalLoss.of_batch(config.regulariser, dict(inputs))
+    local_loss = LocalLoss.of_batch(config.regulariser, dict(inputs), torch.device("cpu"))
     in_blocks = model(**inputs, return_loss=True, local_loss=local_loss).local_loss
     tokens, patches = (model(**inputs)[name].detach() for name in ("token_embeds", "patch_embeds"))
     special = torch.tensor(model.config.special_token_ids)
@@ -153,7 +155,7 @@ def test_blocks_of_a_large_batch_change_nothing(tmp_path):
     ("options", "message"),
     [
         (["--regulariser.local_loss=flip"], "regulariser.local_loss must be one of"),
-        (["--regulariser.local_loss=filip", "--training.chunk_size=4"], "delete training.chunk_size"),
+        (["--regulariser.local_loss=sentences", "--training.chunk_size=4"], "delete training.chunk_size"),
         (["--regulariser.local_loss=filip", "--regulariser.local_weight=0"], "local_weight must be positive"),
         (["--regulariser.local_loss=filip", "--regulariser.local_weight=-1"], "local_weight must be at least 0"),
     ],
