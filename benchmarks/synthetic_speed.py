@@ -22,12 +22,13 @@ if __name__ == "__main__":
     parse_arguments()  # before torch is imported, which takes seconds: --help and mistakes are answered at once
 
 import io
+import itertools
 import time
 
 import numpy as np
 from PIL import Image
 
-from modeling_tier.data.synthetic import draw_studies, synthetic_pairs
+from modeling_tier.data.synthetic import DRAWINGS, draw_studies, synthetic_pairs
 from modeling_tier.evaluation.tables import aligned
 
 
@@ -47,12 +48,15 @@ def encode(pictures: list[np.ndarray]) -> None:
 
 def main() -> None:
     parse_arguments()
-    rows = [["pixels a side", "rows/s", "PNG of the picture alone, pictures/s", "ratio"]]
-    for size in (64, 96, 128, 224):
-        pictures = [study.pixels for study in draw_studies("train", NUM_IMAGES, size, seed=0)]
-        complete = max(rate(lambda s=size: synthetic_pairs("train", NUM_IMAGES, s)) for _ in range(3))
+    rows = [["drawings", "pixels a side", "rows/s", "ms a row", "PNG of the picture alone, pictures/s", "ratio"]]
+    for size, drawings in itertools.product((64, 96, 128, 224), DRAWINGS):
+        pictures = [study.pixels for study in draw_studies("train", NUM_IMAGES, size, 0, drawings)]
+        complete = max(
+            rate(lambda s=size, d=drawings: synthetic_pairs("train", NUM_IMAGES, s, drawings=d)) for _ in range(3)
+        )
         baseline = max(rate(lambda p=pictures: encode(p)) for _ in range(3))
-        rows.append([str(size), f"{complete:.0f}", f"{baseline:.0f}", f"{complete / baseline:.2f}"])
+        rates = f"{complete:.0f}", f"{1000 / complete:.1f}", f"{baseline:.0f}", f"{complete / baseline:.2f}"
+        rows.append([drawings, str(size), *rates])
     print(aligned(rows))
 
 

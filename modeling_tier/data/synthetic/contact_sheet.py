@@ -31,4 +31,5 @@ def write_contact_sheet(
             draw.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline=colour)
             draw.text((3, 3 + 11 * j), study.phrase(region), fill=colour)
         sheet.paste(picture, (i % columns * cell, i // columns * cell))
-    sheet.save(path)
+    # 64 colours, as noise in 24 bits makes files of a megabyte.
+    sheet.quantize(64, method=PILImage.Quantize.FASTOCTREE).save(path, optimize=True)
