@@ -1,6 +1,7 @@
 # Licensed under the Apache License, Version 2.0.
 """Load a model of a folder or of the Hub completely, or say what is wrong with it."""
 
+import difflib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,15 +50,21 @@ def _check_name(name_or_path: str, not_asked: str | None) -> None:
             f"The Hub repository {name_or_path!r} is gated: ask for access on its page, then run `hf auth login`."
         ) from error
     except RepositoryNotFoundError as error:
-        raise ValueError(f"{missing} (for a private one, run `hf auth login` first).") from error
+        raise ValueError(f"{missing} (for a private one, run `hf auth login` first).{_near(path)}") from error
     except LocalEntryNotFoundError as error:  # an EntryNotFoundError, too
-        raise ValueError(
-            f"{missing} among those downloaded before; {not_asked or 'the Hub did not answer'}."
-        ) from error
+        reason = not_asked or "the Hub did not answer"
+        raise ValueError(f"{missing} among those downloaded before; {reason}.{_near(path)}") from error
     except EntryNotFoundError as error:
         raise ValueError(f"The Hub repository {name_or_path!r} has no config.json, so it holds no model.") from error
     except ValueError as error:  # no name that a repository could have
         raise ValueError(f"{missing}.") from error
+
+
+def _near(path: Path) -> str:
+    """A folder of nearly this name, as the end of a message."""
+    folders = [child.name for child in path.parent.iterdir() if child.is_dir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, folders, n=1)
+    return f" Did you mean the folder {path.with_name(near[0])}?" if near else ""
 
 
 def load_model(name_or_path: str) -> tuple[TierModel, TierProcessor]:

@@ -28,11 +28,15 @@ def online(monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", CLOSED)
 
 
-def test_a_hub_that_is_not_reached_is_said_without_retries(online):
+def test_a_hub_that_is_not_reached_is_said_without_retries(online, tmp_path, monkeypatch):
     started = time.monotonic()
     with pytest.raises(
         ValueError, match=rf"named 'user/model' among .*downloaded before; the Hub \({CLOSED}\) was not"
     ):
+        check_model_name("user/model")
+    (tmp_path / "user" / "models").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"was not reached\. Did you mean the folder user/models\?"):
         check_model_name("user/model")
     assert time.monotonic() - started < 10  # huggingface_hub's own retries take 24 s
     assert not constants.HF_HUB_OFFLINE
