@@ -25,9 +25,11 @@ def hub_or_cache(*names: str | None) -> Iterator[str | None]:
     Yields:
         why the Hub is not asked; None if it answers, or if all names are paths that exist.
     """
-    if constants.HF_HUB_OFFLINE:
+    if all(name is None or _exists(name) for name in names):
+        yield None
+    elif constants.HF_HUB_OFFLINE:
         yield "HF_HUB_OFFLINE is set"
-    elif all(name is None or _exists(name) for name in names) or _hub_answers():
+    elif _hub_answers():
         yield None
     else:
         constants.HF_HUB_OFFLINE = True

@@ -13,6 +13,7 @@ import pytest
 from huggingface_hub import constants
 
 from modeling_tier import hub_access
+from modeling_tier.data import load_pairs
 from modeling_tier.hub_access import hub_or_cache
 from modeling_tier.loading import check_model_name
 from tier_cli.names import check_model_names, check_order
@@ -49,6 +50,11 @@ def test_a_hub_that_never_answers_is_not_waited_for(online, monkeypatch):
         with hub_or_cache("user/model") as not_asked:
             assert "was not reached" in not_asked and constants.HF_HUB_OFFLINE
     assert not constants.HF_HUB_OFFLINE
+
+
+def test_a_data_set_of_a_hub_that_is_not_reached(online):
+    with pytest.raises(ValueError, match=rf"user/data, split 'test', .*: the Hub \({CLOSED}\) was not reached"):
+        load_pairs("chestxray14", "test", data_dir="user/data")
 
 
 def test_the_hub_is_not_asked_for_folders(online, tmp_path):

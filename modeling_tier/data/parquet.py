@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import httpx2
 from datasets import Dataset, Features, Image, load_dataset
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 from tqdm.auto import tqdm
 
 from .pictures import undecoded_columns
@@ -87,4 +88,6 @@ def _first(rows: Iterable[dict], number: int, source: str) -> Iterable[dict]:
 
 def _reason(error: Exception) -> str:
     cause = error.__cause__ or error
+    if isinstance(error, httpx2.TransportError):
+        return f"the Hub ({constants.ENDPOINT}) was not reached: {str(error)[:300]}"
     return (str(cause) or type(cause).__name__).splitlines()[0][:300]
