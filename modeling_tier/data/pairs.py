@@ -8,10 +8,10 @@ A user's own image-text pairs. `data_dir` is one of
 - a folder with WebDataset shards (`*.tar`)
 - the name of a data set on the Hub
 
-Files are of the split that their name begins with, or that their folder is called. Where there is no validation split,
-a fraction of the training set becomes it, chosen by a hash of the subject (else the id, else the text): the same rows
-each time, whatever the order, and no subject in both. Parquet, Arrow and WebDataset are copied into the cache of
-`datasets`, unless they are streamed.
+In a folder, files are of the split that their name begins with, or that their folder is called. A file that `data_dir`
+itself names is the training set. Where there is no validation split, a fraction of the training set becomes it, chosen
+by a hash of the subject (else the id, else the text): the same rows each time, whatever the order, and no subject in
+both. Parquet, Arrow and WebDataset are copied into the cache of `datasets`, unless they are streamed.
 
 Rows without a text (blank, or "nan", "None", "N/A", "null") are skipped and counted. So are bad rows: a missing
 picture, a path out of the folder, a label of another value, a line that is not csv or JSON.

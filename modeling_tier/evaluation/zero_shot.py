@@ -119,7 +119,8 @@ def check_evaluation(dataset: Dataset, prompts: dict, uncertain: str = "ignore",
     known = list(dataset.features.get("labels", {}))
     missing = [finding for finding in prompts if finding not in known]
     if missing:
-        raise ValueError(f"The prompts name {missing[0]!r}, which is not among the labels {known}.")
+        way_out = "" if known else " Which columns are labels, data.options.label_columns says for your own pairs."
+        raise ValueError(f"The prompts name {missing[0]!r}, which is not among the labels {known}.{way_out}")
 
 
 def temperature_of(model: TierModel) -> float:

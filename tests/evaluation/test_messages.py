@@ -231,3 +231,14 @@ def test_scores_that_are_not_finite_are_not_written(run, folder, tmp_path):
     with pytest.raises(SystemExit, match="NaN or infinite values: visual_projection.weight"):
         run()
     assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_own_pairs_whose_label_columns_were_not_named_are_told_the_option(run, tmp_path):
+    pairs = tmp_path / "pairs"
+    pairs.mkdir()
+    Image.new("L", (64, 64), 90).save(pairs / "a.png")
+    (pairs / "test.csv").write_text("image,text,Edema\na.png,There is edema.,1\n")
+    (pairs / "prompts.yaml").write_text("findings:\n  Edema: {positive: [There is edema.], negative: [No edema.]}\n")
+    options = ("--dataset", "pairs", "--data_dir", pairs, "--prompts", pairs / "prompts.yaml")
+    with pytest.raises(SystemExit, match=r"'Edema', which is not among .* data\.options\.label_columns"):
+        run(*options)
