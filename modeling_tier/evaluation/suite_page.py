@@ -165,7 +165,8 @@ def _head(name: str, result: dict, measure: str) -> str:
 
 def _summary(done: SuiteResults) -> list:
     first = next(iter(done.results.values()))
-    sets = f"{len(done.results)} data sets ({listed(done.results)})"
+    number = len(done.results)
+    sets = f"{number} data set{'' if number == 1 else 's'} ({listed(done.results)})"
     protocol = f"protocol {done.protocol!r}: {first['protocol']['score']}"
     blocks: list = [Paragraph(f"{listed(done.models)}: evaluated zero-shot on {sets}, {protocol}.")]
     text, settings = "In each cell the mean over the findings", first["settings"]
