@@ -8,10 +8,13 @@ budget), evaluate them side by side, and print one table for each data set, with
         [--evaluate "--suite localisation --data_root /data"] [--launch "accelerate launch --num_processes 8"] \
         [--rows TIER vl_cabs] [--training.epochs 5 ...]
 
-`--evaluate` has options of `evaluate_zeroshot.py`; other options are those of `train.py`. What is done is not run
+`--evaluate` has options of `evaluate_zeroshot.py`, two words at least; other options are those of `train.py`. What is done is not run
 again: the same command goes on where it was stopped, and with more seeds or rows does those alone.
 """
 
+import argparse
+import hashlib
+import json
 import shlex
 import sys
 from dataclasses import dataclass
@@ -21,14 +24,20 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(Path(__file__).parent))
+from evaluate_zeroshot import add_data_options, add_measuring_options, add_sentence_options
 from tier_cli.declarations import of_module
 from tier_cli.options import option_parser
+from tier_cli.section_options import check_data_options, check_training_options
 
 
 # What each row adds to the options of train.py. TIER's lambdas are those of the configuration.
 WITHOUT_TIER = ["--model.lambda_token", "0", "--model.lambda_patch", "0"]
+WITHOUT_ANOTHER = ["--regulariser.local_loss", "null"]
+    "--model.lambda_token 0 --model.lambda_patch 0".split(),
+    "--regulariser.local_loss null".split(),
+)
 LOCAL_LOSSES = of_module("modeling_tier.training.local_losses").keys("LOCAL_LOSSES")
-ROWS = {"CLIP": WITHOUT_TIER, "TIER": []} | {
+ROWS = {"CLIP": [*WITHOUT_TIER, *WITHOUT_ANOTHER], "TIER": WITHOUT_ANOTHER} | {
     name: [*WITHOUT_TIER, "--regulariser.local_loss", name] for name in LOCAL_LOSSES
 }
 
@@ -49,8 +58,10 @@ class Bench:
     def run_folder(self, row: str, seed: int) -> Path:
         return self.output_dir / str(seed) / row
 
-    def evaluation_folder(self, number: int, seed: int) -> Path:
-        return self.output_dir / str(seed) / f"evaluation-{number + 1}"
+    def evaluation_folder(self, options: list[str], seed: int) -> Path:
+        """One for each evaluation's options, whatever others there are."""
+        digest = hashlib.sha256(json.dumps(options).encode()).hexdigest()[:8]
+        return self.output_dir / str(seed) / f"evaluation-{digest}"
 
 
 def read_arguments() -> Bench:
@@ -61,24 +72,47 @@ def read_arguments() -> Bench:
     add("--output_dir", type=Path, default=Path("runs/bench"), help="folder of the bench")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the runs")
     add("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW", help="CLIP's is always there")
-    add("--evaluate", action="append", required=True, metavar="OPTIONS", help="of evaluate_zeroshot.py, in quotes")
+    add(
+        "--evaluate",
+        action="append",
+        required=True,
+        metavar="OPTIONS",
+        help="of evaluate_zeroshot.py, in quotes",
+    )
     add("--launch", default=shlex.quote(sys.executable), help="what starts both scripts")
     arguments, rest = parser.parse_known_args()
     if rest and not rest[0].startswith("--"):
         parser.error(f"what is {rest[0]!r}? Options of train.py begin with --section.option")
+    check_training_options(parser, rest)
+    if len(set(arguments.seeds)) < len(arguments.seeds):
+        parser.error("a seed is named twice")
     given = ["--config", arguments.config, *(["--data_dir", arguments.data_dir] if arguments.data_dir else []), *rest]
     for fixed in ("--output_dir", "--seed", "--regulariser.local_loss", "--training.resume_from_checkpoint"):
         if any(option.split("=")[0] == fixed for option in rest):
             parser.error(f"{fixed} is set by the bench")
     rows = ["CLIP", *(row for row in arguments.rows if row != "CLIP")]  # what the others are compared with
     evaluations, launch = [shlex.split(own) for own in arguments.evaluate], shlex.split(arguments.launch)
+    for own in evaluations:
+        check_evaluation(parser, own)
     return Bench(given, evaluations, launch, rows, arguments.seeds, arguments.output_dir)
+
+
+def check_evaluation(parser: argparse.ArgumentParser, options: list[str]) -> None:
+    """End the program with a message for options that evaluate_zeroshot.py does not have, or that the bench sets."""
+    own = argparse.ArgumentParser(prog="--evaluate", allow_abbrev=False)
+    for add_options in (add_data_options, add_sentence_options, add_measuring_options):
+        add_options(own)
+    known, rest = own.parse_known_args(options)
+    check_data_options(own, rest, ("data", "validation"))
+    for name in ("model", "scores", "output_dir"):
+        if getattr(known, name) != own.get_default(name):
+            parser.error(f"--{name} in --evaluate is set by the bench")
 
 
 if __name__ == "__main__":
     read_arguments()  # before torch is imported, which takes seconds: --help and mistakes are answered at once
 
-import json
+import signal
 import statistics
 import subprocess
 
@@ -86,6 +120,8 @@ from trained_start import differences, machine, means
 
 from modeling_tier.evaluation.tables import aligned
 from modeling_tier.files import replace_json
+from modeling_tier.training import load_config
+from modeling_tier.training.options import changed_options
 
 
 MAPS = {
@@ -94,7 +130,7 @@ MAPS = {
     "contribution": "contribution",
     "contribution_minus_no_finding": "contribution - no finding",
 }
-FINDINGS = {"auroc": "AUROC", "average_precision": "AP", "auroc_negated": "AUROC of negated"}
+FINDINGS = {"auroc": "AUROC", "average_precision": "AP", "auroc_negated": "auroc_negated"}
 POINTING = {"pointing_game": "pointing", "cnr": "CNR"}
 SPEED, MEMORY = "pairs/s", "GPU MiB"
 
@@ -123,16 +159,31 @@ def main() -> None:
 
 
 def check_options(bench: Bench) -> None:
-    """Rows of one bench are trained alike: its folder keeps their options."""
-    file = bench.output_dir / "train_options.json"
+    """
+    Options of all rows are read before the first is trained. Rows of one bench are trained alike: its folder keeps the
+    options that they share, and how they were started.
+    """
+    path, *rest = bench.train_options[1:]
+    rest = [f"--data.options.{word[2:]}" if word == "--data_dir" else word for word in rest]
+    try:
+        for row in bench.rows:
+            load_config(path, [*rest, *ROWS[row]])
+        config = load_config(path, [*rest, *ROWS["TIER"]])
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    now = {"options": config.to_dict(), "launch": bench.launch}
+    file = bench.output_dir / "options.json"
     if not file.is_file():
         bench.output_dir.mkdir(parents=True, exist_ok=True)
-        replace_json(file, bench.train_options)
+        replace_json(file, now)
     before = json.loads(file.read_text())
-    if before != bench.train_options:
+    changed = changed_options(before["options"], now["options"])
+    if before["launch"] != bench.launch:
+        changed.append(f"--launch {shlex.join(before['launch'])!r}")
+    if changed:
         sys.exit(
-            f"error: the runs in {bench.output_dir} were trained with {shlex.join(before)}, not with "
-            f"{shlex.join(bench.train_options)}: give the same options, or another --output_dir."
+            f"error: {changed[0]} is not what the runs in {bench.output_dir} were trained with: leave it as it "
+            "was, or name another --output_dir."
         )
 
 
@@ -147,25 +198,36 @@ def train(bench: Bench, row: str, seed: int) -> None:
 def evaluate(bench: Bench, seed: int) -> dict[str, Path]:
     """The models of a seed side by side, by each evaluation; returns the folder of each data set's metrics.json."""
     folders = {}
-    for number, options in enumerate(bench.evaluations):
-        output = bench.evaluation_folder(number, seed)
+    for number, options in enumerate(bench.evaluations, start=1):
+        output = bench.evaluation_folder(options, seed)
         models = [part for row in bench.rows for part in ("--model", str(bench.run_folder(row, seed)))]
-        asked, done = [*models, *options], output / "asked.json"
-        if not done.is_file() or json.loads(done.read_text()) != asked:
-            run_script(bench, "evaluate_zeroshot.py", *asked, "--output_dir", output)
-            replace_json(done, asked)
+        done = output / "models.json"
+        if not done.is_file() or json.loads(done.read_text()) != models:
+            done.unlink(missing_ok=True)
+            run_script(bench, "evaluate_zeroshot.py", *models, *options, "--output_dir", output)
+            replace_json(done, models)
         content = json.loads((output / "metrics.json").read_text())
         of_suite = content.get("sets", {})
         found = {name: output / name for name in of_suite} if of_suite else {content["dataset"]: output}
-        folders |= {name if name not in folders else f"{name} ({number + 1})": own for name, own in found.items()}
+        folders |= {name if name not in folders else f"{name} ({number})": own for name, own in found.items()}
     return folders
 
 
 def run_script(bench: Bench, script: str, *options) -> None:
     command = [*bench.launch, str(ROOT / script), *map(str, options)]
-    code = subprocess.run(command).returncode
-    if code:
-        sys.exit(f"error: this ended with {code}: {shlex.join(command)}\nThe same command of the bench goes on there.")
+    with subprocess.Popen(command) as process:
+        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        while process.returncode is None:
+            try:
+                process.wait()
+            except KeyboardInterrupt:  # the script got it as well, and ends when its checkpoint is written
+                print("waiting for the checkpoint", file=sys.stderr)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if process.returncode:
+        sys.exit(
+            f"error: this ended with {process.returncode}: {shlex.join(command)}\nThe same command of the bench goes "
+            "on there; without this row or data set it needs another choice of --rows or --evaluate."
+        )
 
 
 def measures_of(bench: Bench, results: dict, seed: int) -> dict[str, dict[str, float | None]]:
@@ -176,8 +238,9 @@ def measures_of(bench: Bench, results: dict, seed: int) -> dict[str, dict[str, f
 
 def _measures(metrics: dict) -> dict[str, float | None]:
     values = {name: entry.get("value") for name, entry in _numbers(metrics).items()}
-    ways = (metrics.get("retrieval") or {}).values()
-    return values | {"R@10": statistics.mean(way["r@10"] for way in ways) if ways else None}
+    retrieval = metrics.get("retrieval") or {}
+    ways = [retrieval[name]["r@10"] for name in ("image_to_text", "text_to_image") if name in retrieval]
+    return values | {"R@10": statistics.mean(ways) if ways else None}
 
 
 def _numbers(part: dict) -> dict[str, dict]:
@@ -230,7 +293,8 @@ def table(results: dict[str, list[dict]], patients: dict[str, list[dict[str, int
     measures = [name for name in first if all(seed.get(name) is not None for own in results.values() for seed in own)]
     of_maps = [[name for name in measures if name.startswith(title)] for title in POINTING.values()]
     others = [name for name in measures if not any(name in own for own in of_maps)]
-    parts = []
+    missing = [name for name in first if name not in measures]
+    parts = [[[f"not measured in every row and seed: {', '.join(missing)}"]]] if missing else []
     for own in filter(None, (others, *of_maps)):
         compared = [name for name in own if name not in (SPEED, MEMORY)]
         parts.append(means(results, own))
@@ -240,7 +304,7 @@ def table(results: dict[str, list[dict]], patients: dict[str, list[dict[str, int
 
 
 def _over_patients(patients: dict[str, list[dict[str, int]]], names: list[str]) -> list[list[str]]:
-    lines = [["seeds above, below 0 over patients", *names]]
+    lines = [["seeds whose interval over patients is above, below 0", *names]]
     for row, seeds in patients.items():
         counts = [[sum(seed.get(name) == sign for seed in seeds) for sign in (1, -1)] for name in names]
         known = [any(name in seed for seed in seeds) for name in names]

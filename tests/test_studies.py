@@ -587,7 +587,8 @@ def test_the_bench_trains_and_evaluates_once(tmp_path):
     first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
     results = json.loads((tmp_path / "bench" / "bench.json").read_text())["sets"]["synthetic"]
-    evaluated = json.loads((tmp_path / "bench" / "3" / "evaluation-1" / "metrics.json").read_text())
+    (file,) = (tmp_path / "bench" / "3").glob("evaluation-*/metrics.json")
+    evaluated = json.loads(file.read_text())
     metrics = [evaluated["metrics"], *(other["metrics"] for other in evaluated["compared"].values())]
     assert list(results) == ["CLIP", "vl_cabs_sentences"]
     for (values,), own in zip(results.values(), metrics):
@@ -603,4 +604,23 @@ def test_the_bench_trains_and_evaluates_once(tmp_path):
     )
     assert logs == {row: (tmp_path / "bench" / "3" / row / "log.jsonl").read_text() for row in results}
     other = subprocess.run([*command, "--optimizer.lr", "0.1"], cwd=tmp_path, capture_output=True, text=True)
-    assert other.returncode == 1 and "another --output_dir" in other.stderr
+    assert other.returncode == 1 and "optimizer.lr is not what the runs in bench were trained with" in other.stderr
+    chunks = subprocess.run([*command, "--training.chunk_size", "8"], cwd=tmp_path, capture_output=True, text=True)
+    assert chunks.returncode == 1 and "delete training.chunk_size" in chunks.stderr  # before anything is trained
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--training.epoch", "3"], "training.epochs"),
+        (["--seeds", "0", "0"], "a seed is named twice"),
+        (["--evaluate", "--datset synthetic"], "datset"),
+        (["--evaluate", "--dataset synthetic --output_dir x"], "--output_dir in --evaluate is set by the bench"),
+        (["--seed", "3"], "--seed is set by the bench"),
+    ],
+)
+def test_the_bench_answers_mistakes_before_it_trains(options, message, tmp_path):
+    command = [sys.executable, ROOT / "studies" / "bench.py", "--config", ROOT / "configs" / "demo.yaml"]
+    command += ["--evaluate", "--dataset synthetic", "--output_dir", tmp_path / "bench", *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode and message in done.stderr and not (tmp_path / "bench").exists()

@@ -11,12 +11,12 @@ from ..modeling_tier import TierModel, TierOutput
 from ..processing_tier import TierProcessor
 from .local_losses import LOCAL_LOSSES
 from .options import RegulariserOptions
-from .pairs_of_batch import Pairs
+from .pairs_of_batch import Pairs, number_of_processes
 
 
 PREFIX = "sentence_"  # of the inputs that are those of sentences
 EMBEDDINGS = ("text_embeds", "image_embeds", "token_embeds", "patch_embeds")  # of a TierOutput
-MAX_BLOCK = 32  # pairs; the losses that lay each token beside each patch of all pairs make arrays of its square
+MAX_BLOCK = 32  # pairs; the losses that lay the tokens of all texts beside the patches of all images need its square
 
 
 @dataclass
@@ -35,16 +35,19 @@ class LocalLoss:
 
     @classmethod
     def of_batch(
-        cls, options: RegulariserOptions, batch: dict[str, torch.Tensor], device: torch.device
+        cls, options: RegulariserOptions, batch: dict[str, torch.Tensor], device: torch.device, scale: float = 1.0
     ) -> "LocalLoss | None":
-        """That of the options, if any, on a device; it takes the inputs of sentences out of the batch."""
+        """
+        That of the options, if any, on a device, its weight times `scale`; it takes the inputs of sentences out of the
+        batch.
+        """
         if options.local_loss is None:
             return None
         sentences = {name.removeprefix(PREFIX): batch.pop(name) for name in list(batch) if name.startswith(PREFIX)}
         sentences = {name: value.to(device, non_blocking=True) for name, value in sentences.items()}
         input_ids, mask = batch["input_ids"].to(device, non_blocking=True), batch.get("attention_mask")
         mask = mask if mask is None else mask.to(device, non_blocking=True)
-        return cls(options.local_loss, options.local_weight, input_ids, mask, sentences)
+        return cls(options.local_loss, options.local_weight * scale, input_ids, mask, sentences)
 
     def __call__(self, model: TierModel, out: TierOutput) -> torch.Tensor:
         """The weighted loss: a scalar in float32, in mixed precision too."""
@@ -60,7 +63,7 @@ class LocalLoss:
         with torch.autocast(self.input_ids.device.type, enabled=False):
             embeds = (out[name].float() for name in EMBEDDINGS)
             pairs = Pairs(*embeds, None, mask, content, model.logit_scale.float().exp(), **more)
-            pairs.chunk_size = MAX_BLOCK if len(pairs) > MAX_BLOCK else None
+            pairs.chunk_size = MAX_BLOCK if len(pairs) * number_of_processes() > MAX_BLOCK else None
             return LOCAL_LOSSES[self.name](pairs, self.weight)
 
 

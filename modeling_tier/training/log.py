@@ -74,11 +74,11 @@ def _keep_lines_before(path: Path, state: RunState) -> None:
     replace_text(path, "".join(kept))
 
 
-def peak_memory() -> dict[str, float]:
-    """The most memory, in MiB, that this process's tensors have taken on its GPU so far; empty without a GPU."""
-    if not torch.cuda.is_available():
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """The most memory, in MiB, that tensors have taken on the GPU in this epoch's steps; empty for another device."""
+    if device.type != "cuda":
         return {}
-    return {"peak_memory_mib": torch.cuda.max_memory_allocated() / 2**20}
+    return {"peak_memory_mib": torch.cuda.max_memory_allocated(device) / 2**20}
 
 
 @torch.no_grad()

@@ -96,6 +96,8 @@ def train_epoch(run: Run, after_step: Callable[[RunState], None] | None = None) 
     """The steps of an epoch that are not done yet."""
     state, training, accelerator = run.state, run.config.training, run.accelerator
     train_mode(run.parts.model)
+    if accelerator.device.type == "cuda":  # the evaluation's is not that of the steps
+        torch.cuda.reset_peak_memory_stats(accelerator.device)
     progress = tqdm(
         total=run.batches.steps_per_epoch,
         initial=state.step_in_epoch,
@@ -142,7 +144,7 @@ def forward_backward(
     """Add the gradient of a batch's loss; returns the output and the inputs that it belongs to."""
     training, accelerator, model = run.config.training, run.accelerator, run.parts.model
     run.non_finite.begin(run.batches.image_ids)
-    local_loss = LocalLoss.of_batch(run.config.regulariser, batch, accelerator.device)
+    local_loss = LocalLoss.of_batch(run.config.regulariser, batch, accelerator.device, entropy_scale)
     if training.chunk_size is not None and training.chunk_size < training.batch_size:
         to_device = run.batches.to_device
         return cached_backward(model, accelerator, batch, training.chunk_size, entropy_scale, to_device, local_loss)
@@ -191,7 +193,7 @@ def log_step(
         grad_norm=float(grad_norm),
         logit_scale=model.logit_scale.exp().item(),
         pairs_per_second=pairs_per_second,
-        **peak_memory(),
+        **peak_memory(run.accelerator.device),
     )
     run.log.warn_of_collapse(state.step, shape, entropy_scale * model.config.lambda_patch)
 

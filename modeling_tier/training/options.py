@@ -103,12 +103,12 @@ class OptimizerOptions:
 
 @dataclass
 class RegulariserOptions:
-    ramp_start: float = option(0.0, "fraction of all steps before which both lambdas are 0")
+    ramp_start: float = option(0.0, "fraction of all steps before which the weights of all local terms are 0")
     ramp_end: float = option(0.0, "fraction of all steps after which they have their full weight; linear in between")
     local_loss: str | None = option(
         None, f"another paper's local loss beside these, to compare with: {' | '.join(LOCAL_LOSSES)}"
     )
-    local_weight: float = option(0.1, "weight of regulariser.local_loss, from the first step on")
+    local_weight: float = option(0.1, "weight of regulariser.local_loss; the ramp holds for it, too")
 
 
 @dataclass
@@ -195,12 +195,16 @@ def flat(content: dict, prefix: str = "") -> dict:
 
 
 def changed_options(before: dict, now: dict) -> list[str]:
-    """Options in which two configurations (as dicts) differ, paths of the data and num_workers excepted."""
-    before, now = flat(before), flat(now)
+    """
+    Options in which two configurations (as dicts) differ, paths of the data and num_workers excepted. An option that
+    `before` lacks is newer than it, and counts as its default.
+    """
+    before, now, defaults = flat(before), flat(now), flat(TrainConfig().to_dict())
     for options in (before, now):  # "runs/start" and "./runs/start" are one folder
         for name in ("model.pretrained", "tokenizer.pretrained"):
             options[name] = str(options.get(name) or "").removeprefix("./")
-    different = [name for name in dict.fromkeys([*now, *before]) if before.get(name) != now.get(name)]
+    names = dict.fromkeys([*now, *before])
+    different = [name for name in names if before.get(name, defaults.get(name)) != now.get(name)]
     return [name for name in different if name.rpartition(".")[2] not in (*PATH_OPTIONS, "num_workers")]
 
 

@@ -94,19 +94,19 @@ def mean_of_pairs(values: Callable[[Pairs], torch.Tensor], pairs: Pairs) -> torc
     return over_processes(own.mean(), len(pairs))
 
 
-def spread_over_processes() -> bool:
+def number_of_processes() -> int:
     initialized = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return initialized and torch.distributed.get_world_size() > 1
+    return torch.distributed.get_world_size() if initialized else 1
 
 
 def over_processes(mean: torch.Tensor, weight: int) -> torch.Tensor:
     """A mean over `weight` pairs as one over those of all processes; the gradient as `mean_over_processes` has it."""
-    return mean_over_processes([mean], weight)[0] if spread_over_processes() else mean
+    return mean_over_processes([mean], weight)[0] if number_of_processes() > 1 else mean
 
 
 def gathered(pairs: Pairs) -> tuple[Pairs, int]:
     """The pairs of all processes, with gradient, and the place of this process's first pair among them."""
-    if not spread_over_processes():
+    if number_of_processes() == 1:
         return pairs, 0
     device = pairs.text.device
     sizes = sizes_of_processes(len(pairs), device)
