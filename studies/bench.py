@@ -8,8 +8,8 @@ budget), evaluate them side by side, and print one table for each data set, with
         [--evaluate "--suite localisation --data_root /data"] [--launch "accelerate launch --num_processes 8"] \
         [--rows TIER vl_cabs] [--training.epochs 5 ...]
 
-`--evaluate` has options of `evaluate_zeroshot.py`, two words at least; other options are those of `train.py`. What is done is not run
-again: the same command goes on where it was stopped, and with more seeds or rows does those alone.
+`--evaluate` has options of `evaluate_zeroshot.py`, two words at least; other options are those of `train.py`. What is
+done is not run again: the same command goes on where it was stopped, and with more seeds or rows does those alone.
 """
 
 import argparse
@@ -33,9 +33,6 @@ from tier_cli.section_options import check_data_options, check_training_options
 # What each row adds to the options of train.py. TIER's lambdas are those of the configuration.
 WITHOUT_TIER = ["--model.lambda_token", "0", "--model.lambda_patch", "0"]
 WITHOUT_ANOTHER = ["--regulariser.local_loss", "null"]
-    "--model.lambda_token 0 --model.lambda_patch 0".split(),
-    "--regulariser.local_loss null".split(),
-)
 LOCAL_LOSSES = of_module("modeling_tier.training.local_losses").keys("LOCAL_LOSSES")
 ROWS = {"CLIP": [*WITHOUT_TIER, *WITHOUT_ANOTHER], "TIER": WITHOUT_ANOTHER} | {
     name: [*WITHOUT_TIER, "--regulariser.local_loss", name] for name in LOCAL_LOSSES

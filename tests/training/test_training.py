@@ -24,7 +24,7 @@ from modeling_tier.training import load_config, train
 from modeling_tier.training.batches import Batches, fraction_of_subjects
 from modeling_tier.training.building import build_model, build_processor, train_tokenizer
 from modeling_tier.training.optimization import parameter_groups, ramp
-from modeling_tier.training.options import ModelOptions
+from modeling_tier.training.options import ModelOptions, changed_options
 from modeling_tier.training.run_folder import set_aside
 from modeling_tier.training.validation import metric_value
 
@@ -333,6 +333,13 @@ def test_what_a_checkpoint_has_settled_is_not_changed(finished):
     for option in ("optimizer.name=adam", "freeze.text_layers=1", "data.subject_share=0.5", "model.lambda_token=0.9"):
         with pytest.raises(ValueError, match=rf"{option.split('=')[0]} is not what the run"):
             train(tiny(finished[0], "--training.resume_from_checkpoint=last", f"--{option}"))
+
+
+def test_an_option_that_a_checkpoint_lacks_counts_as_its_default(tmp_path):
+    before, now = (tiny(tmp_path, *more).to_dict() for more in ((), ("--regulariser.local_loss=filip",)))
+    old = {**before, "regulariser": {"ramp_start": 0.0, "ramp_end": 0.0}}
+    assert changed_options(old, before) == []
+    assert changed_options(old, now) == ["regulariser.local_loss"]
 
 
 def test_a_run_can_be_ended_after_an_evaluation(tmp_path):
