@@ -92,7 +92,7 @@ def _pneumothorax(chest: Chest, finding: Finding) -> np.ndarray:
     line = np.exp(-(((canvas.distance - inner) / max(0.0045, 0.4 / canvas.size)) ** 2)) * lung
     canvas.picture -= np.float32(rng.uniform(0.07, 0.10)) * space + np.float32(0.03) * chest.ribs * space
     canvas.picture += np.float32(rng.uniform(0.16, 0.22)) * line
-    _note(chest, finding, finding.side, (space > 0.5))
+    _note(chest, finding, finding.side, space > 0.5)
     return space
 
 
@@ -106,7 +106,7 @@ def _edema(chest: Chest, finding: Finding, rng: np.random.Generator) -> None:
     for side, sign in SIDES.items():
         spread = ((canvas.outward(side) - 0.16) / across) ** 2 + ((canvas.y - a.hilum[side] - 0.02) / down) ** 2
         canvas.picture += strength * np.exp(-0.7 * spread * spread) * grain * chest.aerated(side)
-        for y in np.arange(a.base - 0.10, a.base - 0.01, 0.014) + rng.uniform(-0.003, 0.003, 7)[0]:
+        for y in np.arange(a.base - 0.10, a.base - 0.01, 0.014) + rng.uniform(-0.003, 0.003):
             outer = float(wall_at(a, y)) - 0.004
             lines.line(sign * np.array([outer, outer - rng.uniform(0.02, 0.035)]), np.array([y, y - 0.004]), 0.004)
         _note(chest, finding, side, (spread < 1.0) & (chest.aerated(side) > 0.5))
