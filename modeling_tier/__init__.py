@@ -45,10 +45,12 @@ if TYPE_CHECKING or not _command_is_located():
     )
 
 
-def __getattr__(name: str):
-    """The public names, where they were not imported above."""
-    if name in __all__:
-        from . import registration
+if not TYPE_CHECKING:  # a type checker would take any name for one of the module
 
-        return getattr(registration, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str):
+        """The public names, where they were not imported above."""
+        if name in __all__:
+            from . import registration
+
+            return getattr(registration, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

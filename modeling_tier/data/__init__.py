@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 __all__ = ["DATASETS", "PATH_OPTIONS", "SPLITS", "DatasetRecord", "check_options", "describe_datasets", "load_pairs"]
 
 
-def __getattr__(name: str):
-    """The public names, imported when they are first used: `python -m modeling_tier.data --help` needs none."""
-    if name in __all__:
-        from . import registry
+if not TYPE_CHECKING:  # a type checker would take any name for one of the module
 
-        return getattr(registry, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str):
+        """The public names, imported when they are first used: `python -m modeling_tier.data --help` needs none."""
+        if name in __all__:
+            from . import registry
+
+            return getattr(registry, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
