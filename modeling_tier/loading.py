@@ -8,8 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
@@ -52,17 +58,31 @@ def _check_name(name_or_path: str, not_asked: str | None) -> None:
     except RepositoryNotFoundError as error:
         raise ValueError(f"{missing} (for a private one, run `hf auth login` first).{_near(path)}") from error
     except LocalEntryNotFoundError as error:  # an EntryNotFoundError, too
-        reason = not_asked or "the Hub did not answer"
-        raise ValueError(f"{missing} among those downloaded before; {reason}.{_near(path)}") from error
+        if not_asked:
+            raise ValueError(f"{missing} among those downloaded before; {not_asked}.{_near(path)}") from error
+        raise ValueError(_not_given(name_or_path, error.__cause__ or error)) from error
     except EntryNotFoundError as error:
         raise ValueError(f"The Hub repository {name_or_path!r} has no config.json, so it holds no model.") from error
+    except HfHubHTTPError as error:
+        raise ValueError(_not_given(name_or_path, error)) from error
     except ValueError as error:  # no name that a repository could have
         raise ValueError(f"{missing}.") from error
 
 
+def _not_given(name: str, error: BaseException) -> str:
+    """What a Hub answered that neither gives a repository nor denies that it is there."""
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".:")
+    refused = isinstance(error, HfHubHTTPError) and error.response.status_code == 401
+    hint = " It refuses your token: run `hf auth login`." if refused else ""
+    return f"{name!r} is not on this disk, and the Hub ({constants.ENDPOINT}) does not give it: {reason}.{hint}"
+
+
 def _near(path: Path) -> str:
     """A folder of nearly this name, as the end of a message."""
-    folders = [child.name for child in path.parent.iterdir() if child.is_dir()] if path.parent.is_dir() else []
+    try:
+        folders = [child.name for child in path.parent.iterdir() if child.is_dir()]
+    except OSError:  # no folder, or one that may not be read
+        folders = []
     near = difflib.get_close_matches(path.name, folders, n=1)
     return f" Did you mean the folder {path.with_name(near[0])}?" if near else ""
 

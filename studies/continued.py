@@ -25,6 +25,20 @@ from modeling_tier.training.setup import MAX_LOGIT_SCALE
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 
 
+def check_setting(setting: Setting, folder: Path) -> None:
+    """What is in the folder of a seed is not run again, so it must be of this setting; ValueError if it is not."""
+    for file in folder.glob("*.json"):
+        written = json.loads(file.read_text()).get("setting")
+        before = asdict(Setting(seed=setting.seed)) | (written or asdict(setting))
+        changed = [
+            f"{name} {before[name]}, not {value}" for name, value in asdict(setting).items() if before[name] != value
+        ]
+        if changed:
+            raise ValueError(f"{folder} is of another setting ({', '.join(changed)}): name another --output_dir.")
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_json(folder / "setting.json", {"setting": asdict(setting)})
+
+
 def pretrain(setting: Setting, folder: Path) -> None:
     """Leave the trained CLIP model in `folder/start`, unless it is there."""
     start = folder / "start"

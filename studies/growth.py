@@ -69,7 +69,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 
 import torch
-from continued import file_name, pretrain, run_rows
+from continued import check_setting, file_name, pretrain, run_rows
 from trained_start import differences, machine, means, missing
 
 from modeling_tier.evaluation.tables import aligned
@@ -108,6 +108,7 @@ def main() -> None:
 
 def run_seed(setting: Setting, folder: Path, rows: list[str]) -> dict[str, dict[str, float]]:
     """The start of a seed and the rows from there, whose measures are returned."""
+    check_setting(setting, folder)
     if missing(folder, rows):
         pretrain(setting, folder)
         run_rows(setting, folder, rows)
@@ -133,4 +134,7 @@ def tables(sizes: dict[str, dict[str, list[dict[str, float]]]]) -> list[list[lis
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main()
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")

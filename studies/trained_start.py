@@ -43,7 +43,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import scipy.stats
 import torch
-from continued import file_name, pretrain, run_rows
+from continued import check_setting, file_name, pretrain, run_rows
 
 from modeling_tier.evaluation.tables import aligned
 from modeling_tier.files import replace_json
@@ -98,6 +98,8 @@ def run(
 ) -> None:
     """First every seed's start, then the rows, dealt out so that a process has rows of few seeds."""
     settings = {output_dir / str(seed): replace(setting, seed=seed) for seed in seeds}
+    for folder, own in settings.items():
+        check_setting(own, folder)
     settings = {folder: own for folder, own in settings.items() if missing(folder, rows, ending)}
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         list(pool.map(pretrain, settings.values(), settings))
@@ -168,4 +170,7 @@ def _values(results: dict[str, list[dict[str, float]]], measures: list[str]) -> 
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")

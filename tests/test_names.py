@@ -6,7 +6,9 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -48,7 +50,7 @@ def test_a_hub_that_never_answers_is_not_waited_for(online, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
         with hub_or_cache("user/model") as not_asked:
-            assert "was not reached" in not_asked and constants.HF_HUB_OFFLINE
+            assert "did not answer within 0.2 s (HF_HUB_ETAG_TIMEOUT)" in not_asked and constants.HF_HUB_OFFLINE
     assert not constants.HF_HUB_OFFLINE
 
 
@@ -108,3 +110,34 @@ def test_what_was_downloaded_before_is_used_without_the_hub(tmp_path):
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
     )
     assert done.stdout.strip() == "TierModel" and "Retrying" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(("status", "message"), [(403, "403"), (401, r"It refuses your token: run `hf auth login`")])
+def test_a_hub_that_refuses_is_not_said_to_be_silent(online, monkeypatch, status, message):
+    class Refusing(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(status if "resolve" in self.path else 200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        with pytest.raises(
+            ValueError, match=rf"'user/model' is not on this disk, and the Hub .* does not give it: .*{message}"
+        ):
+            check_model_name("user/model")
+        server.shutdown()
+
+
+@pytest.mark.parametrize("name", ["./" + "a" * 300, "~nobody-of-this-name/tier", "~/models/not-there"])
+def test_names_that_no_folder_can_have_are_no_traceback(name):
+    with pytest.raises(SystemExit, match="There is no folder and no Hub repository named"):
+        check_model_names(name)

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
 import growth  # noqa: E402
 from bench import Bench, beyond_patients, measures_of  # noqa: E402
 from bench import table as bench_table  # noqa: E402
-from continued import Setting, build, held_out_set, pretrain, run_rows, training_pairs  # noqa: E402
+from continued import Setting, build, check_setting, held_out_set, pretrain, run_rows, training_pairs  # noqa: E402
 from cost_of_losses import Case, measure_costs  # noqa: E402
 from cost_of_losses import lines as cost_lines  # noqa: E402
 from drawings import MAPS, HeldOutSet, TrainingSet, held_out_pairs, measure, sentences_of  # noqa: E402
@@ -351,6 +351,15 @@ def test_a_row_is_not_run_again_and_the_table_has_all(studied):
     assert {file: file.stat().st_mtime_ns for file in folder.glob("*.json")} == before
     text = table(of_seeds(folder.parent, [3], ["start", "CLIP", "TIER 0.2, 0"]))
     assert text.count("TIER 0.2, 0") == 2 and "AUROC left/right" in text and "nan" not in text
+
+
+def test_a_folder_of_another_setting_is_refused(studied):
+    setting, folder = studied
+    check_setting(setting, folder)
+    with pytest.raises(
+        ValueError, match=r"is of another setting \(drawings simple, not fine\): name another --output_dir"
+    ):
+        check_setting(dataclasses.replace(setting, drawings="fine"), folder)
 
 
 def test_costs_stand_in_the_table_beside_the_means(studied):
