@@ -60,7 +60,7 @@ def load_sets(data: DataOptions, split: str) -> Dataset:
     for name, options in training_sets(data).items():
         pairs = load_pairs(name, split, **options)
         if data.template_reports:
-            pairs = with_template_reports(pairs, name)
+            pairs = with_template_reports(pairs, name, options)
         columns = {key: pairs[key][:] for key in features if key in pairs.column_names and key != "image"}
         for key, prefix in {"subject_id": _patients(name), "study_id": name, "image_id": name}.items():
             columns[key] = [None if value is None else f"{prefix}:{value}" for value in columns[key]]

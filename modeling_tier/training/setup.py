@@ -201,8 +201,9 @@ def _load_data(config: TrainConfig, accelerator: Accelerator) -> RunData:
 
 
 def _load_split(data: DataOptions, split: str, options: dict) -> Dataset | IterableDataset:
-    pairs = load_pairs(data.name, split, **data.options | options)
-    return with_template_reports(pairs, data.name) if data.template_reports else pairs
+    options = data.options | options
+    pairs = load_pairs(data.name, split, **options)
+    return with_template_reports(pairs, data.name, options) if data.template_reports else pairs
 
 
 def _check_loaded(

@@ -7,17 +7,17 @@ from collections.abc import Mapping
 
 from datasets import Dataset, IterableDataset, Value
 
-from ..evaluation import has_prompts, load_no_finding, load_prompts
+from ..evaluation import load_no_finding, load_prompts, own_prompts
 
 
 NO_FINDING = "No Finding"
 MAX_NEGATIVES = 3
 
 
-def with_template_reports(pairs: Dataset, name: str) -> Dataset:
+def with_template_reports(pairs: Dataset, name: str, options: Mapping[str, object] | None = None) -> Dataset:
     """
     The pairs of a data set, with a text made from the labels where there is none: sentences of the data set's prompts,
-    of which the image's id draws some and their order.
+    of which the image's id draws some and their order. `options` are those that the data set was loaded with.
 
     - For each label of 1 one of its positive sentences (without prompts: "There is {finding}.").
     - Without any, a sentence of "no finding" where the label "No Finding" is 1; else negative sentences of up to three
@@ -36,7 +36,7 @@ def with_template_reports(pairs: Dataset, name: str) -> Dataset:
         return pairs
     if "labels" not in pairs.features:
         raise ValueError(f"data.template_reports makes texts from labels, and {name} has none.")
-    write = TemplateReports(name, list(pairs.features["labels"]))
+    write = TemplateReports(own_prompts(name, options or {}), list(pairs.features["labels"]))
     rows = zip(texts, pairs["labels"][:], pairs["image_id"][:])
     texts = [write(labels, str(image_id)) if text is None else text for text, labels, image_id in rows]
     kept = [i for i, text in enumerate(texts) if text is not None]
@@ -53,16 +53,16 @@ def with_template_reports(pairs: Dataset, name: str) -> Dataset:
 
 
 class TemplateReports:
-    """The text that the labels of an image make, for one data set."""
+    """The text that the labels of an image make, from the prompts of one data set (None: it has none)."""
 
-    def __init__(self, name: str, findings: list[str]):
-        self.no_finding = load_no_finding(name if has_prompts(name) else None)
+    def __init__(self, source: str | None, findings: list[str]):
+        self.no_finding = load_no_finding(source)
         self.sentences = {
             finding: {"positive": [f"There is {_spoken(finding)}."], "negative": [f"No {_spoken(finding)}."]}
             for finding in findings
             if finding != NO_FINDING
         }
-        prompts = load_prompts(name, findings) if has_prompts(name) else {}
+        prompts = load_prompts(source, findings) if source else {}
         for finding in self.sentences.keys() & prompts.keys():
             negative = [text for text in prompts[finding]["negative"] if text not in self.no_finding]
             self.sentences[finding] = prompts[finding] | {"negative": negative or self.sentences[finding]["negative"]}

@@ -58,6 +58,14 @@ def test_without_a_positive_label():
     assert text.count("No finding ") == 3
 
 
+def test_sentences_are_those_of_the_kind_of_drawings():
+    pairs = labelled([{"Malpositioned Tube": 1}, {"Malpositioned Tube": 0}])
+    low, not_low = with_template_reports(pairs, "synthetic", {"drawings": "fine"})["text"]
+    prompts = load_prompts("synthetic_fine")["Malpositioned Tube"]
+    assert low in prompts["positive"] and not_low in prompts["negative"]
+    assert low != "There is malpositioned tube."
+
+
 def test_what_cannot_be_made():
     with pytest.raises(ValueError, match="from labels, and pairs has none"):
         with_template_reports(labelled([{"Edema": 1}]).remove_columns("labels"), "pairs")

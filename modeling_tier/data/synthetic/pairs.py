@@ -9,6 +9,7 @@ Drawings made by code, of no clinical meaning: they show what a method does, not
 """
 
 import io
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
@@ -30,6 +31,7 @@ from .reports import Report
 
 
 SECTIONS = ("findings", "impression", "both")
+MIN_FINE_SIZE = 64  # pixels a side at which the small findings of the fine drawings are seen
 
 _STUDIES = (1, 2, 3)
 _STUDIES_CHANCE = (0.6, 0.25, 0.15)
@@ -94,8 +96,8 @@ def synthetic_pairs(
         section: text of a pair: "findings", "impression" or "both" (findings, then impression).
         num_proc: processes that draw.
         drawings: "simple" (seven findings, short reports) or "fine" (eleven findings with side, level and size;
-            devices; reports of several sentences, some of them irrelevant; for 64 to 224 pixels a side and more, and
-            the same chest at each size).
+            devices; reports of several sentences, some of them irrelevant; the same chest at each size, for 64 to 224
+            pixels a side and more: below 64 the small findings cannot be seen, and a warning says so).
 
     Raises:
         ValueError: for a value outside of what is said above.
@@ -135,6 +137,11 @@ def _subjects(split: str, num_images: int, image_size: int, seed: int, drawings:
     for name, value, least in (("num_images", num_images, 1), ("image_size", image_size, 32), ("seed", seed, 0)):
         if type(value) is not int or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}.")
+    if drawings == "fine" and image_size < MIN_FINE_SIZE:
+        warnings.warn(
+            f"drawings: fine at image_size {image_size}: small findings cannot be seen below {MIN_FINE_SIZE} pixels.",
+            stacklevel=3,
+        )
     subjects, images = [], 0
     while images < num_images:
         images += _number_of_studies(_generator(split, len(subjects), seed))

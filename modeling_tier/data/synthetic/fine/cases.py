@@ -14,7 +14,7 @@ def sample_findings(rng: np.random.Generator) -> list[Finding]:
     """
     Findings and devices that occur together as they would: heart failure brings a large heart, edema and effusions;
     infection brings consolidation; an effusion brings atelectasis; a trauma brings fractures with a pneumothorax; a
-    patient in intensive care has tubes and lines, not all where they should be. About a quarter has no finding.
+    patient in intensive care has tubes and lines, not all where they should be. Two in five have no finding.
     """
     if rng.random() < 0.22:
         return _devices(rng, intensive=False)
@@ -54,7 +54,7 @@ def sample_findings(rng: np.random.Generator) -> list[Finding]:
     devices = _devices(rng, intensive)
     if any(device.zone == "endotracheal tube" for device in devices):
         add("Malpositioned Tube", 0.4)
-    return found + devices
+    return _apart(found) + devices
 
 
 def follow_up(rng: np.random.Generator, before: list[Finding]) -> list[Finding]:
@@ -63,11 +63,28 @@ def follow_up(rng: np.random.Generator, before: list[Finding]) -> list[Finding]:
     after = [replace(finding, severity=float(rng.uniform())) for finding in staying]
     names = {finding.name for finding in after}
     fresh = sample_findings(rng)
-    return after + [f for f in fresh if f.name in _TUBES or (f.name not in names and rng.random() < 0.7)]
+    new = [f for f in fresh if f.name in _TUBES or (f.name not in names and rng.random() < 0.7)]
+    return _apart(after + new)
 
 
 # What goes with each other is taken from one study.
 _TUBES = ("Support Devices", "Malpositioned Tube")
+_PARENCHYMAL = ("Consolidation", "Lung Lesion")
+
+
+def _apart(findings: list[Finding]) -> list[Finding]:
+    """
+    No air at the base of a lung under an effusion of that side, and below air at its apex no consolidation or lesion
+    of the upper zone: the air rises to the apex, the opacity lies in the mid zone.
+    """
+    fluid = {f.side for f in findings if f.name == "Pleural Effusion"}
+    sides = {"left", "right"} if "bilateral" in fluid else fluid
+    findings = [replace(f, zone="apical") if f.name == "Pneumothorax" and f.side in sides else f for f in findings]
+    air = {f.side for f in findings if f.name == "Pneumothorax" and f.zone == "apical"}
+    return [
+        replace(f, zone="mid") if f.name in _PARENCHYMAL and f.zone == "upper" and f.side in air else f
+        for f in findings
+    ]
 
 
 def _side(rng: np.random.Generator) -> str:

@@ -120,16 +120,16 @@ _DEVICES = {
     "endotracheal tube": (
         "Endotracheal tube tip is above the carina.",
         "Endotracheal tube in satisfactory position.",
-        "The endotracheal tube is unchanged.",
+        "An endotracheal tube is present.",
     ),
     "central line": (
         "Central venous catheter tip in the superior vena cava.",
         "Central line in standard position.",
-        "Central venous line is unchanged.",
+        "A central venous line is present.",
     ),
     "pacemaker": (
         "Left chest wall pacemaker with leads in standard position.",
-        "Cardiac pacemaker is unchanged.",
+        "A cardiac pacemaker is present.",
         "Left sided pacer in place.",
     ),
     "enteric tube": (
@@ -139,9 +139,9 @@ _DEVICES = {
     ),
 }
 
-# How often an absent finding is denied, and how. A tube that is well placed is a sentence of its own.
+# How often an absent finding is denied, and how. A denial speaks of its finding alone, as others may be there.
 _NEGATIVE = {
-    "Atelectasis": (0.25, ("No atelectasis.", "No evidence of atelectasis.", "The lung bases are clear.")),
+    "Atelectasis": (0.25, ("No atelectasis.", "No evidence of atelectasis.", "No basilar atelectasis.")),
     "Cardiomegaly": (
         0.55,
         (
@@ -179,6 +179,7 @@ _NEGATIVE = {
     ),
     "Hernia": (0.06, ("No hiatal hernia.", "No evidence of hiatal hernia.")),
     "Lung Lesion": (0.25, ("No pulmonary nodule.", "No suspicious nodule or mass.", "No nodule or mass is seen.")),
+    "Malpositioned Tube": (0.06, ("No low endotracheal tube.", "There is no malpositioned endotracheal tube.")),
     "Pleural Effusion": (
         0.6,
         (
@@ -194,7 +195,7 @@ _NEGATIVE = {
     ),
 }
 
-# Of nothing that is drawn; from each group at most one sentence, at a rate that no finding changes.
+# Sentences that do not depend on what is drawn; from each group at most one, at a rate that no finding changes.
 IRRELEVANT = {
     "history": (
         0.35,
@@ -218,22 +219,26 @@ IRRELEVANT = {
         0.30,
         (
             "Frontal view of the chest was obtained.",
-            "Technique is adequate.",
+            "Digital radiography was used.",
             "Lateral view was not obtained.",
-            "Image quality is limited by exposure.",
+            "Further views were not requested.",
         ),
     ),
-    "position": (
-        0.25,
-        ("The patient is slightly rotated.", "The patient is well positioned.", "The chin obscures the neck."),
-    ),
-    "elsewhere": (
+    "request": (
         0.25,
         (
-            "Upper abdomen is unremarkable.",
-            "Degenerative changes of the spine.",
-            "Soft tissues are unremarkable.",
-            "Electrodes overlie the chest.",
+            "This is a routine examination.",
+            "Requested by the emergency department.",
+            "Requested by the treating physician.",
+        ),
+    ),
+    "record": (
+        0.25,
+        (
+            "Images were sent to the archive.",
+            "The report was dictated with speech recognition.",
+            "A preliminary report was given by telephone.",
+            "The request form was reviewed.",
         ),
     ),
     "message": (
@@ -246,12 +251,12 @@ IRRELEVANT = {
     ),
 }
 
-_NORMAL = (
+_NOTHING_ACUTE = (
     "No acute cardiopulmonary process.",
     "No acute cardiopulmonary abnormality.",
-    "Normal chest radiograph.",
     "No acute findings.",
 )
+_NORMAL = (*_NOTHING_ACUTE, "Normal chest radiograph.")
 
 _SUMMARY = {
     "Atelectasis": ("{side} basilar atelectasis.", "Atelectasis at the {side} base."),
@@ -307,7 +312,7 @@ def write_report(rng: np.random.Generator, findings: list[Finding], view: str, o
     before, after = _irrelevant(rng)
     if rng.random() < 0.2 or not (before or sentences or after):
         before.append(f"Single {view} view of the chest.")
-    return Report(" ".join([*before, *sentences, *after]), _impression(rng, drawn))
+    return Report(" ".join([*before, *sentences, *after]), _impression(rng, drawn, len(drawn) < len(findings)))
 
 
 def region_phrase(finding: Finding, side: str | None) -> str:
@@ -330,13 +335,13 @@ def positive_sentences(finding: Finding) -> tuple[str, ...]:
 def _irrelevant(rng: np.random.Generator) -> tuple[list[str], list[str]]:
     """What stands before and after the sentences about the picture."""
     drawn = {name: _pick(rng, sentences) for name, (chance, sentences) in IRRELEVANT.items() if rng.random() < chance}
-    before = [drawn[name] for name in ("history", "comparison", "technique", "position") if name in drawn]
-    return before, [drawn[name] for name in ("elsewhere", "message") if name in drawn]
+    before = [drawn[name] for name in ("history", "comparison", "technique", "request") if name in drawn]
+    return before, [drawn[name] for name in ("record", "message") if name in drawn]
 
 
-def _impression(rng: np.random.Generator, findings: list[Finding]) -> str:
+def _impression(rng: np.random.Generator, findings: list[Finding], with_devices: bool) -> str:
     if not findings:
-        return _pick(rng, _NORMAL)
+        return _pick(rng, _NOTHING_ACUTE if with_devices else _NORMAL)
     sentences = [_pick(rng, _SUMMARY[finding.name], finding) for finding in findings]
     rng.shuffle(sentences)
     if len(sentences) > 1 and rng.random() < 0.5:
