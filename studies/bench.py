@@ -296,11 +296,11 @@ def table(results: dict[str, list[dict]], patients: dict[str, list[dict[str, int
         compared = [name for name in own if name not in (SPEED, MEMORY)]
         parts.append(means(results, own))
         if len(results) > 1 and compared:
-            parts += [differences(results, compared), _over_patients(patients, compared)]
+            parts += [differences(results, compared), over_patients(patients, compared)]
     return "\n\n".join(aligned(lines) for lines in parts)
 
 
-def _over_patients(patients: dict[str, list[dict[str, int]]], names: list[str]) -> list[list[str]]:
+def over_patients(patients: dict[str, list[dict[str, int]]], names: list[str]) -> list[list[str]]:
     lines = [["seeds whose interval over patients is above, below 0", *names]]
     for row, seeds in patients.items():
         counts = [[sum(seed.get(name) == sign for seed in seeds) for sign in (1, -1)] for name in names]
