@@ -21,7 +21,7 @@ from tests.processes import in_processes
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
 import growth  # noqa: E402
-from bench import Bench, beyond_patients, measures_of  # noqa: E402
+from bench import Bench, beyond_patients, measures_of, over_patients  # noqa: E402
 from bench import table as bench_table  # noqa: E402
 from continued import Setting, build, check_setting, held_out_set, pretrain, run_rows, training_pairs  # noqa: E402
 from cost_of_losses import Case, measure_costs  # noqa: E402
@@ -508,12 +508,17 @@ def tables_of_the_results() -> dict[str, dict[str, dict[str, str]]]:
     def read(name: str) -> dict:
         return json.loads((ROOT / "studies" / "results" / f"{name}.json").read_text())
 
-    trained = read("trained_start")["rows"]
+    trained, bench = read("trained_start")["rows"], read("bench_cpu")
+    shown = [name for name in bench["sets"]["synthetic"]["CLIP"][0] if name not in ("pairs/s", "GPU MiB")]
     tables = {
         "": means(trained),
         "minus CLIP's row": differences(trained),
         "maps of sentences": means(read("maps_of_sentences_cpu")["rows"]),
         "2,000 pairs, minus CLIP's row": differences(read("growth_cpu")["sizes"]["2,000 pairs"]),
+        "two more epochs": means(bench["sets"]["synthetic"], shown),
+        "seeds whose interval over patients is above, below 0": over_patients(
+            bench["beyond the interval over patients"]["synthetic"], shown
+        ),
     }
     tables |= {lines[0][0]: lines for lines in map(cost_lines, read("cost_of_losses_cpu")["results"])}
     return {heading: by_row(lines) for heading, lines in tables.items()}
