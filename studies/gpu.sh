@@ -2,7 +2,7 @@
 # What docs/study.md still lacks, on one GPU with 16 cores, in one call of eight minutes for each part; nothing is
 # fetched. What is done when the time is over is kept, and not run again if the folder is there at the next call.
 #
-#   studies/gpu.sh bench DIR [options of both studies]       ten rows of eight seeds, their costs, and their maps
+#   studies/gpu.sh bench DIR [options of both studies]       eleven rows of eight seeds, their costs, and their maps
 #   studies/gpu.sh growth DIR [options of growth.py]          three seeds of each size
 #
 # Needs torch, transformers, accelerate, datasets and evaluate. SECONDS_IN_ALL (480), PROCESSES (16) and COST_OPTIONS (of
@@ -43,7 +43,7 @@ if [ "$part" = bench ]; then
     common=(--output_dir "$output/runs" --seeds 10 11 12 13 14 15 16 17 --processes "$processes")
     # The other rows are in results/trained_start.json; these take about as long as half of them.
     rows=(CLIP "TIER 0.2, 0.1" "TIER 0.2, 0 at temperature 0.5" "VL-CABS, 0.1"
-        "sentences as positives, 1" "VL-CABS over sentences, 0.1"
+        "sentences as positives, 0.1" "sentences as positives, 1" "VL-CABS over sentences, 0.1"
         "TIER 0.2, 0 at temperature 0.5, unlike maps 0.5" "entropy without the common map, 0.2 at temperature 0.5"
         "entropy of sentences, 0.2 at temperature 0.5" "TIER 0.2, 0 at temperature 0.5, patches over sentences 0.2")
     limited "$PYTHON" studies/trained_start.py "${common[@]}" --rows "${rows[@]}" "$@"
