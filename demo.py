@@ -23,7 +23,10 @@ CONFIGS = Path(__file__).parent / "configs"
 CONFIG = CONFIGS / "demo_continued.yaml"
 START = CONFIGS / "demo_start"  # what CONFIG names, from wherever the demo is run
 NUM_TEST_IMAGES = 1000
-WITHOUT_REGULARISER = ["--model.lambda_token", "0", "--model.lambda_patch", "0"]
+RUNS = {
+    "CLIP": ["--model.lambda_token", "0", "--model.lambda_patch", "0"],
+    "TIER": [],
+}  # what each adds to the options
 
 
 def main() -> None:
@@ -75,22 +78,21 @@ def run_demo(output_dir: Path, overrides: list[str], config_file: Path = CONFIG)
     from accelerate.utils import set_seed
 
     from modeling_tier.data import load_pairs
-    from modeling_tier.evaluation import evaluate_zero_shot, load_model, load_no_finding, load_prompts
+    from modeling_tier.evaluation import evaluate_zero_shot, load_model, load_no_finding, load_prompts, own_prompts
     from modeling_tier.evaluation.figures import plot_patch_similarity, plot_similarity_maps
     from modeling_tier.files import replace_json
     from modeling_tier.training.building import build_model
 
     models = {}
-    for name, options in {"CLIP": WITHOUT_REGULARISER, "TIER": []}.items():
-        folder = output_dir / name.lower()
-        config = train_or_reuse(name, folder, [*overrides, *options], config_file)
-        models[name], processor = load_model(str(folder))
+    for name in RUNS:
+        config = train_or_reuse(name, output_dir, overrides, config_file)
+        models[name], processor = load_model(config.output_dir)
     set_seed(config.seed)
     start = "start" if config.model.pretrained else "untrained"
     models = {start: build_model(config, processor), **models}
 
     test = load_pairs(config.data.name, "test", **config.data.options | {"num_images": NUM_TEST_IMAGES})
-    sentences = config.evaluation.prompts or config.data.name
+    sentences = config.evaluation.prompts or own_prompts(config.data.name, config.data.options) or config.data.name
     prompts, no_finding = load_prompts(sentences), load_no_finding(sentences)
     results, details = {}, {}
     for name, model in models.items():
@@ -106,14 +108,35 @@ def run_demo(output_dir: Path, overrides: list[str], config_file: Path = CONFIG)
     return results
 
 
-def train_or_reuse(name: str, folder: Path, overrides: list[str], config_file: Path = CONFIG):
-    """Train a model in `folder`, go on with one that was stopped, or keep one that is finished; its configuration."""
-    from modeling_tier.training import load_config, train
-    from modeling_tier.training.stopping import EXIT_STOPPED
+def is_finished(output_dir: Path, overrides: list[str], config_file: Path = CONFIG) -> bool:
+    """
+    Whether the demo of these options was run to its end in `output_dir`.
+
+    Raises:
+        ValueError: if a model there was trained with other options.
+    """
+    for name in RUNS:
+        config = config_of(name, output_dir, overrides, config_file)
+        check_same_options(config, Path(config.output_dir))
+    return (output_dir / "metrics.json").is_file()
+
+
+def config_of(name: str, output_dir: Path, overrides: list[str], config_file: Path):
+    """The configuration of one of `RUNS`."""
+    from modeling_tier.training import load_config
 
     if config_file.resolve() == CONFIG.resolve():  # a path in a configuration is one from the current folder
         overrides = ["--model.pretrained", os.path.relpath(START), *overrides]
-    config = load_config(config_file, [*overrides, "--output_dir", str(folder)])
+    return load_config(config_file, [*overrides, *RUNS[name], "--output_dir", str(output_dir / name.lower())])
+
+
+def train_or_reuse(name: str, output_dir: Path, overrides: list[str], config_file: Path = CONFIG):
+    """Train one of `RUNS`, go on with one that was stopped, or keep one that is finished; its configuration."""
+    from modeling_tier.training import train
+    from modeling_tier.training.stopping import EXIT_STOPPED
+
+    config = config_of(name, output_dir, overrides, config_file)
+    folder = Path(config.output_dir)
     if not config.training.overwrite:
         check_same_options(config, folder)
         if (folder / "model.safetensors").is_file() and (folder / "metrics.json").is_file():

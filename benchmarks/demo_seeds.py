@@ -3,10 +3,10 @@
 The demo over several seeds: mean and standard deviation of each model, and TIER minus CLIP seed by seed.
 
     python benchmarks/demo_seeds.py --seeds 0 1 2 3 4 [--output_dir runs/demo_seeds] [--section.option value ...]
-    python benchmarks/demo_seeds.py --config configs/demo.yaml     # from random weights
+    python benchmarks/demo_seeds.py --config configs/demo.yaml --output_dir runs/from_nothing
 
-A seed whose metrics.json is there is not run again, so several of these can share the seeds, and the last one prints
-the table of all.
+A seed that is finished is not run again, so several of these can share the seeds, and the last one prints the table
+of all. What was trained with other options is refused: it needs another --output_dir.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from demo import CONFIG, run_demo
+from demo import CONFIG, is_finished, run_demo
 from tier_cli.options import option_parser
 from tier_cli.section_options import check_training_options
 
@@ -49,8 +49,9 @@ def main() -> None:
     results = []
     for seed in arguments.seeds:
         folder = Path(arguments.output_dir) / str(seed)
-        if not (folder / "metrics.json").is_file():
-            run_demo(folder, ["--training.progress", "false", *overrides, "--seed", str(seed)], arguments.config)
+        options = ["--training.progress", "false", *overrides, "--seed", str(seed)]
+        if not is_finished(folder, options, arguments.config):
+            run_demo(folder, options, arguments.config)
         results.append(json.loads((folder / "metrics.json").read_text()))
     print(f"{len(results)} seeds, mean (standard deviation)\n")
     print(seeds_table(results))
@@ -72,4 +73,7 @@ def seeds_table(results: list[dict]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -61,6 +61,9 @@ def test_a_demo_of_other_options_is_not_replaced_in_silence(tmp_path):
     (folder / "clip" / "training_config.yaml").write_text(config)
     with pytest.raises(ValueError, match="another value of .*training.epochs.*--training.overwrite true"):
         demo.run_demo(folder, [])
+    (folder / "metrics.json").write_text("{}")  # nor are its numbers taken for those of these options
+    with pytest.raises(ValueError, match="another value of .*training.epochs"):
+        demo.is_finished(folder, [])
 
 
 def test_a_demo_of_another_version_is_named(tmp_path):
