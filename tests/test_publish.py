@@ -1045,7 +1045,7 @@ def test_a_dry_run_shows_the_card(run, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["user/name", "{run}"], r"{run} is a folder and user/name is none: the folder comes first"),
+        (["user/name", "{run}"], r"user/name is no folder of a model, and {run} is one: it comes first"),
         (["{run}/nowhere", NAME], r"There is no folder {run}/nowhere"),
         (["{run}/config.json", NAME], r"is a file: name the model's folder, {run}"),
         (["{run}", NAME, "--evaluation", "{run}/nowhere"], r"--evaluation: there is no folder {run}/nowhere"),
