@@ -406,7 +406,7 @@ def test_the_command_for_a_gpu_leaves_its_tables(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     found = {str(path.relative_to(tmp_path / "json")) for path in (tmp_path / "json").rglob("*.json")}
     tables = {"results.json", "maps_of_sentences.json", "cost_of_losses.json"}
-    assert found == {"3/start.json", "3/CLIP.json", "3/CLIP.sentences.json"} | tables
+    assert found == {"3/setting.json", "3/start.json", "3/CLIP.json", "3/CLIP.sentences.json"} | tables
 
 
 def test_sentences_of_a_report_are_without_numbers_and_each_once():
