@@ -1,7 +1,7 @@
 # Licensed under the Apache License, Version 2.0.
 """
 Reports of the fine drawings: FINDINGS of several sentences in varied order and wording (what is there, with side,
-level and size; what is not; devices; and what says nothing of the picture), and a shorter IMPRESSION.
+level and size; what is not; devices; and what does not depend on what is drawn), and a shorter IMPRESSION.
 """
 
 import numpy as np
