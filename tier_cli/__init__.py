@@ -4,8 +4,12 @@ The console commands of an installed package. The scripts of the repository's ro
 installed in the folder `scripts` beside this file; nothing of torch is imported for `--help`.
 """
 
+import contextlib
 import importlib
+import io
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -13,6 +17,19 @@ DISTRIBUTION = "modeling-tier"
 SCRIPTS = Path(__file__).parent / "scripts"
 if not SCRIPTS.is_dir():  # installed with --editable
     SCRIPTS = Path(__file__).parents[1]
+
+# What stands in the help of a checkout's commands, and what is installed for it.
+COMMANDS = {
+    "train": "tier-train",
+    "evaluate_zeroshot": "tier-evaluate",
+    "search_lambdas": "tier-search",
+    "demo": "tier-demo",
+    "app": "tier-page",
+    "data": "tier-data",
+    "conversion": "tier-convert",
+    "export": "tier-export",
+    "publish": "tier-publish",
+}
 
 
 def train() -> None:
@@ -30,6 +47,7 @@ def search() -> None:
 
 
 def demo() -> None:
+    _find_config()
     _run("demo", "train")
 
 
@@ -38,7 +56,7 @@ def page() -> None:
 
 
 def prepare() -> None:
-    sys.argv.insert(1, "prepare")
+    sys.argv[:1] = [str(Path(sys.argv[0]).with_name("tier-data")), "prepare"]
     _run("tier_cli.commands.data", "train")
 
 
@@ -70,12 +88,32 @@ def _run(module: str, extra: str) -> None:
     """`module.main()`; where a package of an extra is missing, says how to install it."""
     sys.path.insert(0, str(SCRIPTS))
     try:
-        importlib.import_module(module).main()
+        with _own_help() if {"-h", "--help"} & {*sys.argv[1:]} else contextlib.nullcontext():
+            importlib.import_module(module).main()
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
         if not _optional(package):
             raise
         sys.exit(f"error: the package {package!r} is not installed: pip install '{DISTRIBUTION}[{extra}]'")
+
+
+@contextlib.contextmanager
+def _own_help() -> Iterator[None]:
+    """What is printed names the installed commands instead of the files of a checkout."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            yield
+    finally:
+        sys.stdout.write(_as_installed(printed.getvalue()))
+
+
+def _as_installed(text: str) -> str:
+    for name, command in COMMANDS.items():
+        text = text.replace(f"python -m modeling_tier.{name}", command).replace(f"python {name}.py", command)
+        launched = rf"(accelerate launch (?:--\S+ (?:\d+ )?)*){name}\.py"  # accelerate takes a file's path
+        text = re.sub(launched, rf'\1"$(command -v {command})"', text)
+    return text.replace("--config configs/", "--config ")
 
 
 def _optional(module: str) -> bool:

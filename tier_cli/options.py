@@ -7,6 +7,8 @@ wait.
 
 import argparse
 import shlex
+import sys
+from pathlib import Path
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -23,7 +25,12 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 def option_parser(description: str, prog: str | None = None) -> argparse.ArgumentParser:
-    """A parser whose help is `description`, usually a module's docstring, then the options with their defaults."""
+    """
+    A parser whose help is `description`, usually a module's docstring, then the options with their defaults. `prog` is
+    for modules that are started by `python -m`; an installed command has its own name.
+    """
+    if Path(sys.argv[0]).name.startswith("tier-"):
+        prog = None
     return argparse.ArgumentParser(
         prog=prog, description=description.strip("\n"), formatter_class=HelpFormatter, allow_abbrev=False
     )
