@@ -42,6 +42,11 @@ def member_folders(name_or_path: str) -> dict[str, str]:
     if is_ensemble(folder):
         return {name: str(folder / name) for name in _ensemble_names(folder)}
     if folder.is_dir() and not (folder / "config.json").is_file():
+        if (folder / "training_config.yaml").is_file():
+            raise ValueError(
+                f"the training run in {folder} has left no model (no config.json): it has not ended. Start it again "
+                "with --training.resume_from_checkpoint auto; it goes on from its last checkpoint, if there is one."
+            )
         raise ValueError(f"{folder} is neither a model (no config.json) nor an ensemble (no {ENSEMBLE_FILE}).")
     check_model_name(name_or_path)
     return {folder.name: name_or_path}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
+from transformers.utils import logging
 
 from ..training import TrainConfig
 from .check import check
@@ -113,6 +114,8 @@ def command_line(folder: Path, chosen: ReleaseOptions, private: bool) -> str:
 def run(arguments: dict[str, Any]) -> None:
     """The command, after its options were parsed (tier_cli/commands/publish.py)."""
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    logging.set_verbosity_error()  # the list is what is to be read
+    logging.disable_progress_bar()
     private, checked = not arguments.pop("public"), arguments.pop("check")
     try:
         if checked is not None:

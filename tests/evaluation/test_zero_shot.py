@@ -406,6 +406,10 @@ def test_an_ensemble_names_its_models(tmp_path):
         (tmp_path / name / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="neither a model.*nor an ensemble"):
         member_folders(str(tmp_path))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "training_config.yaml").write_text("seed: 0")
+    with pytest.raises(ValueError, match="has left no model.*resume_from_checkpoint auto"):
+        member_folders(str(tmp_path / "run"))
     (tmp_path / "ensemble.json").write_text('["b", "a"]')
     assert member_folders(str(tmp_path)) == {"b": str(tmp_path / "b"), "a": str(tmp_path / "a")}
     assert member_folders(str(tmp_path / "a")) == {"a": str(tmp_path / "a")}
