@@ -107,7 +107,8 @@ def filip(pairs: Pairs, weight: float = 1.0) -> torch.Tensor:
 def gloria(pairs: Pairs, weight: float = 1.0, sharpness=(4.0, 5.0, 10.0)) -> torch.Tensor:
     """
     GLoRIA's local loss (ICCV 2021): each token's context is the mean of the patches by a softmax of its cosines; a
-    pair's score is the log-sum-exp of the tokens' cosines with their contexts; contrast. The factors are the paper's.
+    pair's score is the log-sum-exp of the tokens' cosines with their contexts; contrast. The factors are those of the
+    authors' code, which takes them of dot products after a first softmax over the words; here they are of cosines.
     """
     attention, words, batch = sharpness
 
