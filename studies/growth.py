@@ -4,8 +4,8 @@ What becomes of the difference between TIER and CLIP when the study grows: more 
 a ViT, the finer drawings. For each size the rows of `trained_start.py`, and one table of differences to CLIP's row,
 seed by seed.
 
-    python studies/growth.py --sizes study "2,000 pairs" --seeds 0 1 [--processes 2] [--rows CLIP "VL-CABS, 0.1"]
-    python studies/growth.py --table studies/results/growth.json
+    python studies/growth.py --sizes "1,000 pairs" "4,000 pairs" --seeds 0 1 [--rows CLIP "VL-CABS, 0.1"]
+    python studies/growth.py --table studies/results/growth_cpu.json --figure growth.png
 
 What is done is not run again. Pictures of 224 pixels take 3 GB of memory a process.
 """
@@ -25,9 +25,14 @@ from tier_cli.options import option_parser
 # What differs from the study's own size: 8,000 pairs, 64 pixels, 8 x 8 patches, a ResNet. Large pictures take long to
 # draw: they are to be compared with the other 2,000 pairs.
 SIZES = {
-    "study": {},
+    "1,000 pairs": {"num_pairs": 1_000},
     "2,000 pairs": {"num_pairs": 2_000},
+    "4,000 pairs": {"num_pairs": 4_000},
+    "8,000 pairs": {},
     "16,000 pairs": {"num_pairs": 16_000},
+    "2,000 pairs, 16 patches": {"num_pairs": 2_000, "stride": 16},
+    "2,000 pairs, fine": {"num_pairs": 2_000, "drawings": "fine"},
+    "2,000 pairs, ViT": {"num_pairs": 2_000, "encoder": "vit"},
     "2,000 pairs, 128 px, 64 patches": {"num_pairs": 2_000, "image_size": 128, "stride": 16},
     "2,000 pairs, 128 px, 256 patches": {"num_pairs": 2_000, "image_size": 128, "stride": 8},
     "2,000 pairs, fine, 128 px, 64 patches": {
@@ -38,7 +43,7 @@ SIZES = {
     },
     "2,000 pairs, 224 px, 49 patches": {"num_pairs": 2_000, "image_size": 224, "stride": 32},
     "2,000 pairs, 224 px, 196 patches": {"num_pairs": 2_000, "image_size": 224, "stride": 16},
-    "ViT": {"encoder": "vit"},
+    "8,000 pairs, ViT": {"encoder": "vit"},
     "2,000 pairs, ViT, 224 px, 196 patches": {"num_pairs": 2_000, "encoder": "vit", "image_size": 224, "stride": 16},
 }
 ROWS = ("CLIP", "TIER 0.2, 0 at temperature 0.5", "VL-CABS, 0.1")
@@ -55,7 +60,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=1, help="each with one thread")
     parser.add_argument("--epochs", type=int, default=Setting.epochs, help="of CLIP from random weights")
     parser.add_argument("--num_test", type=int, default=Setting.num_test, help="held-out drawings")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="only print the table of such a results file")
+    parser.add_argument("--table", type=Path, nargs="+", metavar="FILE", help="only print the table of results files")
+    parser.add_argument("--figure", type=Path, metavar="PNG", help="draw the differences over the sizes")
     return parser.parse_args()
 
 
@@ -88,7 +94,11 @@ MEASURES = (
 def main() -> None:
     arguments = parse_arguments()
     if arguments.table:
-        print(table(json.loads(arguments.table.read_text())["sizes"]))
+        sizes = {}
+        for file in arguments.table:  # the first file that has a size counts
+            about = json.loads(file.read_text())
+            sizes = (about.get("sizes") or {"8,000 pairs": about["rows"]}) | sizes  # or the study's own results
+        show(ordered(sizes), arguments.figure)
         return
     common = Setting(seed=0, epochs=arguments.epochs, num_test=arguments.num_test)
     about = {"command": shlex.join(["python", "studies/growth.py", *sys.argv[1:]]), "machine": machine()}
@@ -103,7 +113,20 @@ def main() -> None:
             own = [next(done) for _ in arguments.seeds]
             sizes[size] = {row: [measures[row] for measures in own] for row in rows}
             replace_json(arguments.output_dir / "growth.json", about | {"sizes": sizes})  # after each, should it stop
+    show(sizes, arguments.figure)
+
+
+def show(sizes: dict[str, dict[str, list[dict[str, float]]]], figure: Path | None) -> None:
     print(table(sizes))
+    if figure:
+        from curves import plot_growth
+
+        plot_growth(sizes, figure)
+
+
+def ordered(sizes: dict) -> dict:
+    """As in `SIZES`."""
+    return {size: sizes[size] for size in sorted(sizes, key=[*SIZES].index)}
 
 
 def run_seed(setting: Setting, folder: Path, rows: list[str]) -> dict[str, dict[str, float]]:
@@ -121,7 +144,7 @@ def table(sizes: dict[str, dict[str, list[dict[str, float]]]]) -> str:
 
 def tables(sizes: dict[str, dict[str, list[dict[str, float]]]]) -> list[list[list[str]]]:
     """CLIP's row of each size; then, for each other row, its differences to CLIP's at each size."""
-    rows = [row for row in next(iter(sizes.values())) if row not in (START, "CLIP")]
+    rows = rows_of_all(sizes)
     of_clip, gains = [], {row: [] for row in rows}
     for size, results in sizes.items():
         lines = {line[0]: line[1:] for line in means(results, MEASURES)}
@@ -130,6 +153,12 @@ def tables(sizes: dict[str, dict[str, list[dict[str, float]]]]) -> list[list[lis
         for row in rows:
             gains[row].append([size, *lines[row]])
     return [[["CLIP", *MEASURES], *of_clip]] + [[[f"{row}, minus CLIP", *MEASURES], *gains[row]] for row in rows]
+
+
+def rows_of_all(sizes: dict[str, dict[str, list]]) -> list[str]:
+    """Those that every size has, and that are compared with CLIP's."""
+    first, *others = sizes.values()
+    return [row for row in first if row not in (START, "CLIP") and all(row in other for other in others)]
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from modeling_tier.data.synthetic import DRAWINGS
 from modeling_tier.evaluation import evaluate_zero_shot, load_model, load_prompts, own_prompts
@@ -380,7 +382,27 @@ def test_growth_has_a_line_for_each_size(tmp_path, monkeypatch, capsys):
     assert growth.table(json.loads((tmp_path / "growth.json").read_text())["sizes"]) + "\n" == printed
 
 
-@pytest.mark.parametrize("size", [size for size in growth.SIZES if "patches" in size or size == "ViT"])
+def test_the_table_of_growth_joins_files_and_draws_them(tmp_path, monkeypatch, capsys):
+    """The study's own results are a size, too; rows that not every file has are left out."""
+    results = ROOT / "studies" / "results"
+    files = [str(results / f"{name}.json") for name in ("growth_cpu", "trained_start")]
+    figure = tmp_path / "growth.png"
+    monkeypatch.setattr(sys, "argv", ["studies/growth.py", "--table", *files, "--figure", str(figure)])
+    growth.main()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line]
+    sizes = [re.split("  +", line)[0] for line in lines]
+    own = [size for size in growth.SIZES if size in sizes]
+    assert sizes[1 : 1 + len(own)] == own and {"2,000 pairs", "8,000 pairs"} <= set(own)
+    rows = ["TIER 0.2, 0 at temperature 0.5", "VL-CABS, 0.1"]
+    assert [size for size in sizes if size.endswith("minus CLIP")] == [f"{row}, minus CLIP" for row in rows]
+    trained = json.loads((results / "trained_start.json").read_text())["rows"]
+    expected = differences(trained, ["pointing, cosine"])
+    line = next(line for line in lines[len(own) + 1 :] if line.startswith("8,000 pairs "))
+    assert re.split("  +", line)[2] == dict(expected[1:])[rows[0]]
+    assert Image.open(figure).width > 1000
+
+
+@pytest.mark.parametrize("size", [size for size in growth.SIZES if "patches" in size or "ViT" in size])
 def test_a_size_has_as_many_patches_as_it_says(size):
     patches = int(size.split()[-2]) if "patches" in size else 64
     setting = Setting(seed=0, **{**growth.SIZES[size], "num_pairs": 4})
