@@ -4,9 +4,10 @@ Make the pictures of the README from the models of `make demo`:
 
     python -m docs.make_pictures --models runs/demo
 
-`radiograph.png` is the first drawing of the test split with both a large heart and a left effusion. `maps.png` shows
-one phrase in two models. The phrase is chosen by a rule, not by eye: of all phrases about the 1,000 test drawings, the
-one whose CNR differs between the two models by the median.
+`radiograph.png` is the drawing of the examples, of a large heart and a left pleural effusion. `maps.png` shows
+three phrases in two models, by two kinds of map. The phrases are chosen by a rule, not by eye: all phrases about the
+1,000 test drawings are ranked by how much the CNR of the plain map differs between the two models, and those at a
+quarter, at the middle and at three quarters are shown.
 """
 
 import argparse
@@ -27,8 +28,12 @@ def parse_arguments() -> argparse.Namespace:
 if __name__ == "__main__":
     parse_arguments()  # before torch is imported, which takes seconds: --help and mistakes are answered at once
 
+from typing import NamedTuple
+
 import matplotlib
 import numpy as np
+from datasets import Dataset
+from matplotlib import patheffects
 from PIL import Image
 
 
@@ -36,98 +41,131 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from modeling_tier import TierZeroShotPipeline
-from modeling_tier.data.synthetic import draw_studies, region_phrase
-from modeling_tier.evaluation import load_model
+from modeling_tier.data import load_pairs
+from modeling_tier.data.synthetic import example_study
+from modeling_tier.evaluation import load_model, load_no_finding, own_prompts
 from modeling_tier.evaluation.figures import map_colours
+from modeling_tier.training import load_config
 
 
 FOLDER = Path(__file__).parent
-NUM_IMAGES, MODEL_SIDE, SEED = 1000, 64, 0  # the test set of demo.py
-EXAMPLE_SIDE = 256
-OPACITY = 0.55  # of the largest cosine; the page and `overlay_map` use 0.7
+NUM_IMAGES = 1000  # the test set of demo.py
+OPACITY = 0.6  # of the largest value; the page and `overlay_map` use 0.7
+SHOWN = {"1/4": 0.25, "1/2": 0.5, "3/4": 0.75}  # of the ranking
+KINDS = {"cosine": "cosines", "contribution": "contributions minus “no finding”"}
+
+
+class Case(NamedTuple):
+    """A phrase about a drawing."""
+
+    number: int
+    phrase: str
+    cnr: dict[str, float]
+    """Of the plain map, by model."""
 
 
 def main() -> None:
     arguments = parse_arguments()
-    write_example(FOLDER / "radiograph.png")
+    Image.fromarray(example_study().pixels).save(FOLDER / "radiograph.png")
     models = {}
     for name in ("CLIP", "TIER"):
         model, processor = load_model(str(arguments.models / name.lower()))
         models[name] = TierZeroShotPipeline(model=model, processor=processor)
-    cases = measure(models)
-    number, phrase = median_case(cases)
-    print(f"{len(cases)} phrases; drawing {number}: {phrase} {cases[number, phrase]}")
-    means = {name: np.mean([case[name] for case in cases.values()]) for name in models}
-    print(f"mean CNR over all phrases: {means}")
-    plot(models, number, phrase, cases[number, phrase], FOLDER / "maps.png")
+    data = load_config(arguments.models / "tier" / "training_config.yaml", []).data
+    test = load_pairs(data.name, "test", **data.options | {"num_images": NUM_IMAGES})
+    no_finding = load_no_finding(own_prompts(data.name, data.options) or data.name)
+    cases = sorted(measure(models, test), key=lambda case: (case.cnr["TIER"] - case.cnr["CLIP"], case))
+    chosen = {place: cases[round(part * (len(cases) - 1))] for place, part in SHOWN.items()}
+    print(f"{len(cases)} phrases; chosen: {chosen}")
+    print("mean CNR over all phrases:", {name: np.mean([case.cnr[name] for case in cases]) for name in models})
+    plot(models, test, chosen, no_finding, FOLDER / "maps.png")
 
 
-def write_example(path: Path) -> None:
-    for study in draw_studies("test", NUM_IMAGES, EXAMPLE_SIDE, SEED):
-        drawn = {(region.finding.name, region.side) for region in study.regions}
-        if {("Cardiomegaly", None), ("Pleural Effusion", "left")} <= drawn:
-            Image.fromarray(study.pixels).save(path)
-            return
-
-
-def phrases(study) -> dict[str, np.ndarray]:
+def regions_of(row: dict) -> dict[str, np.ndarray]:
     """The phrases about a drawing, each with the mask (H, W) of all regions that it is true of."""
     masks: dict[str, np.ndarray] = {}
-    for region in study.regions:
-        phrase = region_phrase(region.finding, region.side)
-        masks[phrase] = masks.get(phrase, np.zeros_like(region.mask)) | region.mask
-    return masks
+    for region in row["regions"]:
+        mask = np.asarray(region["mask"]).astype(bool)
+        masks[region["phrase"]] = masks.get(region["phrase"], np.zeros_like(mask)) | mask
+    return {phrase: mask for phrase, mask in masks.items() if mask.any() and not mask.all()}
 
 
-def cosine_maps(model: TierZeroShotPipeline, pixels: np.ndarray, sentences: list[str]) -> dict[str, np.ndarray]:
-    prompts = {sentence: {"positive": [sentence], "negative": [sentence]} for sentence in sentences}
-    return {row["finding"]: row["map"] for row in model(pixels, prompts, maps="array")}
+def maps_of(model: TierZeroShotPipeline, picture, texts: dict[str, list[str]], kind: str) -> dict[str, np.ndarray]:
+    """By name of the texts, the map (H, W) of their mean; contributions are P times theirs, as of P equal patches."""
+    prompts = {name: {"positive": sentences, "negative": sentences} for name, sentences in texts.items()}
+    rows = model(picture, prompts, maps="array", map_kind=kind)
+    return {row["finding"]: row["map"] * (1 if kind == "cosine" else np.prod(row["grid"])) for row in rows}
 
 
-def contrast(cosines: np.ndarray, inside: np.ndarray) -> float:
+def shown_map(model: TierZeroShotPipeline, picture, phrase: str, kind: str, no_finding: list[str]) -> np.ndarray:
+    """The map (H, W) of one of `KINDS`."""
+    maps = maps_of(model, picture, {"phrase": [phrase], "no finding": no_finding}, kind)
+    return maps["phrase"] if kind == "cosine" else maps["phrase"] - maps["no finding"]
+
+
+def contrast(values: np.ndarray, inside: np.ndarray) -> float:
     """CNR: difference of the means inside and outside of a region, over the root of the sum of both variances."""
-    a, b = cosines[inside], cosines[~inside]
+    a, b = values[inside], values[~inside]
     return float((a.mean() - b.mean()) / np.sqrt(a.var() + b.var()))
 
 
-def measure(models: dict[str, TierZeroShotPipeline]) -> dict[tuple[int, str], dict[str, float]]:
-    """CNR of each model, by number of the drawing and phrase."""
-    cases = {}
-    for number, study in enumerate(draw_studies("test", NUM_IMAGES, MODEL_SIDE, SEED)):
-        masks = {phrase: mask for phrase, mask in phrases(study).items() if mask.any() and not mask.all()}
-        if not masks:
-            continue
-        maps = {name: cosine_maps(model, study.pixels, list(masks)) for name, model in models.items()}
+def measure(models: dict[str, TierZeroShotPipeline], test: Dataset) -> list[Case]:
+    """CNR of each model's plain map, of every phrase about every drawing."""
+    cases = []
+    for number, row in enumerate(test):
+        masks = regions_of(row)
+        texts = {phrase: [phrase] for phrase in masks}
+        maps = {name: maps_of(model, row["image"], texts, "cosine") for name, model in models.items() if texts}
         for phrase, mask in masks.items():
-            cases[number, phrase] = {name: contrast(maps[name][phrase], mask) for name in models}
+            cases.append(Case(number, phrase, {name: contrast(maps[name][phrase], mask) for name in models}))
     return cases
 
 
-def median_case(cases: dict) -> tuple[int, str]:
-    ranked = sorted(cases, key=lambda case: (cases[case]["TIER"] - cases[case]["CLIP"], case))
-    return ranked[len(ranked) // 2]
-
-
-def plot(models: dict[str, TierZeroShotPipeline], number: int, phrase: str, case: dict, path: Path) -> None:
-    *_, study = draw_studies("test", number + 1, MODEL_SIDE, SEED)
-    maps = {name: cosine_maps(model, study.pixels, [phrase])[phrase] for name, model in models.items()}
-    limit = max(np.abs(cosines).max() for cosines in maps.values())
-    figure, axes = plt.subplots(1, 2, figsize=(9.6, 5.85), layout="constrained")
-    for axis, (name, cosines) in zip(axes, maps.items()):
-        axis.imshow(study.pixels, cmap="gray", interpolation="bicubic")
-        painted = axis.imshow(cosines, cmap=map_colours(OPACITY), vmin=-limit, vmax=limit, interpolation="bilinear")
-        for width, colour, style in ((3.4, "black", "solid"), (1.8, "white", "dashed")):
-            axis.contour(phrases(study)[phrase], levels=[0.5], colors=colour, linewidths=width, linestyles=style)
-        y, x = np.unravel_index(cosines.argmax(), cosines.shape)
-        for width, colour in ((4.5, "black"), (2, "white")):
-            axis.plot(x, y, "o", ms=15, mfc="none", mec=colour, mew=width)
-        axis.set_title(f"{name}   CNR {case[name]:.2f}", fontsize=13)
-        axis.set_axis_off()
-    bar = figure.colorbar(painted, ax=axes, location="bottom", shrink=0.5, aspect=34, pad=0.02)
-    bar.ax.set_facecolor("#777777")
-    bar.set_label(f"cosine of “{phrase}” with each patch, one scale for both maps", fontsize=10)
+def plot(
+    models: dict[str, TierZeroShotPipeline], test: Dataset, chosen: dict[str, Case], no_finding: list[str], path: Path
+) -> None:
+    """A row for each phrase: the drawing, then each kind of map in each model; one scale for a kind of map."""
+    panels = [(kind, name) for kind in KINDS for name in models]
+    rows = {place: test[case.number] for place, case in chosen.items()}
+    maps = {
+        (place, kind, name): shown_map(models[name], rows[place]["image"], case.phrase, kind, no_finding)
+        for place, case in chosen.items()
+        for kind, name in panels
+    }
+    limits = {kind: max(np.abs(own).max() for (_, other, _), own in maps.items() if other == kind) for kind in KINDS}
+    figure, axes = plt.subplots(len(chosen), 5, figsize=(9.6, 6.9), layout="constrained")
+    painted = {}
+    for line, (place, case) in zip(axes, chosen.items()):
+        picture, region = rows[place]["image"], regions_of(rows[place])[case.phrase]
+        show(line[0], picture, region)
+        line[0].set_ylabel(f"{place}: “{case.phrase}”".replace(" ", "\n", 2).replace("\n", " ", 1), fontsize=9)
+        for axis, (kind, name) in zip(line[1:], panels):
+            own = maps[place, kind, name]
+            scale = {"vmin": -limits[kind], "vmax": limits[kind], "cmap": map_colours(OPACITY)}
+            painted[kind] = axis.imshow(own, **scale, interpolation="bilinear", zorder=2)
+            show(axis, picture, region, own)
+            axis.set_xlabel(f"CNR {contrast(own, region):.2f}", fontsize=9, labelpad=2)
+    for columns, (kind, label) in zip((axes[:, 1:3], axes[:, 3:5]), KINDS.items()):
+        bar = figure.colorbar(painted[kind], ax=columns, location="bottom", shrink=0.8, aspect=30, pad=0.02)
+        bar.ax.set_facecolor("#777777")
+        bar.set_label(label, fontsize=9)
+    for axis, title in zip(axes[0], ["radiograph", *(name for _, name in panels)]):
+        axis.set_title(title, fontsize=11)
     figure.savefig(path, dpi=100, facecolor="white")
     plt.close(figure)
+
+
+def show(axis, picture: Image.Image, region: np.ndarray, values: np.ndarray | None = None) -> None:
+    """The drawing below what is there, the region's outline, and a ring where a map is largest."""
+    axis.imshow(picture, cmap="gray", interpolation="bicubic", zorder=1)
+    outline = axis.contour(region, levels=[0.5], colors="white", linewidths=1.3, linestyles="dashed", zorder=3)
+    outline.set_path_effects([patheffects.withStroke(linewidth=2.6, foreground="black")])
+    if values is not None:
+        y, x = np.unravel_index(values.argmax(), values.shape)
+        for width, colour in ((3.6, "black"), (1.6, "white")):
+            axis.plot(x, y, "o", ms=10, mfc="none", mec=colour, mew=width, zorder=4)
+    axis.set_xticks([])
+    axis.set_yticks([])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from modeling_tier import TierZeroShotPipeline
-from modeling_tier.data.synthetic import draw_studies, region_phrase
+from modeling_tier.data.synthetic import draw_studies
 from modeling_tier.loading import load_model
 from modeling_tier.maps_tier import NO_FINDING
 from modeling_tier.reading_tier import MAX_ASPECT_RATIO, ReadingOptions, open_radiograph
@@ -42,7 +42,7 @@ FINDINGS = (
 SENTENCE = "Large left pneumothorax with cardiomegaly."
 
 # Of the drawn test set: a large heart with a pneumothorax; an effusion, a consolidation and a line; nothing at all.
-DRAWINGS = {"Large heart, left pneumothorax": 12, "Right effusion and opacity": 10, "Nothing found": 2}
+DRAWINGS = {"Large heart, left pneumothorax": 5, "Right effusion and opacity": 8, "Nothing found": 11}
 
 # The largest chest detectors make 19 megapixels.
 MAX_PIXELS = 40_000_000
@@ -148,14 +148,14 @@ def describe_model(pipeline: TierZeroShotPipeline) -> dict:
 
 def draw_pictures() -> list[Picture]:
     """The three drawings that the page offers."""
-    studies = list(draw_studies("test", max(DRAWINGS.values()) + 1, 512, 0))
+    studies = list(draw_studies("test", max(DRAWINGS.values()) + 1, 512, 0, "fine"))
     pictures = []
     for name, i in DRAWINGS.items():
         regions = []
         for region in studies[i].regions:
             rows, columns = (np.flatnonzero(region.mask.any(axis=axis)).tolist() for axis in (1, 0))
             box = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
-            regions.append((region_phrase(region.finding, region.side), box))
+            regions.append((studies[i].phrase(region), box))
         pictures.append(Picture(name, open_radiograph(studies[i].pixels), tuple(regions)))
     return pictures
 

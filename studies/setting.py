@@ -53,7 +53,8 @@ class Setting:
 
 
 # By name, what --model.vision_config is for a side of the pictures and a stride. The ResNet halves the picture twice
-# and then once in each stage but the first; the ViT has about as many weights.
+# and then once in each stage but the first; the smaller one, which is the demo's, once in each stage, so that 128
+# pixels take little longer than 64 do with the other; the ViT has about as many weights.
 ENCODERS = {
     "resnet": lambda side, stride: {
         "model_type": "resnet",
@@ -61,6 +62,14 @@ ENCODERS = {
         "embedding_size": 32,
         "hidden_sizes": [48, 96, 96, 96][: stride.bit_length() - 2],
         "depths": [2, 2, 2, 2][: stride.bit_length() - 2],
+    },
+    "small_resnet": lambda side, stride: {
+        "model_type": "resnet",
+        "layer_type": "basic",
+        "embedding_size": 24,
+        "hidden_sizes": [48, 96, 96][: stride.bit_length() - 3],
+        "depths": [1, 2, 2][: stride.bit_length() - 3],
+        "downsample_in_first_stage": True,
     },
     "vit": lambda side, stride: {
         "model_type": "vit",

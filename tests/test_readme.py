@@ -18,7 +18,7 @@ from PIL import Image
 from transformers import BertModel, Dinov2Model
 
 from modeling_tier.data.columns import CHEXPERT_LABELS
-from modeling_tier.data.synthetic import draw_studies
+from modeling_tier.data.synthetic import draw_studies, example_study
 from tests.checkout import copy_checkout, model_files
 from tests.data.trees import drawing, encoded, study, write_reports, write_table, write_tree
 from tests.hub import Hub
@@ -199,11 +199,13 @@ def test_the_blocks_of_python_in_a_document(checkout, page):
 
 
 def test_the_example_radiograph_is_one_of_the_drawings():
-    """The first one of the test split with a large heart and a left effusion."""
+    """The first one of the finer test split with a large heart, a left effusion and no other finding."""
     wanted = {("Cardiomegaly", None), ("Pleural Effusion", "left")}
-    studies = draw_studies("test", 100, 256, 0)
-    study = next(study for study in studies if wanted <= {(r.finding.name, r.side) for r in study.regions})
-    assert (np.asarray(Image.open(ROOT / "docs/radiograph.png")) == study.pixels).all()
+    studies = draw_studies("test", 1000, 64, 0, "fine")
+    study = next(study for study in studies if wanted == {(r.finding.name, r.side) for r in study.regions})
+    example = example_study()
+    assert example.image_id == study.image_id and example.report == study.report
+    assert (np.asarray(Image.open(ROOT / "docs/radiograph.png")) == example.pixels).all()
 
 
 @pytest.mark.parametrize(

@@ -229,7 +229,7 @@ def test_a_position_in_words(peak, words):
 def test_the_drawings_name_what_was_drawn():
     drawings = draw_pictures()
     named = [" ".join(phrase for phrase, _ in drawing.regions).lower() for drawing in drawings]
-    assert "cardiomegaly" in named[0] and "left pneumothorax" in named[0]
+    assert "cardiomegaly" in named[0] and "left apical pneumothorax" in named[0]
     assert "right pleural effusion" in named[1] and "consolidation" in named[1]
     assert named[2] == ""
     for drawing in drawings:

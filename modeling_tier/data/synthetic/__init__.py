@@ -3,6 +3,7 @@
 
 from .chexpert_plus_tree import write_chexpert_plus_tree
 from .contact_sheet import write_contact_sheet
+from .example import example_study
 from .mimic_tree import write_mimic_tree
 from .openi_tree import write_openi_tree
 from .pairs import DRAWINGS, RECORD, Study, draw_studies, synthetic_pairs
@@ -18,6 +19,7 @@ __all__ = [
     "RECORD",
     "Study",
     "draw_studies",
+    "example_study",
     "region_phrase",
     "synthetic_pairs",
     "write_chexpert_plus_tree",

@@ -122,7 +122,7 @@ def draw_studies(split: str, num_images: int, image_size: int, seed: int, drawin
     """The studies of [`synthetic_pairs`], one after the other, in its order."""
     drawn = 0
     for subject in _subjects(split, num_images, image_size, seed, drawings):
-        for study in _draw_subject(split, subject, image_size, seed, drawings):
+        for study in draw_subject(split, subject, image_size, seed, drawings):
             if drawn == num_images:
                 return
             drawn += 1
@@ -164,7 +164,8 @@ def _number_of_studies(rng: np.random.Generator) -> int:
     return int(rng.choice(_STUDIES, p=_STUDIES_CHANCE))
 
 
-def _draw_subject(split: str, subject: int, size: int, seed: int, drawings: str) -> Iterator[Study]:
+def draw_subject(split: str, subject: int, size: int, seed: int, drawings: str) -> Iterator[Study]:
+    """The studies of one subject, in their order."""
     kind, rng = DRAWINGS[drawings], _generator(split, subject, seed)
     number_of_studies = _number_of_studies(rng)
     anatomy = kind.sample_anatomy(rng)
@@ -207,7 +208,7 @@ def _spread(number: int, start: int) -> int:
 
 def _rows(job: tuple) -> list[dict]:
     split, subjects, size, seed, drawings, section = job
-    studies = (study for subject in subjects for study in _draw_subject(split, subject, size, seed, drawings))
+    studies = (study for subject in subjects for study in draw_subject(split, subject, size, seed, drawings))
     return [_row(study, section) for study in studies]
 
 
