@@ -12,6 +12,7 @@ quarter, at the middle and at three quarters are shown.
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -60,8 +61,13 @@ class Case(NamedTuple):
 
     number: int
     phrase: str
-    cnr: dict[str, float]
-    """Of the plain map, by model."""
+    cnr: dict[tuple[str, str], float]
+    """By kind of map and model."""
+
+    @property
+    def gain(self) -> float:
+        """How much larger the CNR of TIER's plain map is than that of CLIP's."""
+        return self.cnr["cosine", "TIER"] - self.cnr["cosine", "CLIP"]
 
 
 def main() -> None:
@@ -74,10 +80,10 @@ def main() -> None:
     data = load_config(arguments.models / "tier" / "training_config.yaml", []).data
     test = load_pairs(data.name, "test", **data.options | {"num_images": NUM_IMAGES})
     no_finding = load_no_finding(own_prompts(data.name, data.options) or data.name)
-    cases = sorted(measure(models, test), key=lambda case: (case.cnr["TIER"] - case.cnr["CLIP"], case))
+    cases = sorted(measure(models, test, no_finding), key=lambda case: (case.gain, case.number, case.phrase))
     chosen = {place: cases[round(part * (len(cases) - 1))] for place, part in SHOWN.items()}
     print(f"{len(cases)} phrases; chosen: {chosen}")
-    print("mean CNR over all phrases:", {name: np.mean([case.cnr[name] for case in cases]) for name in models})
+    print("mean CNR over all phrases:", {own: np.mean([case.cnr[own] for case in cases]) for own in cases[0].cnr})
     plot(models, test, chosen, no_finding, FOLDER / "maps.png")
 
 
@@ -90,17 +96,17 @@ def regions_of(row: dict) -> dict[str, np.ndarray]:
     return {phrase: mask for phrase, mask in masks.items() if mask.any() and not mask.all()}
 
 
-def maps_of(model: TierZeroShotPipeline, picture, texts: dict[str, list[str]], kind: str) -> dict[str, np.ndarray]:
-    """By name of the texts, the map (H, W) of their mean; contributions are P times theirs, as of P equal patches."""
+def maps_of(
+    model: TierZeroShotPipeline, picture, phrases: Iterable[str], kind: str, no_finding: list[str]
+) -> dict[str, np.ndarray]:
+    """The map (H, W) of each phrase, of one of `KINDS`; contributions are P times theirs, as of P equal patches."""
+    texts = {phrase: [phrase] for phrase in phrases} | ({"none": no_finding} if kind == "contribution" else {})
     prompts = {name: {"positive": sentences, "negative": sentences} for name, sentences in texts.items()}
-    rows = model(picture, prompts, maps="array", map_kind=kind)
-    return {row["finding"]: row["map"] * (1 if kind == "cosine" else np.prod(row["grid"])) for row in rows}
-
-
-def shown_map(model: TierZeroShotPipeline, picture, phrase: str, kind: str, no_finding: list[str]) -> np.ndarray:
-    """The map (H, W) of one of `KINDS`."""
-    maps = maps_of(model, picture, {"phrase": [phrase], "no finding": no_finding}, kind)
-    return maps["phrase"] if kind == "cosine" else maps["phrase"] - maps["no finding"]
+    rows = {row["finding"]: row for row in model(picture, prompts, maps="array", map_kind=kind)}
+    if kind == "cosine":
+        return {phrase: row["map"] for phrase, row in rows.items()}
+    common = rows.pop("none")["map"]
+    return {phrase: (row["map"] - common) * np.prod(row["grid"]) for phrase, row in rows.items()}
 
 
 def contrast(values: np.ndarray, inside: np.ndarray) -> float:
@@ -109,15 +115,20 @@ def contrast(values: np.ndarray, inside: np.ndarray) -> float:
     return float((a.mean() - b.mean()) / np.sqrt(a.var() + b.var()))
 
 
-def measure(models: dict[str, TierZeroShotPipeline], test: Dataset) -> list[Case]:
-    """CNR of each model's plain map, of every phrase about every drawing."""
+def measure(models: dict[str, TierZeroShotPipeline], test: Dataset, no_finding: list[str]) -> list[Case]:
+    """CNR of each model's maps, of every phrase about every drawing."""
     cases = []
     for number, row in enumerate(test):
         masks = regions_of(row)
-        texts = {phrase: [phrase] for phrase in masks}
-        maps = {name: maps_of(model, row["image"], texts, "cosine") for name, model in models.items() if texts}
+        if not masks:
+            continue
+        maps = {
+            (kind, name): maps_of(model, row["image"], masks, kind, no_finding)
+            for kind in KINDS
+            for name, model in models.items()
+        }
         for phrase, mask in masks.items():
-            cases.append(Case(number, phrase, {name: contrast(maps[name][phrase], mask) for name in models}))
+            cases.append(Case(number, phrase, {own: contrast(maps[own][phrase], mask) for own in maps}))
     return cases
 
 
@@ -128,7 +139,7 @@ def plot(
     panels = [(kind, name) for kind in KINDS for name in models]
     rows = {place: test[case.number] for place, case in chosen.items()}
     maps = {
-        (place, kind, name): shown_map(models[name], rows[place]["image"], case.phrase, kind, no_finding)
+        (place, kind, name): maps_of(models[name], rows[place]["image"], [case.phrase], kind, no_finding)[case.phrase]
         for place, case in chosen.items()
         for kind, name in panels
     }
@@ -144,7 +155,7 @@ def plot(
             scale = {"vmin": -limits[kind], "vmax": limits[kind], "cmap": map_colours(OPACITY)}
             painted[kind] = axis.imshow(own, **scale, interpolation="bilinear", zorder=2)
             show(axis, picture, region, own)
-            axis.set_xlabel(f"CNR {contrast(own, region):.2f}", fontsize=9, labelpad=2)
+            axis.set_xlabel(f"CNR {case.cnr[kind, name]:.2f}", fontsize=9, labelpad=2)
     for columns, (kind, label) in zip((axes[:, 1:3], axes[:, 3:5]), KINDS.items()):
         bar = figure.colorbar(painted[kind], ax=columns, location="bottom", shrink=0.8, aspect=30, pad=0.02)
         bar.ax.set_facecolor("#777777")
