@@ -97,7 +97,7 @@ def run_demo(output_dir: Path, overrides: list[str], config_file: Path = CONFIG)
     results, details = {}, {}
     for name, model in models.items():
         results[name], details[name] = evaluate_zero_shot(
-            model, processor, test, prompts, progress=config.training.progress
+            model, processor, test, prompts, progress=config.training.progress, no_finding=no_finding
         )
     figures = output_dir / "figures"
     figures.mkdir(parents=True, exist_ok=True)

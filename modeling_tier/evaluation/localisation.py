@@ -40,6 +40,8 @@ def variant_name(region: str, resolution: str, kind: str) -> str:
 
 # The plain map of a whole sentence against boxes, over the pixels: what training and the demo report.
 PLAIN = variant_name(REGIONS[0], RESOLUTIONS[0], MAPS[0])
+# Beside it, where there are sentences for "no finding" and the model has contributions.
+BY_CONTRIBUTIONS = variant_name(REGIONS[0], RESOLUTIONS[0], MAPS[-1])
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,7 @@ class MapOptions:
     """(D,), whose map is subtracted in the maps "minus_no_finding"; None: there are none."""
     thorough: bool = False
     """Every combination of region (box, and mask where there is one), resolution (of `pixel_values`, and of the
-    patches) and map, for sentences and single tokens; else the sentence's plain map against the box, at the resolution
-    of the pixels."""
+    patches) and map, for sentences and single tokens; else `PLAIN` and `BY_CONTRIBUTIONS` of sentences."""
     tokens: bool = True
     """Whether `thorough` includes single tokens."""
     smoothing: float = 0.0
@@ -123,10 +124,10 @@ def _maps(
     embeds, tokens = options.probe(phrase)
     if not (options.thorough and options.tokens):
         embeds, tokens = embeds[:1], []
-    maps = {"plain": embeds @ patch_embeds.T}
-    if options.thorough:
-        no_finding = None if options.no_finding is None else patch_embeds @ options.no_finding
-        maps = _all_kinds(maps["plain"], no_finding, patch_weights)
+    no_finding = None if options.no_finding is None else patch_embeds @ options.no_finding
+    maps = _all_kinds(embeds @ patch_embeds.T, no_finding, patch_weights)
+    if not options.thorough:
+        maps = {kind: values for kind, values in maps.items() if kind in (MAPS[0], MAPS[-1])}
     if options.smoothing:
         maps = {kind: smooth_maps(values, options.grid, options.smoothing) for kind, values in maps.items()}
     return maps, tokens

@@ -16,6 +16,7 @@ LATERALITY = "laterality"
 DECISION = "decision"
 CALIBRATION = "calibration"
 LOCALISATION = "localisation"
+CONTRIBUTIONS = "localisation by contributions"
 SEGMENTATION = "segmentation"
 SPARSITY = "sparsity"
 WHOLE_SET = "data set"
@@ -77,7 +78,7 @@ class Measure:
 
     def mean_of(self, metrics: dict) -> float | None:
         """The number, or its mean over the findings, in plain metrics as [`evaluate_zero_shot`] gives them."""
-        part = (metrics.get("localisation") or {}) if self.group == LOCALISATION else metrics
+        part = (metrics.get("localisation") or {}) if self.group in (LOCALISATION, CONTRIBUTIONS) else metrics
         value = part.get(self.name)
         value = value.get("mean") if isinstance(value, dict) else value
         return None if value is None or math.isnan(value) else value
@@ -266,6 +267,27 @@ MEASURES = [
         larger_is_better=True,
         of_map="ious",
         shown={SCREEN: 11},
+    ),
+    Measure(
+        "contribution_pointing_game",
+        "pointing game by contributions minus “no finding”",
+        "the same for what each patch contributes to the score of the phrase, minus what it contributes to that of "
+        "“no finding”.",
+        CONTRIBUTIONS,
+        larger_is_better=True,
+        short="pointing game, contributions",
+        of_map="hit",
+        shown={SEARCH: 7, DEMO: 7},
+    ),
+    Measure(
+        "contribution_cnr",
+        "CNR by contributions minus “no finding”",
+        "likewise.",
+        CONTRIBUTIONS,
+        larger_is_better=True,
+        short="CNR, contributions",
+        of_map="cnr",
+        shown={SEARCH: 8, DEMO: 8},
     ),
     Measure(
         "dice_at_threshold",

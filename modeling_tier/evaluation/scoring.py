@@ -161,7 +161,7 @@ class ScoringOptions:
     tokens: bool = True
     """Whether `thorough` includes the maps of single tokens."""
     no_finding: Sequence[str] = ()
-    """Sentences whose map is subtracted from others, where `thorough`."""
+    """Sentences whose map is subtracted from others; empty: there are no such maps."""
     negation: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     """Sentences of the prompts' findings, as [`~prompts.load_negation`] gives them; empty: negation is not measured.
     They cost two texts per finding, and nothing per image but two cosines."""
@@ -284,7 +284,7 @@ def score_batch(
         return scored
     inputs = {name: tensor.to(model.device) for name, tensor in batch["inputs"].items()}
     with probes.autocast:
-        with_weights = options.thorough and model.no_contributions is None
+        with_weights = (options.thorough or bool(options.no_finding)) and model.no_contributions is None
         out = model(**inputs, return_loss=with_text, output_patch_weights=with_weights)
     image_embeds, patch_embeds = out.image_embeds.float(), out.patch_embeds.float()
     _check_numbers("image", batch, image_embeds, patch_embeds)

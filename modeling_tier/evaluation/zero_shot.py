@@ -4,6 +4,7 @@
 import json
 import math
 import reprlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import evaluate
@@ -14,8 +15,8 @@ from datasets import Dataset
 from ..loading import check_model_name
 from ..modeling_tier import TierModel
 from ..processing_tier import TierProcessor
-from .localisation import PLAIN
-from .measures import LOCALISATION, group
+from .localisation import BY_CONTRIBUTIONS, PLAIN
+from .measures import CONTRIBUTIONS, LOCALISATION, group
 from .protocols import PROTOCOLS, Protocol
 from .scored import ImageScores, MapScores, PairScores, Scored, join
 from .scoring import ScoringOptions, score
@@ -81,6 +82,7 @@ def evaluate_zero_shot(
     uncertain: str = "ignore",
     blank: str = "ignore",
     protocol: str = "tier",
+    no_finding: Sequence[str] = (),
 ) -> tuple[dict, dict]:
     """
     Evaluate a model on pairs, on pictures with labels, or both: plain numbers, without intervals.
@@ -97,6 +99,8 @@ def evaluate_zero_shot(
         uncertain: what a label of -1 counts as: "ignore" (as the authors of arXiv 2212.06710 do), "zeros" or "ones".
         blank: likewise for a finding that is not mentioned.
         protocol: a key of `PROTOCOLS`, which says what the score of a finding is.
+        no_finding: sentences for the absence of any finding, as [`load_no_finding`] gives them; with them maps of
+            contributions are measured, too, where the model has such.
 
     Returns:
         what [`summarise`] gives.
@@ -107,7 +111,7 @@ def evaluate_zero_shot(
     """
     check_evaluation(dataset, prompts, uncertain, blank)
     temperature = temperature_of(model)
-    options = ScoringOptions(batch_size, localisation, progress=progress)
+    options = ScoringOptions(batch_size, localisation, no_finding=no_finding, progress=progress)
     parts = score(model, processor, dataset, prompts, options)
     return summarise(join(parts), dataset, list(prompts), protocol, temperature, uncertain=uncertain, blank=blank)
 
@@ -168,8 +172,8 @@ def summarise(
             texts the losses, the entropies of the matched pairs (of bare cosines, whatever the model's
             `entropy_temperature`) and their largest possible values, `negative_share`, `peak`, `top10_share`, and
             `retrieval` both ways; with regions `localisation`: by measure, then finding and `mean`, of the plain maps
-            of the phrases against boxes at the resolution of the input, and `num_outside`, regions that the crop cuts
-            off.
+            of the phrases (and of contributions minus "no finding", if they were measured) against boxes at the
+            resolution of the input, and `num_outside`, regions that the crop cuts off.
         `details`, numpy arrays: `rows` (N,), the rows that were read, `scores`, `probabilities` and `labels` (N, F),
             `findings`; where negation was scored `affirmed` and `negated` (N, F), the cosines with "There is
             {finding}" and "There is no {finding}"; with texts `rank_similarity` (N, P), each pair's text-to-patch
@@ -280,12 +284,15 @@ def finding_order(maps: MapScores, findings: list[str]) -> list[str]:
 
 
 def _localisation(maps: MapScores, findings: list[str]) -> dict:
-    """Of the plain maps of sentences, by measure and finding; at the best threshold where there are several."""
-    result: dict = {measure.name: {} for measure in group(LOCALISATION)}
+    """Of the maps of sentences, by measure and finding; at the best threshold where there are several."""
+    variants = {LOCALISATION: PLAIN, CONTRIBUTIONS: BY_CONTRIBUTIONS}
+    measures = group(LOCALISATION, *[CONTRIBUTIONS] * (BY_CONTRIBUTIONS in maps.measured))
+    result: dict = {measure.name: {} for measure in measures}
     for finding in finding_order(maps, findings):
         chosen = (maps.finding == finding) & map_rows(maps)
-        for measure in group(LOCALISATION):
-            result[measure.name][finding] = float(maps.of(PLAIN, measure.of_map)[chosen].mean(axis=0).max())
+        for measure in measures:
+            values = maps.of(variants[measure.group], measure.of_map)[chosen]
+            result[measure.name][finding] = float(values.mean(axis=0).max())
     for values in result.values():
         values["mean"] = _mean(values.values())
     return result | {"num_outside": maps.num_outside}

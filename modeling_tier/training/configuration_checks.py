@@ -13,7 +13,7 @@ from ..configuration_tier import TERMS, TierConfig
 from ..data import DATASETS, SPLITS, check_options
 from ..data.transforms import AUGMENTATIONS
 from ..encoders_tier import max_text_length
-from ..evaluation import LABEL_POLICIES, load_prompts, own_prompts
+from ..evaluation import LABEL_POLICIES, load_no_finding, load_prompts, own_prompts
 from .local_losses import LOCAL_LOSSES, SENTENCE_LOSSES
 from .mixture import check_sets
 from .options import BEST_METRICS, OPTIMIZERS, SCHEDULES, TRACKERS, DataOptions, TrainConfig, tier_options
@@ -109,10 +109,7 @@ def config_prompts(config: TrainConfig, labels: Iterable[str] | None = None) -> 
         config: a configuration.
         labels: names of the findings that the data set knows, where they are known already.
     """
-    evaluation = config.evaluation
-    dataset = evaluation.dataset or ("data.sets" if config.data.sets else config.data.name)
-    options = evaluation.options if evaluation.dataset else config.data.options | config.data.validation
-    prompts = evaluation.prompts or own_prompts(dataset, options)
+    evaluation, (dataset, prompts) = config.evaluation, _source_of_prompts(config)
     if not prompts:
         if evaluation.best_metric == "auroc":
             raise ValueError(
@@ -124,6 +121,19 @@ def config_prompts(config: TrainConfig, labels: Iterable[str] | None = None) -> 
         return load_prompts(prompts, labels)
     except ValueError as error:
         raise ValueError(f"evaluation.prompts: {error}") from None
+
+
+def config_no_finding(config: TrainConfig) -> list[str]:
+    """The sentences of the evaluation for the absence of any finding."""
+    return load_no_finding(_source_of_prompts(config)[1])
+
+
+def _source_of_prompts(config: TrainConfig) -> tuple[str, str | None]:
+    """The data set of the evaluation, and the name or file of its sentences."""
+    evaluation = config.evaluation
+    dataset = evaluation.dataset or ("data.sets" if config.data.sets else config.data.name)
+    options = evaluation.options if evaluation.dataset else config.data.options | config.data.validation
+    return dataset, evaluation.prompts or own_prompts(dataset, options)
 
 
 def _one_of(key: str, value, allowed) -> None:

@@ -10,6 +10,7 @@ from ..evaluation import evaluate_zero_shot
 from ..evaluation.measures import BY_NAME
 from ..modeling_tier import TierModel
 from ..processing_tier import TierProcessor
+from .configuration_checks import config_no_finding
 from .options import TrainConfig
 
 
@@ -38,11 +39,12 @@ def validation_metrics(
         uncertain=evaluation.uncertain,
         blank=evaluation.blank,
     )
+    sentences = {"prompts": prompts, "no_finding": config_no_finding(config)}
     if evaluation.dataset:
         metrics, _ = evaluate(dataset=validation_pairs, prompts={}, localisation=False)
-        metrics[evaluation.dataset], _ = evaluate(dataset=zero_shot_set, prompts=prompts)
+        metrics[evaluation.dataset], _ = evaluate(dataset=zero_shot_set, **sentences)
     else:
-        metrics, _ = evaluate(dataset=validation_pairs, prompts=prompts)
+        metrics, _ = evaluate(dataset=validation_pairs, **sentences)
     if not math.isfinite(metrics["loss"]):
         raise ValueError(
             f"The validation loss is {metrics['loss']}. Likely causes: optimizer.lr too large; "

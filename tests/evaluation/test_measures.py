@@ -12,6 +12,7 @@ from modeling_tier.evaluation.measures import (
     BY_NAME,
     CALIBRATION,
     CARD,
+    CONTRIBUTIONS,
     DECISION,
     DEMO,
     LATERALITY,
@@ -52,7 +53,7 @@ def test_a_record_is_complete():
         assert not measure.chooses_best or measure.larger_is_better is not None
         assert bool(measure.reference) == bool(measure.reference_word)
         assert not measure.reference or measure.reference in BY_NAME
-        assert bool(measure.of_map) == (measure.group == LOCALISATION)
+        assert bool(measure.of_map) == (measure.group in (LOCALISATION, CONTRIBUTIONS))
         assert bool(measure.threshold) == (measure.group == DECISION)
     for place in PLACES:
         groups = [
@@ -85,10 +86,11 @@ def test_what_is_recorded_is_what_is_computed():
 
 def test_every_number_of_an_evaluation_is_a_measure(model, processor):
     pairs = load_pairs("synthetic", "test", num_images=20, image_size=40)
-    metrics, _ = evaluate_zero_shot(model, processor, pairs, load_prompts("synthetic"), progress=False)
+    options = {"no_finding": ["No finding."], "progress": False}
+    metrics, _ = evaluate_zero_shot(model, processor, pairs, load_prompts("synthetic"), **options)
     structure = {"num_images", "undefined", "retrieval", "localisation"}
     assert set(metrics) - structure <= names(MEASURES) and names(group(WHOLE_SET)) <= set(metrics)
-    assert set(metrics["localisation"]) == {*names(group(LOCALISATION)), "num_outside"}
+    assert set(metrics["localisation"]) == {*names(group(LOCALISATION, CONTRIBUTIONS)), "num_outside"}
     assert all(set(values) == names(group(RETRIEVAL)) for values in metrics["retrieval"].values())
     for measure in shown_in(DEMO):
         assert measure.mean_of(metrics) is not None

@@ -119,6 +119,32 @@ def test_localisation_against_the_models_own_map(model, processor, pairs, prompt
         assert metrics["localisation"]["pointing_game"][finding] == pytest.approx(np.mean(hits[finding]), abs=0.15)
 
 
+def test_contributions_are_measured_where_the_model_has_them(model, processor, pairs, prompts):
+    """Against the model's own maps of contributions minus those of "no finding"; not where the first patch is all."""
+    few = pairs.select(range(20))
+    metrics, _ = evaluate_zero_shot(model, processor, few, prompts, no_finding=["No finding."], progress=False)
+    contrasts = {finding: [] for finding in FINDINGS}
+    for row in few:
+        for finding in FINDINGS:
+            for phrase in {r["phrase"] for r in row["regions"] if r["finding"] == finding}:
+                inputs = processor(images=[row["image"]] * 2, text=[phrase, "No finding."])
+                maps = model.get_similarity_map(**inputs, size=(32, 32), kind="contribution").text_to_patch
+                values = (maps[0] - maps[1]).numpy()
+                inside = box_mask([r["box"] for r in row["regions"] if r["phrase"] == phrase], (40, 40), processor)
+                a, b = values[inside], values[~inside]
+                contrasts[finding].append((a.mean() - b.mean()) / np.sqrt(a.var() + b.var()))
+    for finding, values in contrasts.items():
+        if values:
+            measured = metrics["localisation"]["contribution_cnr"][finding]
+            assert measured == pytest.approx(np.mean(values), abs=1e-3)
+    model.config.image_pooling, before = "first", model.config.image_pooling
+    try:
+        metrics, _ = evaluate_zero_shot(model, processor, few, prompts, no_finding=["No finding."], progress=False)
+    finally:
+        model.config.image_pooling = before
+    assert "contribution_cnr" not in metrics["localisation"] and "cnr" in metrics["localisation"]
+
+
 @pytest.mark.parametrize("size", [(90, 60), (60, 90), (64, 64)])
 @pytest.mark.parametrize("crop", [True, False])
 def test_boxes_follow_the_picture(size, crop):
