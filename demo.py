@@ -23,6 +23,10 @@ CONFIGS = Path(__file__).parent / "configs"
 CONFIG = CONFIGS / "demo_continued.yaml"
 START = CONFIGS / "demo_start"  # what CONFIG names, from wherever the demo is run
 NUM_TEST_IMAGES = 1000
+ABOUT_MAPS = """
+Pointing game and CNR are those of the plain map, the cosine of a phrase with each patch. Contributions: what each patch
+adds to the score of the phrase, minus what it adds to that of "no finding". In docs/study.md TIER improves the plain
+map, and not the other one."""
 RUNS = {
     "CLIP": ["--model.lambda_token", "0", "--model.lambda_patch", "0"],
     "TIER": [],
@@ -54,7 +58,7 @@ def main() -> None:
         sys.exit("\nStopped. The same command goes on from here.")
     print(f"\nOn {NUM_TEST_IMAGES} held-out drawings (made by code, of no clinical meaning):\n")
     print(demo_table(results))
-    print("\nIn docs/study.md CLIP's maps minus 'no finding', and of contributions, are as good as TIER's or better.")
+    print(ABOUT_MAPS)
     print(f"\nThe figures are in {arguments.output_dir}/figures, the models beside them.")
 
 

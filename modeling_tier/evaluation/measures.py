@@ -275,9 +275,9 @@ MEASURES = [
         "“no finding”.",
         CONTRIBUTIONS,
         larger_is_better=True,
-        short="pointing game, contributions",
+        short="pointing, contributions",
         of_map="hit",
-        shown={SEARCH: 7, DEMO: 7},
+        shown={SEARCH: 7, DEMO: 6},
     ),
     Measure(
         "contribution_cnr",
@@ -287,7 +287,7 @@ MEASURES = [
         larger_is_better=True,
         short="CNR, contributions",
         of_map="cnr",
-        shown={SEARCH: 8, DEMO: 8},
+        shown={SEARCH: 8, DEMO: 7},
     ),
     Measure(
         "dice_at_threshold",
@@ -400,7 +400,7 @@ MEASURES = [
         larger_is_better=None,
         short="top 10% fraction",
         of_pairs=True,
-        shown={SUMMARY: 5, CARD: 3, DEMO: 6},
+        shown={SUMMARY: 5, CARD: 3},
     ),
     Measure(
         "peak_spread",
