@@ -60,9 +60,9 @@ def main() -> None:
 def seeds_table(results: list[dict]) -> str:
     measures = shown_in(DEMO)
     numbers = {
-        name: np.array([[measure.mean_of(result[name]) for measure in measures] for result in results])
+        name: np.array([[measure.mean_of(result[name]) for measure in measures] for result in results], dtype=float)
         for name in results[0]
-    }
+    }  # NaN where a model has no maps of contributions
     numbers["TIER - CLIP"] = numbers["TIER"] - numbers["CLIP"]
     rows = [["", *(measure.label for measure in measures)]]
     for name, values in numbers.items():

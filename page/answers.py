@@ -39,10 +39,11 @@ FINDINGS = (
     "right pleural effusion",
     "right upper lobe consolidation",
 )
-SENTENCE = "Large left pneumothorax with cardiomegaly."
+SENTENCE = "Moderate left apical pneumothorax with cardiomegaly."
 
-# Of the drawn test set: a large heart with a pneumothorax; an effusion, a consolidation and a line; nothing at all.
-DRAWINGS = {"Large heart, left pneumothorax": 5, "Right effusion and opacity": 8, "Nothing found": 11}
+# Of the finer test set: a large heart, a left pneumothorax and more; an effusion, a consolidation and an atelectasis;
+# nothing at all.
+DRAWINGS = {"Large heart, left pneumothorax and more": 5, "Right effusion and opacity": 8, "Nothing found": 11}
 
 # The largest chest detectors make 19 megapixels.
 MAX_PIXELS = 40_000_000

@@ -3,7 +3,7 @@
 # fetched. What is done when the time is over is kept, and not run again if the folder is there at the next call.
 #
 #   studies/gpu.sh bench DIR [options of both studies]       eleven rows of eight seeds, their costs, and their maps
-#   studies/gpu.sh growth DIR [options of growth.py]          three seeds of each size
+#   studies/gpu.sh growth DIR [options of growth.py]          three seeds of nine sizes
 #
 # Needs torch, transformers, accelerate, datasets and evaluate. SECONDS_IN_ALL (480), PROCESSES (16) and COST_OPTIONS (of
 # cost_of_losses.py) may be set. Models stay in DIR/runs; the JSON files are in DIR/json as well, to be taken away alone.
@@ -51,6 +51,10 @@ if [ "$part" = bench ]; then
     read -ra costs <<<"${COST_OPTIONS:---batch_sizes 64 256 --chunk_size 32 --rounds 20}"
     limited "$PYTHON" studies/cost_of_losses.py "${costs[@]}" --output "$output/runs/cost_of_losses.json"
 else
-    limited "$PYTHON" studies/growth.py --output_dir "$output/runs" --processes "$processes" "$@"
+    # The others are in results/growth_cpu.json and results/sizes_cpu.json.
+    sizes=("2,000 pairs" "8,000 pairs" "16,000 pairs" "2,000 pairs, 128 px, 64 patches" "2,000 pairs, 128 px, 256 patches"
+        "2,000 pairs, 224 px, 49 patches" "2,000 pairs, 224 px, 196 patches" "8,000 pairs, ViT"
+        "2,000 pairs, ViT, 224 px, 196 patches")
+    limited "$PYTHON" studies/growth.py --output_dir "$output/runs" --processes "$processes" --sizes "${sizes[@]}" "$@"
 fi
 exit $status

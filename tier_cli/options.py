@@ -11,6 +11,11 @@ import sys
 from pathlib import Path
 
 
+def is_console_command() -> bool:
+    """Whether this is one of the commands that an installed package has."""
+    return Path(sys.argv[0]).name.startswith("tier-")
+
+
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Keeps the lines of the description, and adds its default to the help of each option that has one."""
 
@@ -29,7 +34,7 @@ def option_parser(description: str, prog: str | None = None) -> argparse.Argumen
     A parser whose help is `description`, usually a module's docstring, then the options with their defaults. `prog` is
     for modules that are started by `python -m`; an installed command has its own name.
     """
-    if Path(sys.argv[0]).name.startswith("tier-"):
+    if is_console_command():
         prog = None
     return argparse.ArgumentParser(
         prog=prog, description=description.strip("\n"), formatter_class=HelpFormatter, allow_abbrev=False

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 
 from .declarations import of_module
 from .names import check_model_names
+from .options import is_console_command
 
 
 _MODELS = ("model.pretrained", "tokenizer.pretrained")
@@ -59,4 +60,5 @@ def _own_options(parser: argparse.ArgumentParser) -> list[str]:
 def _unknown(name: str, known: Iterable[str]) -> None:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean --{near[0]}?" if near else ""
-    sys.exit(f"error: Unknown option --{name}.{hint} See --help, or python train.py --list_options.")
+    command = "tier-train" if is_console_command() else "python train.py"
+    sys.exit(f"error: Unknown option --{name}.{hint} See --help, or {command} --list_options.")

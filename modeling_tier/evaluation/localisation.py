@@ -28,7 +28,7 @@ class Probe(NamedTuple):
     """The T tokens, without special ones, padding and punctuation."""
 
 
-# How a map can be looked at, as `variant_name` joins them. The first of each is what training and the demo report.
+# How a map can be looked at, as `variant_name` joins them.
 REGIONS = ("box", "mask")
 RESOLUTIONS = ("pixel", "patch")
 MAPS = ("plain", "minus_no_finding", "contribution", "contribution_minus_no_finding")
@@ -38,9 +38,9 @@ def variant_name(region: str, resolution: str, kind: str) -> str:
     return f"{region}/{resolution}/{kind}"
 
 
-# The plain map of a whole sentence against boxes, over the pixels: what training and the demo report.
+# What training and the demo report: the plain map of a whole sentence against boxes, over the pixels.
 PLAIN = variant_name(REGIONS[0], RESOLUTIONS[0], MAPS[0])
-# Beside it, where there are sentences for "no finding" and the model has contributions.
+# And the same of contributions, where there are sentences for "no finding" and the model has such.
 BY_CONTRIBUTIONS = variant_name(REGIONS[0], RESOLUTIONS[0], MAPS[-1])
 
 
@@ -55,7 +55,7 @@ class MapOptions:
     probe: Callable[[str], Probe]
     """From a phrase to its [`Probe`]."""
     no_finding: torch.Tensor | None = None
-    """(D,), whose map is subtracted in the maps "minus_no_finding"; None: there are none."""
+    """(D,), whose map is subtracted in the maps whose names end in "minus_no_finding"; None: there are none."""
     thorough: bool = False
     """Every combination of region (box, and mask where there is one), resolution (of `pixel_values`, and of the
     patches) and map, for sentences and single tokens; else `PLAIN` and `BY_CONTRIBUTIONS` of sentences."""

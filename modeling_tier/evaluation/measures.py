@@ -271,8 +271,8 @@ MEASURES = [
     Measure(
         "contribution_pointing_game",
         "pointing game by contributions minus “no finding”",
-        "the same for what each patch contributes to the score of the phrase, minus what it contributes to that of "
-        "“no finding”.",
+        "the pointing game, against boxes, of the map of what each patch contributes to the score of the phrase, "
+        "minus what it contributes to that of “no finding”.",
         CONTRIBUTIONS,
         larger_is_better=True,
         short="pointing, contributions",
@@ -282,7 +282,7 @@ MEASURES = [
     Measure(
         "contribution_cnr",
         "CNR by contributions minus “no finding”",
-        "likewise.",
+        "CNR, against boxes, of the same map of contributions.",
         CONTRIBUTIONS,
         larger_is_better=True,
         short="CNR, contributions",

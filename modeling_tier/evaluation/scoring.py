@@ -284,7 +284,8 @@ def score_batch(
         return scored
     inputs = {name: tensor.to(model.device) for name, tensor in batch["inputs"].items()}
     with probes.autocast:
-        with_weights = (options.thorough or bool(options.no_finding)) and model.no_contributions is None
+        has_maps = options.localisation and batch["regions"] is not None
+        with_weights = has_maps and model.no_contributions is None
         out = model(**inputs, return_loss=with_text, output_patch_weights=with_weights)
     image_embeds, patch_embeds = out.image_embeds.float(), out.patch_embeds.float()
     _check_numbers("image", batch, image_embeds, patch_embeds)
@@ -295,7 +296,7 @@ def score_batch(
         scored.pairs = _pair_scores(out, mask, options.thorough)
         if options.sentences:
             scored.sentences = _sentence_scores(batch, probes)
-    if options.localisation and batch["regions"] is not None:
+    if has_maps:
         maps = MapOptions(
             processor=processor,
             grid=_grid(inputs["pixel_values"], patch_embeds),

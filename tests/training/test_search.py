@@ -184,7 +184,7 @@ def test_a_real_search_leaves_logs_a_table_and_a_picture(tmp_path):
         assert (own / "metrics.json").is_file() and not (own / "checkpoints").exists()
         assert not list(own.glob("*.safetensors"))
     assert (folder / "table.txt").read_text().strip() == search_table(trials)
-    assert {"auroc", "pointing_game", "cnr"} <= set(search_table(trials).split())
+    assert {"auroc", "pointing_game", "cnr", "contribution_cnr"} <= set(search_table(trials).split())
     picture = Image.open(folder / "search.png").convert("L")
     assert len(np.unique(np.asarray(picture))) > 50
 

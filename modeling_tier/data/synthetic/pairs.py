@@ -8,6 +8,8 @@ Drawings made by code, of no clinical meaning: they show what a method does, not
     python -m modeling_tier.data synthetic OUTPUT --layout mimic_cxr --num_images 1000
 """
 
+import copy
+import functools
 import io
 import warnings
 from collections.abc import Callable, Iterator
@@ -86,7 +88,8 @@ def synthetic_pairs(
     """
     Drawn radiographs with written reports. Drawings, of no clinical meaning.
 
-    The first images of a longer data set are those of a shorter one, whatever the number of processes.
+    The first images of a longer data set are those of a shorter one, whatever the number of processes. The last few
+    data sets are kept in memory: the next run of a demo, or the next trial of a search, does not draw them again.
 
     Args:
         split: "train", "validation" or "test"; each has subjects of its own.
@@ -105,11 +108,27 @@ def synthetic_pairs(
     if section not in SECTIONS:
         raise ValueError(f"section must be one of {list(SECTIONS)}; got {section!r}.")
     subjects = _subjects(split, num_images, image_size, seed, drawings)
-    jobs = [(split, chunk, image_size, seed, drawings, section) for chunk in _chunks(subjects, num_proc)]
-    if num_proc == 1:
+    chunks = _chunks(subjects, num_proc)
+    # Shallow: the drawings are shared, what a caller sets in place is not.
+    return copy.copy(_drawn(split, num_images, image_size, seed, section, tuple(map(tuple, chunks)), drawings))
+
+
+@functools.lru_cache(maxsize=3)
+def _drawn(
+    split: str,
+    num_images: int,
+    image_size: int,
+    seed: int,
+    section: str,
+    chunks: tuple[tuple[int, ...], ...],
+    drawings: str,
+) -> Dataset:
+    """The pairs of [`synthetic_pairs`]; each chunk of subjects is drawn by a process of its own."""
+    jobs = [(split, chunk, image_size, seed, drawings, section) for chunk in chunks]
+    if len(jobs) == 1:
         parts = [_rows(job) for job in jobs]
     else:
-        with ProcessPoolExecutor(num_proc) as pool:
+        with ProcessPoolExecutor(len(jobs)) as pool:
             parts = list(pool.map(_rows, jobs))
     rows = [row for part in parts for row in part][:num_images]
     features = pair_features(DRAWINGS[drawings].labels, regions=True, mask=True)
