@@ -5,13 +5,15 @@ Make the pictures of the README from the models of `make demo`:
     python -m docs.make_pictures --models runs/demo
 
 `radiograph.png` is the drawing of the examples, of a large heart and a left pleural effusion. `maps.png` shows
-three phrases in two models, by two kinds of map. The phrases are chosen by a rule, not by eye: all phrases about the
-1,000 test drawings are ranked by how much the CNR of the plain map differs between the two models, and those at a
-quarter, at the middle and at three quarters are shown.
+three phrases in two models, by two kinds of map. The phrases are chosen by a rule, not by eye: of each of the three
+findings with the most phrases about the 1,000 test drawings, the phrase for which the CNR of the plain map differs
+between the two models by the median.
 """
 
 import argparse
 import sys
+import textwrap
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -52,7 +54,7 @@ from modeling_tier.training import load_config
 FOLDER = Path(__file__).parent
 NUM_IMAGES = 1000  # the test set of demo.py
 OPACITY = 0.6  # of the largest value; the page and `overlay_map` use 0.7
-SHOWN = {"1/4": 0.25, "1/2": 0.5, "3/4": 0.75}  # of the ranking
+NUM_SHOWN = 3  # findings
 KINDS = {"cosine": "cosines", "contribution": "contributions minus “no finding”"}
 
 
@@ -60,6 +62,7 @@ class Case(NamedTuple):
     """A phrase about a drawing."""
 
     number: int
+    finding: str
     phrase: str
     cnr: dict[tuple[str, str], float]
     """By kind of map and model."""
@@ -80,8 +83,8 @@ def main() -> None:
     data = load_config(arguments.models / "tier" / "training_config.yaml", []).data
     test = load_pairs(data.name, "test", **data.options | {"num_images": NUM_IMAGES})
     no_finding = load_no_finding(own_prompts(data.name, data.options) or data.name)
-    cases = sorted(measure(models, test, no_finding), key=lambda case: (case.gain, case.number, case.phrase))
-    chosen = {place: cases[round(part * (len(cases) - 1))] for place, part in SHOWN.items()}
+    cases = measure(models, test, no_finding)
+    chosen = choose(cases)
     print(f"{len(cases)} phrases; chosen: {chosen}")
     print("mean CNR over all phrases:", {own: np.mean([case.cnr[own] for case in cases]) for own in cases[0].cnr})
     plot(models, test, chosen, no_finding, FOLDER / "maps.png")
@@ -127,31 +130,42 @@ def measure(models: dict[str, TierZeroShotPipeline], test: Dataset, no_finding: 
             for kind in KINDS
             for name, model in models.items()
         }
+        findings = {region["phrase"]: region["finding"] for region in row["regions"]}
         for phrase, mask in masks.items():
-            cases.append(Case(number, phrase, {own: contrast(maps[own][phrase], mask) for own in maps}))
+            cnr = {own: contrast(maps[own][phrase], mask) for own in maps}
+            cases.append(Case(number, findings[phrase], phrase, cnr))
     return cases
 
 
+def choose(cases: list[Case]) -> list[Case]:
+    """Of the findings with the most phrases, the phrase with the median gain."""
+    chosen = []
+    for finding, number in Counter(case.finding for case in cases).most_common(NUM_SHOWN):
+        own = sorted((case for case in cases if case.finding == finding), key=lambda case: (case.gain, case.number))
+        chosen.append(own[number // 2])
+    return chosen
+
+
 def plot(
-    models: dict[str, TierZeroShotPipeline], test: Dataset, chosen: dict[str, Case], no_finding: list[str], path: Path
+    models: dict[str, TierZeroShotPipeline], test: Dataset, chosen: list[Case], no_finding: list[str], path: Path
 ) -> None:
     """A row for each phrase: the drawing, then each kind of map in each model; one scale for a kind of map."""
     panels = [(kind, name) for kind in KINDS for name in models]
-    rows = {place: test[case.number] for place, case in chosen.items()}
+    rows = [test[case.number] for case in chosen]
     maps = {
-        (place, kind, name): maps_of(models[name], rows[place]["image"], [case.phrase], kind, no_finding)[case.phrase]
-        for place, case in chosen.items()
+        (line, kind, name): maps_of(models[name], rows[line]["image"], [case.phrase], kind, no_finding)[case.phrase]
+        for line, case in enumerate(chosen)
         for kind, name in panels
     }
     limits = {kind: max(np.abs(own).max() for (_, other, _), own in maps.items() if other == kind) for kind in KINDS}
     figure, axes = plt.subplots(len(chosen), 5, figsize=(9.6, 6.9), layout="constrained")
     painted = {}
-    for line, (place, case) in zip(axes, chosen.items()):
-        picture, region = rows[place]["image"], regions_of(rows[place])[case.phrase]
-        show(line[0], picture, region)
-        line[0].set_ylabel(f"{place}: “{case.phrase}”".replace(" ", "\n", 2).replace("\n", " ", 1), fontsize=9)
-        for axis, (kind, name) in zip(line[1:], panels):
-            own = maps[place, kind, name]
+    for line, case in enumerate(chosen):
+        picture, region = rows[line]["image"], regions_of(rows[line])[case.phrase]
+        show(axes[line, 0], picture, region)
+        axes[line, 0].set_ylabel("“" + "\n".join(textwrap.wrap(case.phrase, 18)) + "”", fontsize=9)
+        for axis, (kind, name) in zip(axes[line, 1:], panels):
+            own = maps[line, kind, name]
             scale = {"vmin": -limits[kind], "vmax": limits[kind], "cmap": map_colours(OPACITY)}
             painted[kind] = axis.imshow(own, **scale, interpolation="bilinear", zorder=2)
             show(axis, picture, region, own)
