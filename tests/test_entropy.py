@@ -244,3 +244,12 @@ def test_unit_vectors_of_tokens_have_the_gradient_of_the_division():
     embeds = torch.randn(3, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     assert torch.autograd.gradcheck(l2_normalize, embeds)
     assert torch.equal(l2_normalize(embeds), l2_normalize(embeds.flatten(0, 1)).view_as(embeds))
+
+
+@pytest.mark.parametrize(("temperature", "fraction"), [(1.0, 0.206), (0.5, 0.057), (0.2, 0.001)])
+def test_the_entropy_of_two_levels_is_least_where_the_document_says(temperature, fraction):
+    """docs/study.md: of 1,000 patches of +1 and -1, how many are up where the entropy is least; at 0.2 a single one."""
+    up = torch.arange(1, 1000).unsqueeze(1) > torch.arange(1000)
+    levels = torch.where(up, 1.0, -1.0).double().unsqueeze(0)
+    token_entropy, _ = entropies(levels, torch.ones(1, 999, dtype=torch.bool), temperature)
+    assert (int(token_entropy.argmin()) + 1) / 1000 == pytest.approx(fraction, abs=1e-9)
