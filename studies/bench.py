@@ -9,7 +9,8 @@ budget), evaluate them side by side, and print one table for each data set, with
         [--rows TIER vl_cabs] [--training.epochs 5 ...]
 
 `--evaluate` has options of `evaluate_zeroshot.py`, two words at least; other options are those of `train.py`. What is
-done is not run again: the same command goes on where it was stopped, and with more seeds or rows does those alone.
+done is not run again: the same command goes on where it was stopped, and with more seeds or rows does those alone. A
+row that fails is left out of the tables, and named at the end.
 """
 
 import argparse
@@ -119,6 +120,7 @@ from modeling_tier.evaluation.tables import aligned
 from modeling_tier.files import replace_json
 from modeling_tier.training import load_config
 from modeling_tier.training.options import changed_options
+from modeling_tier.training.stopping import EXIT_STOPPED
 
 
 MAPS = {
@@ -137,9 +139,19 @@ def main() -> None:
     check_options(bench)
     sets: dict[str, dict[str, list[dict[str, float]]]] = {}
     patients: dict[str, dict[str, list[dict[str, float]]]] = {}
+    failed: dict[str, ScriptFailed] = {}
     for done, seed in enumerate(bench.seeds, start=1):
-        for row in bench.rows:
-            train(bench, row, seed)
+        for row in [*bench.rows]:
+            try:
+                train(bench, row, seed)
+            except ScriptFailed as error:
+                if error.is_stop or row == "CLIP":
+                    raise
+                print(f"error: {error}\n{row} is left out.", file=sys.stderr)
+                failed[row] = error
+                bench.rows.remove(row)
+                for results in (*sets.values(), *patients.values()):
+                    results.pop(row, None)
         for name, folder in evaluate(bench, seed).items():
             results = json.loads((folder / "metrics.json").read_text())
             for row, values in measures_of(bench, results, seed).items():
@@ -153,6 +165,22 @@ def main() -> None:
         )
     for name, results in sets.items():
         print(f"\n{name}\n\n{table(results, patients.get(name, {}))}")
+    if failed:
+        sys.exit("".join(f"\nerror: left out is {row}: {error}" for row, error in failed.items()))
+
+
+class ScriptFailed(Exception):
+    """train.py or evaluate_zeroshot.py has ended with another code than 0."""
+
+    def __init__(self, code: int, command: list[str]):
+        super().__init__(f"this ended with {code}: {shlex.join(command)}")
+        self.is_stop = code in (
+            EXIT_STOPPED,
+            -signal.SIGINT,
+            -signal.SIGTERM,
+            128 + signal.SIGINT,
+            128 + signal.SIGTERM,
+        )
 
 
 def check_options(bench: Bench) -> None:
@@ -221,10 +249,7 @@ def run_script(bench: Bench, script: str, *options) -> None:
                 print("waiting for the checkpoint", file=sys.stderr)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if process.returncode:
-        sys.exit(
-            f"error: this ended with {process.returncode}: {shlex.join(command)}\nThe same command of the bench goes "
-            "on there; without this row or data set it needs another choice of --rows or --evaluate."
-        )
+        raise ScriptFailed(process.returncode, command)
 
 
 def measures_of(bench: Bench, results: dict, seed: int) -> dict[str, dict[str, float | None]]:
@@ -311,4 +336,10 @@ def over_patients(patients: dict[str, list[dict[str, int]]], names: list[str]) -
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ScriptFailed as error:
+        sys.exit(
+            f"error: {error}\nThe same command of the bench goes on there; without this row or data set it needs another "
+            "choice of --rows or --evaluate."
+        )

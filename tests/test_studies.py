@@ -604,6 +604,41 @@ def test_the_bench_reads_evaluations_and_counts_seeds_over_patients(tmp_path):
         assert any(all(cell in line for cell in cells) for line in text.splitlines()), cells
 
 
+SCRIPT_THAT_FAILS = """
+import json, sys
+from pathlib import Path
+
+script, *options = sys.argv[1:]
+folder = Path(options[options.index("--output_dir") + 1])
+folder.mkdir(parents=True, exist_ok=True)
+if script.endswith("train.py"):
+    if folder.parts[-2:] == ("1", "filip"):
+        sys.exit(3)
+    (folder / "metrics.json").write_text("{}")
+    (folder / "log.jsonl").write_text("")
+else:
+    models = [option for option in options if "/" in option and option != str(folder)]
+    part = {"classification": {"image": {"mean": {"auroc": {"value": 0.5, "low": 0.4, "high": 0.6}}}}}
+    compared = {model: {"metrics": part, "difference": part} for model in models[1:]}
+    metrics = {"dataset": "synthetic", "metrics": part, "compared": compared}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+"""
+
+
+def test_a_row_that_fails_does_not_end_the_bench(tmp_path):
+    """The second of its seeds: the other rows of both seeds are in the table, and the failure is named at the end."""
+    (tmp_path / "launch.py").write_text(SCRIPT_THAT_FAILS)
+    command = [sys.executable, ROOT / "studies" / "bench.py", "--config", ROOT / "configs" / "demo.yaml"]
+    command += ["--output_dir", "bench", "--seeds", "0", "1", "--rows", "filip", "vl_cabs"]
+    command += ["--evaluate", "--dataset synthetic", "--launch", f"{sys.executable} launch.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and "left out is filip: this ended with 3" in done.stderr, done.stderr
+    assert "vl_cabs" in done.stdout and "filip" not in done.stdout
+    results = json.loads((tmp_path / "bench" / "bench.json").read_text())
+    assert {row: len(seeds) for row, seeds in results["sets"]["synthetic"].items()} == {"CLIP": 2, "vl_cabs": 2}
+    assert results["seeds"] == [0, 1]
+
+
 @pytest.mark.slow
 def test_the_bench_trains_and_evaluates_once(tmp_path):
     """Two rows of one seed, as small as they go; the same command again prints the table alone."""
