@@ -174,13 +174,8 @@ class ScriptFailed(Exception):
 
     def __init__(self, code: int, command: list[str]):
         super().__init__(f"this ended with {code}: {shlex.join(command)}")
-        self.is_stop = code in (
-            EXIT_STOPPED,
-            -signal.SIGINT,
-            -signal.SIGTERM,
-            128 + signal.SIGINT,
-            128 + signal.SIGTERM,
-        )
+        signals = (signal.SIGINT, signal.SIGTERM)
+        self.is_stop = code in (EXIT_STOPPED, *(-number for number in signals), *(128 + number for number in signals))
 
 
 def check_options(bench: Bench) -> None:
@@ -340,6 +335,6 @@ if __name__ == "__main__":
         main()
     except ScriptFailed as error:
         sys.exit(
-            f"error: {error}\nThe same command of the bench goes on there; without this row or data set it needs another "
-            "choice of --rows or --evaluate."
+            f"error: {error}\nThe same command of the bench goes on there; without this row or data set it needs "
+            "another choice of --rows or --evaluate."
         )

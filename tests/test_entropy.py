@@ -248,7 +248,7 @@ def test_unit_vectors_of_tokens_have_the_gradient_of_the_division():
 
 @pytest.mark.parametrize(("temperature", "fraction"), [(1.0, 0.206), (0.5, 0.057), (0.2, 0.001)])
 def test_the_entropy_of_two_levels_is_least_where_the_document_says(temperature, fraction):
-    """docs/study.md: of 1,000 patches of +1 and -1, how many are up where the entropy is least; at 0.2 a single one."""
+    """docs/study.md: of 1,000 patches of +1 and -1, how many are up where the entropy is least; at 0.2 one is."""
     up = torch.arange(1, 1000).unsqueeze(1) > torch.arange(1000)
     levels = torch.where(up, 1.0, -1.0).double().unsqueeze(0)
     token_entropy, _ = entropies(levels, torch.ones(1, 999, dtype=torch.bool), temperature)
