@@ -113,7 +113,8 @@ def measure(
 ) -> dict[str, float]:
     """
     For each kind of map: the correlation over the patches of the maps of two phrases of one picture that name
-    different findings, and how often both have their peak in the same patch; the fraction of peaks in each of `AREAS`.
+    different findings, and how often both have their peak in the same patch; the fraction of peaks in each of `AREAS`,
+    and, of the phrases that name a side, in the half of the picture without the region.
     The correlation of a phrase's map with that of "no finding", and the standard deviation over the patches of either.
     For each of `TOKENS`, by cosines: entropy over the patches in nats, correlation with the map of the sentence, and
     the fraction of peaks in the region that the phrase names. "area, ..." and "regions' correlation" say the same of
@@ -142,7 +143,17 @@ def measure(
         measures[f"same peak, {kind}"] = float((peaks[two[0]] == peaks[two[1]]).mean())
         at_peak = places.areas[np.arange(len(peaks)), peaks]
         measures |= {f"peak in {area}, {kind}": float((at_peak == i).mean()) for i, area in enumerate(AREAS)}
+        measures[f"peak on the other side, {kind}"] = _on_the_other_side(test, peaks, int(maps.shape[1] ** 0.5))
     return measures | _tokens(model, processor, test, patches, places.own)
+
+
+def _on_the_other_side(test: HeldOutSet, peaks: np.ndarray, grid: int) -> float:
+    """Of the phrases that name a side, the fraction whose peak is in the half of the picture without their region."""
+    named = np.array([{"left", "right"} & set(phrase.lower().split()) != set() for phrase in test.phrases.tolist()])
+    by_column = test.masks[named].sum(axis=1)  # (S, size)
+    size = by_column.shape[1]
+    region = by_column @ (np.arange(size) + 0.5) / by_column.sum(axis=1)
+    return float(((peaks[named] % grid >= grid / 2) != (region > size / 2)).mean())
 
 
 def _phrases_of_one_picture(test: HeldOutSet) -> tuple[np.ndarray, np.ndarray]:
@@ -203,7 +214,8 @@ def tables(results: dict[str, list[dict[str, float]]]) -> str:
     names = list(next(iter(results.values()))[0])
     likeness = [name for name in names if name.startswith(("correlation, ", "same peak, "))]
     spreads = [name for name in names if name.startswith(("correlation with no", "spread, "))]
-    groups = [likeness, spreads] + [[f"peak in {area}, {kind}" for area in AREAS] for kind in MAPS]
+    sides = [name for name in names if name.startswith("peak on the other side")]
+    groups = [likeness, spreads] + [[f"peak in {area}, {kind}" for area in AREAS] for kind in MAPS] + [sides]
     groups += [[f"{name}, {kind}" for kind in TOKENS] for name in ("entropy", "correlation with the sentence")]
     groups += [[f"pointing, {kind}" for kind in TOKENS]]
     drawn = next(iter(results.values()))[0]

@@ -503,6 +503,12 @@ def test_measures_of_sentences_are_those_of_the_models_maps(studied):
     assert measured["correlation, cosine"] == pytest.approx(correlation, abs=1e-4)
     same = np.mean([maps[i].argmax() == maps[k].argmax() for i, k in two])
     assert measured["same peak, cosine"] == pytest.approx(same, abs=1e-6)
+    grid, others = int(len(maps[0]) ** 0.5), []
+    for own, phrase, mask in zip(maps, test.phrases, test.masks):
+        if "Left" in phrase or "Right" in phrase:  # the patient's left is on the right
+            assert (np.argwhere(mask)[:, 1].mean() > mask.shape[1] / 2) == ("Left" in phrase)
+            others.append((own.argmax() % grid < grid / 2) == ("Left" in phrase))
+    assert measured["peak on the other side, cosine"] == pytest.approx(np.mean(others), abs=1e-6)
     for kind, values in token_entropies.items():
         assert measured[f"entropy, {kind}"] == pytest.approx(np.mean(values), abs=1e-4)
     assert measured["correlation with the sentence, [CLS]"] == pytest.approx(1, abs=1e-5)
