@@ -43,7 +43,7 @@ def plot_growth(sizes: dict[str, dict[str, list[dict[str, float]]]], path: Path)
                 axis.plot([x + 0.09] * len(own), own, "_", color=colour, alpha=0.6, ms=5)
         axis.set_title(title, fontsize=11)
         labels = [size.replace(" pairs, ", " pairs,\n") for size in (*pairs, *others)]
-        axis.set_xticks(places, labels, rotation=90, fontsize=9)
+        axis.set_xticks(places, labels, rotation=90, fontsize=8)
         axis.grid(axis="y", alpha=0.3)
     axes[0].set_ylabel("pointing game, minus CLIP's")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(rows), frameon=False)
@@ -57,7 +57,7 @@ def _gains(results: dict[str, list[dict[str, float]]], row: str, measure: str) -
 
 
 def _half_width(gains: np.ndarray) -> float:
-    """Of the 95% interval of the mean (Student's t); 0 for one seed."""
-    if len(gains) < 2:
+    """Of the 95% interval of the mean (Student's t); 0 below three seeds, whose interval would hide all others."""
+    if len(gains) < 3:
         return 0.0
     return float(scipy.stats.t.ppf(0.975, len(gains) - 1) * gains.std(ddof=1) / len(gains) ** 0.5)

@@ -548,6 +548,8 @@ def tables_of_the_results() -> dict[str, dict[str, dict[str, str]]]:
             bench["beyond the interval over patients"]["synthetic"], shown
         ),
     }
+    sizes = read("growth_cpu")["sizes"] | read("sizes_cpu")["sizes"] | {"8,000 pairs": trained}
+    tables |= {lines[0][0]: lines for lines in growth.tables(growth.ordered(sizes))}
     tables |= {lines[0][0]: lines for lines in map(cost_lines, read("cost_of_losses_cpu")["results"])}
     return {heading: by_row(lines) for heading, lines in tables.items()}
 
