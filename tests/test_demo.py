@@ -80,7 +80,7 @@ def test_the_start_is_found_from_every_folder_and_is_the_same_run(tmp_path, monk
     results = demo.run_demo(tmp_path / "demo", options)
     assert list(results) == ["start", "CLIP", "TIER"]
     assert all(0 <= metrics["localisation"]["contribution_pointing_game"]["mean"] <= 1 for metrics in results.values())
-    assert results["start"]["auroc"]["mean"] > 0.8  # trained, and not made anew
+    assert results["start"]["auroc"]["mean"] > 0.7  # trained, and not made anew
     capsys.readouterr()
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")

@@ -193,8 +193,8 @@ def test_maps_can_show_contributions(visit):
     window.locator("#tier-maps .tier-legend").get_by_text("contribution").wait_for()
     assert clip.get_attribute("src") == before[0] and tier.get_attribute("src") != before[1]
     assert "contributions from" in window.locator("#tier-word-maps img").nth(1).get_attribute("alt")
-    window.get_by_role("radio", name="Large", exact=True).check()
-    window.locator("#tier-word-maps").get_by_role("heading", name="Large", exact=True).wait_for()
+    window.get_by_role("radio", name="Moderate", exact=True).check()
+    window.locator("#tier-word-maps").get_by_role("heading", name="Moderate", exact=True).wait_for()
     assert "contributions from" in window.locator("#tier-word-maps img").nth(1).get_attribute("alt")
     assert "class token" in window.locator("#tier-kind").inner_text()
 
