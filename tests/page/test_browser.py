@@ -167,7 +167,7 @@ def test_the_keyboard_is_enough(visit, page_models, tmp_path):
     dialog.wait_for(state="detached")
     tab_to("radio", "the whole sentence")
     window.keyboard.press("ArrowRight")
-    window.locator("#tier-word-maps").get_by_role("heading", name="Large", exact=True).wait_for()
+    window.locator("#tier-word-maps").get_by_role("heading", name="Moderate", exact=True).wait_for()
 
 
 @pytest.mark.slow
