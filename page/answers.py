@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from modeling_tier import TierZeroShotPipeline
-from modeling_tier.data.synthetic import draw_studies
+from modeling_tier.data.synthetic import draw_subject
 from modeling_tier.loading import load_model
 from modeling_tier.maps_tier import NO_FINDING
 from modeling_tier.reading_tier import MAX_ASPECT_RATIO, ReadingOptions, open_radiograph
@@ -42,8 +42,12 @@ FINDINGS = (
 SENTENCE = "Moderate left apical pneumothorax with cardiomegaly."
 
 # Of the finer test set: a large heart, a left pneumothorax and more; an effusion, a consolidation and an atelectasis;
-# nothing at all.
-DRAWINGS = {"Large heart, left pneumothorax": 5, "Right effusion and opacity": 8, "Nothing found": 11}
+# nothing at all. Each by its subject and the number of the visit.
+DRAWINGS = {
+    "Large heart, left pneumothorax": (4, 1),
+    "Right effusion and opacity": (6, 0),
+    "Nothing found": (8, 0),
+}
 
 # The largest chest detectors make 19 megapixels.
 MAX_PIXELS = 40_000_000
@@ -149,15 +153,14 @@ def describe_model(pipeline: TierZeroShotPipeline) -> dict:
 
 def draw_pictures() -> list[Picture]:
     """The three drawings that the page offers."""
-    studies = list(draw_studies("test", max(DRAWINGS.values()) + 1, 512, 0, "fine"))
     pictures = []
-    for name, i in DRAWINGS.items():
-        regions = []
-        for region in studies[i].regions:
+    for name, (subject, visit) in DRAWINGS.items():
+        study, regions = [*draw_subject("test", subject, 512, 0, "fine")][visit], []
+        for region in study.regions:
             rows, columns = (np.flatnonzero(region.mask.any(axis=axis)).tolist() for axis in (1, 0))
             box = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
-            regions.append((studies[i].phrase(region), box))
-        pictures.append(Picture(name, open_radiograph(studies[i].pixels), tuple(regions)))
+            regions.append((study.phrase(region), box))
+        pictures.append(Picture(name, open_radiograph(study.pixels), tuple(regions)))
     return pictures
 
 

@@ -6,7 +6,7 @@ from .contact_sheet import write_contact_sheet
 from .example import example_study
 from .mimic_tree import write_mimic_tree
 from .openi_tree import write_openi_tree
-from .pairs import DRAWINGS, RECORD, Study, draw_studies, synthetic_pairs
+from .pairs import DRAWINGS, RECORD, Study, draw_studies, draw_subject, synthetic_pairs
 from .pairs_folder import write_pairs_folder
 from .phantom import FINDINGS
 from .reports import region_phrase
@@ -19,6 +19,7 @@ __all__ = [
     "RECORD",
     "Study",
     "draw_studies",
+    "draw_subject",
     "example_study",
     "region_phrase",
     "synthetic_pairs",
