@@ -89,7 +89,7 @@ paper() {
 evaluation() {
     set -- --num_images 128 --copies 16 --batch_size 256 --repeats 1 --num_workers $((cores > 2 ? cores - 2 : 0)) --compile
     [ -z "$dry_run" ] || set -- --num_images 4 --repeats 1 --dry_run
-    limited 70 $PYTHON benchmarks/evaluation_speed.py "$@" --output "$output/evaluation_speed.json"
+    limited 110 $PYTHON benchmarks/evaluation_speed.py "$@" --output "$output/evaluation_speed.json"
 }
 
 # limited SECONDS COMMAND...: no longer than that, nor than what is left of the whole time.

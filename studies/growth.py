@@ -39,12 +39,11 @@ SIZES = {
     "2,000 pairs, 16 patches": {"num_pairs": 2_000, "stride": 16},
     "2,000 pairs, fine": {"num_pairs": 2_000, "drawings": "fine"},
     "2,000 pairs, ViT": {"num_pairs": 2_000, "encoder": "vit"},
-    "2,000 pairs, 128 px, 64 patches": {"num_pairs": 2_000, "image_size": 128, "stride": 16},
-    "2,000 pairs, 128 px, 256 patches": {"num_pairs": 2_000, "image_size": 128, "stride": 8},
-    "2,000 pairs, 224 px, 49 patches": {"num_pairs": 2_000, "image_size": 224, "stride": 32},
-    "2,000 pairs, 224 px, 196 patches": {"num_pairs": 2_000, "image_size": 224, "stride": 16},
+    "4,000 pairs, 128 px, 64 patches": {"num_pairs": 4_000, "image_size": 128, "stride": 16},
+    "4,000 pairs, 128 px, 256 patches": {"num_pairs": 4_000, "image_size": 128, "stride": 8},
+    "4,000 pairs, 224 px, 49 patches": {"num_pairs": 4_000, "image_size": 224, "stride": 32},
+    "4,000 pairs, 224 px, 196 patches": {"num_pairs": 4_000, "image_size": 224, "stride": 16},
     "8,000 pairs, ViT": {"encoder": "vit"},
-    "2,000 pairs, ViT, 224 px, 196 patches": {"num_pairs": 2_000, "encoder": "vit", "image_size": 224, "stride": 16},
 }
 ROWS = ("CLIP", "TIER 0.2, 0 at temperature 0.5", "VL-CABS, 0.1")
 
@@ -72,7 +71,7 @@ import json
 import multiprocessing
 import shlex
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from continued import check_setting, file_name, pretrain, run_rows
@@ -101,9 +100,9 @@ def main() -> None:
         show(ordered(sizes), arguments.figure)
         return
     common = Setting(seed=0, epochs=arguments.epochs, num_test=arguments.num_test)
-    about = {"command": shlex.join(["python", "studies/growth.py", *sys.argv[1:]]), "machine": machine()}
-    about |= {"setting": asdict(common) | {"seed": None}, "seeds": arguments.seeds}
-    rows, sizes, jobs = [START, *arguments.rows], {}, []
+    results = Results.of(arguments.output_dir / "growth.json", asdict(common) | {"seed": None})
+    results.commands.append(shlex.join(["python", "studies/growth.py", *sys.argv[1:]]))
+    rows, jobs = [START, *arguments.rows], []
     for size in arguments.sizes:
         folder = arguments.output_dir / size.replace(", ", "_").replace(",", "").replace(" ", "_")
         jobs += [(replace(common, seed=seed, **SIZES[size]), folder / str(seed), rows) for seed in arguments.seeds]
@@ -111,9 +110,34 @@ def main() -> None:
         done = pool.map(run_seed, *zip(*jobs))
         for size in arguments.sizes:
             own = [next(done) for _ in arguments.seeds]
-            sizes[size] = {row: [measures[row] for measures in own] for row in rows}
-            replace_json(arguments.output_dir / "growth.json", about | {"sizes": sizes})  # after each, should it stop
-    show(sizes, arguments.figure)
+            results.seeds[size] = arguments.seeds
+            results.sizes[size] = {row: [measures[row] for measures in own] for row in rows}
+            replace_json(arguments.output_dir / "growth.json", asdict(results))  # after each, should it stop
+    show({size: results.sizes[size] for size in arguments.sizes}, arguments.figure)
+
+
+@dataclass
+class Results:
+    """Of all calls that share a folder."""
+
+    commands: list[str]
+    machine: str
+    setting: dict
+    seeds: dict[str, list[int]]
+    """Of each size."""
+    sizes: dict[str, dict[str, list[dict[str, float]]]]
+    """Of each size and row the measures of each seed."""
+
+    @classmethod
+    def of(cls, file: Path, setting: dict) -> "Results":
+        """What earlier calls left in the file; ValueError if it is of another setting or machine."""
+        new = cls([], machine(), setting, {}, {})
+        if not file.is_file():
+            return new
+        earlier = cls(**json.loads(file.read_text()))
+        if (earlier.machine, earlier.setting) != (new.machine, new.setting):
+            raise ValueError(f"{file} is of another setting or machine: name another --output_dir.")
+        return earlier
 
 
 def show(sizes: dict[str, dict[str, list[dict[str, float]]]], figure: Path | None) -> None:

@@ -416,16 +416,19 @@ def test_a_size_has_as_many_patches_as_it_says(size):
 @pytest.mark.slow
 def test_the_command_for_a_gpu_leaves_its_tables(tmp_path):
     """In small, on a CPU: on a GPU minutes are scarce, and none may be lost to a typing error."""
-    options = ["--seeds", "3", "--rows", "CLIP", "--num_test", "60", "--epochs", "1"]
-    command = ["bash", str(ROOT / "studies" / "gpu.sh"), "bench", str(tmp_path), *options]
-    small = {"PROCESSES": "1", "COST_OPTIONS": "--batch_sizes 4 --rounds 1 --rows CLIP"}
-    done = subprocess.run(
-        [*command, "--num_pairs", "64", "--more_epochs", "1"],
-        env=os.environ | {"PYTHON": sys.executable} | small,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    script = ["bash", str(ROOT / "studies" / "gpu.sh")]
+    small = ["--seeds", "3", "--rows", "CLIP", "--num_test", "60", "--epochs", "1", "--num_pairs", "64"]
+    for part, options in {
+        "bench": [*small, "--more_epochs", "1"],
+        "costs": ["--batch_sizes", "4", "--rounds", "1", "--rows", "CLIP"],
+    }.items():
+        done = subprocess.run(
+            [*script, part, str(tmp_path), *options],
+            env=os.environ | {"PYTHON": sys.executable, "PROCESSES": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
     found = {str(path.relative_to(tmp_path / "json")) for path in (tmp_path / "json").rglob("*.json")}
     tables = {"results.json", "maps_of_sentences.json", "cost_of_losses.json"}
     assert found == {"3/setting.json", "3/start.json", "3/CLIP.json", "3/CLIP.sentences.json"} | tables
