@@ -201,3 +201,15 @@ LOCAL_LOSSES: dict[str, Callable[[Pairs, float], torch.Tensor]] = {
     "vl_cabs_sentences": partial(multi_positive, attends=True),
 }
 SENTENCE_LOSSES = ("sentences", "vl_cabs_sentences")  # those that need `Pairs.sentences`
+
+
+def values_of_two(name: str, pairs: Pairs) -> int:
+    """Values of the largest tensor that a loss makes of one text and one image; 0 if it looks at one pair alone."""
+    tokens, (patches, width) = pairs.tokens.shape[1], pairs.patches.shape[1:]
+    if name in ("filip", "gloria"):
+        return tokens * (patches if name == "filip" else max(patches, width))
+    if name in ("vl_cabs", "flair"):
+        return max(patches, width)
+    if name == "vl_cabs_sentences":
+        return max(patches, width) * math.ceil(len(pairs.sentences) / len(pairs))
+    return 0

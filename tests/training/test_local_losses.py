@@ -1,6 +1,7 @@
 # Licensed under the Apache License, Version 2.0.
 """`regulariser.local_loss`: what of a batch each loss is given, and that runs train with it."""
 
+import dataclasses
 import json
 import re
 
@@ -8,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from torch.utils._pytree import tree_leaves
 
 from modeling_tier.data import load_pairs
 from modeling_tier.training import train
 from modeling_tier.training.building import build_model, build_processor
-from modeling_tier.training.local_loss import LocalLoss, sentence_inputs
-from modeling_tier.training.local_losses import LOCAL_LOSSES
+from modeling_tier.training.local_loss import MAX_VALUES, LocalLoss, block_size, sentence_inputs
+from modeling_tier.training.local_losses import LOCAL_LOSSES, values_of_two
 from modeling_tier.training.options import RegulariserOptions
+from modeling_tier.training.pairs_of_batch import Pairs
 from tests.training.test_training import tiny
 
 
@@ -129,26 +132,66 @@ def test_a_run_trains_with_it(name, tmp_path):
         assert step["loss"] == pytest.approx(step["contrastive_loss"] + terms, abs=1e-4)
 
 
-@pytest.mark.slow
-def test_blocks_of_a_large_batch_change_nothing(tmp_path):
-    """More pairs than a block: the first step's loss is that of the formula without blocks."""
-    config = tiny(tmp_path, "--training.batch_size=40", "--regulariser.local_loss=gloria")
-    pairs = load_pairs("synthetic", "train", num_images=40, image_size=32, section="findings")
-    processor = build_processor(config, pairs)
-    model = build_model(config, processor).eval()
-    inputs = processor(text=pairs["text"][:], images=pairs["image"][:])
-    local_loss = LocalLoss.of_batch(config.regulariser, dict(inputs), torch.device("cpu"))
-    in_blocks = model(**inputs, return_loss=True, local_loss=local_loss).local_loss
-    tokens, patches = (model(**inputs)[name].detach() for name in ("token_embeds", "patch_embeds"))
-    special = torch.tensor(model.config.special_token_ids)
-    content = inputs["attention_mask"].bool() & ~torch.isin(inputs["input_ids"], special)
-    cosines = torch.einsum("itd,jpd->ijtp", tokens, patches)
-    context = torch.nn.functional.normalize(torch.softmax(4 * cosines, -1) @ patches[None], dim=-1)
-    likeness = (context * tokens[:, None]).sum(-1).masked_fill(~content[:, None], -torch.inf)
-    scores = 10 * (5 * likeness).logsumexp(-1)
-    targets = torch.arange(40)
-    expected = sum(torch.nn.functional.cross_entropy(rows, targets) for rows in (scores, scores.T)) / 2
-    assert in_blocks.item() == pytest.approx(0.1 * expected.item(), rel=1e-4)
+def pairs_of(texts: int, tokens: int, patches: int, width: int) -> Pairs:
+    """Of random embeddings, without padding; each text has two sentences."""
+    rng = torch.Generator().manual_seed(texts)
+
+    def unit_rows(*shape: int) -> torch.Tensor:
+        return torch.nn.functional.normalize(torch.randn(*shape, width, generator=rng), dim=-1)
+
+    mask, owners = torch.ones(texts, tokens, dtype=torch.bool), torch.arange(texts).repeat_interleave(2)
+    embeds = unit_rows(texts), unit_rows(texts), unit_rows(texts, tokens), unit_rows(texts, patches)
+    return Pairs(*embeds, None, mask, mask, torch.tensor(10.0), unit_rows(2 * texts), owners)
+
+
+@pytest.mark.parametrize("name", sorted(LOCAL_LOSSES))
+def test_the_largest_tensor_of_two_is_what_a_loss_makes(name):
+    """Counted by watching every operation of the loss."""
+    pairs = pairs_of(texts=20, tokens=5, patches=16, width=9)
+    with LargestTensor() as seen:
+        LOCAL_LOSSES[name](pairs, 1.0)
+    values = values_of_two(name, pairs)
+    assert (values == 0) == (name in ("steep", "sparc", "sentences"))
+    if values:
+        assert seen.values == values * 20 * 20
+    else:
+        assert seen.values <= pairs.patches.numel()
+
+
+class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
+    """Notes how many values the largest result of an operation has."""
+
+    values = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.values = max([self.values, *(t.numel() for t in tree_leaves(result) if isinstance(t, torch.Tensor))])
+        return result
+
+
+def test_blocks_are_as_few_as_their_tensors_allow():
+    assert block_size(0, 10_000, 8) is None  # of one pair alone
+    assert block_size(512, 256, 1) is None and block_size(512, 362, 1) is None
+    assert block_size(512, 363, 1) == 182  # two of about the same size
+    for values, pairs, processes in ((77 * 196, 256, 1), (77 * 512, 256, 8), (2**26, 5, 1), (2**40, 3, 2)):
+        size = block_size(values, pairs, processes)
+        assert size == 1 or values * size**2 <= MAX_VALUES
+        fewer = -(-pairs // size) - 1
+        assert size == 1 or fewer == 0 or values * (-(-pairs // fewer)) ** 2 > MAX_VALUES
+
+
+def test_blocks_of_a_large_batch_change_nothing():
+    """More than a block holds: loss and gradient are those of the formula without blocks."""
+    pairs = pairs_of(texts=40, tokens=128, patches=16, width=512)
+    size = block_size(values_of_two("gloria", pairs), 40, 1)
+    assert size == 20
+    results = []
+    for chunk_size in (None, size):
+        tokens = pairs.tokens.clone().requires_grad_()
+        loss = LOCAL_LOSSES["gloria"](dataclasses.replace(pairs, tokens=tokens, chunk_size=chunk_size), 0.1)
+        loss.backward()
+        results.append((loss.detach(), tokens.grad))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize(
