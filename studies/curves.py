@@ -27,25 +27,25 @@ def plot_growth(sizes: dict[str, dict[str, list[dict[str, float]]]], path: Path)
     """A panel for each kind of map: every seed's difference in the pointing game, means, 95% intervals over seeds."""
     rows, pairs = rows_of_all(sizes), [size for size in sizes if size.endswith(" pairs")]
     others = [size for size in sizes if size not in pairs]
-    figure, axes = plt.subplots(1, 4, figsize=(13, 5), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 4, figsize=(13, 1.8 + 0.34 * len(sizes)), sharex=True, sharey=True, layout="constrained")
     places = [*range(len(pairs)), *range(len(pairs) + 1, len(pairs) + 1 + len(others))]
     for axis, (measure, title) in zip(axes, PANELS.items()):
-        axis.axhline(0, color="#777777", linewidth=1)
+        axis.axvline(0, color="#777777", linewidth=1)
         for number, row in enumerate(rows):
-            shift = 0.24 * (number - (len(rows) - 1) / 2)
             gains = [_gains(sizes[size], row, measure) for size in (*pairs, *others)]
             colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
             means = [own.mean() for own in gains]
-            at = np.array(places) + shift
-            axis.errorbar(at, means, [_half_width(own) for own in gains], fmt=marker, ms=6, color=colour, label=row)
-            axis.plot(at[: len(pairs)], means[: len(pairs)], color=colour, linewidth=1)
-            for x, own in zip(at, gains):
-                axis.plot([x + 0.09] * len(own), own, "_", color=colour, alpha=0.6, ms=5)
+            at = np.array(places) + 0.3 * (number - (len(rows) - 1) / 2)
+            half = [_half_width(own) for own in gains]
+            axis.errorbar(means, at, xerr=half, fmt=marker, ms=5, color=colour, label=row)
+            axis.plot(means[: len(pairs)], at[: len(pairs)], color=colour, linewidth=1)
+            for y, own in zip(at, gains):
+                axis.plot(own, [y + 0.12] * len(own), "|", color=colour, alpha=0.6, ms=5)
         axis.set_title(title, fontsize=11)
-        labels = [size.replace(" pairs, ", " pairs,\n") for size in (*pairs, *others)]
-        axis.set_xticks(places, labels, rotation=90, fontsize=8)
-        axis.grid(axis="y", alpha=0.3)
-    axes[0].set_ylabel("pointing game, minus CLIP's")
+        axis.set_yticks(places, [*pairs, *others], fontsize=9)
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].invert_yaxis()
+    figure.supxlabel("pointing game, minus CLIP's", fontsize=10)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(rows), frameon=False)
     figure.savefig(path, dpi=110, facecolor="white")
     plt.close(figure)

@@ -22,28 +22,28 @@ from setting import ALL_ROWS, START, Setting
 from tier_cli.options import option_parser
 
 
-# What differs from the study's own size: 8,000 pairs, 64 pixels, 8 x 8 patches, a ResNet. Most are to be compared with
-# the 2,000 pairs of that size. The one of 8,000 finer drawings is the demo's, whose ResNet is smaller.
+# What differs from the study's own size: 8,000 pairs, 64 pixels, 8 x 8 patches, a ResNet. Each is to be compared with
+# as many pairs of that size. The one of 8,000 finer drawings is the demo's, whose ResNet is smaller.
 SIZES = {
     "1,000 pairs": {"num_pairs": 1_000},
     "2,000 pairs": {"num_pairs": 2_000},
     "4,000 pairs": {"num_pairs": 4_000},
     "8,000 pairs": {},
     "16,000 pairs": {"num_pairs": 16_000},
+    "2,000 pairs, 16 patches": {"num_pairs": 2_000, "stride": 16},
+    "4,000 pairs, 128 px, 64 patches": {"num_pairs": 4_000, "image_size": 128, "stride": 16},
+    "4,000 pairs, 128 px, 256 patches": {"num_pairs": 4_000, "image_size": 128, "stride": 8},
+    "4,000 pairs, 224 px, 49 patches": {"num_pairs": 4_000, "image_size": 224, "stride": 32},
+    "4,000 pairs, 224 px, 196 patches": {"num_pairs": 4_000, "image_size": 224, "stride": 16},
+    "2,000 pairs, ViT": {"num_pairs": 2_000, "encoder": "vit"},
+    "8,000 pairs, ViT": {"encoder": "vit"},
+    "2,000 pairs, fine": {"num_pairs": 2_000, "drawings": "fine"},
     "8,000 pairs, fine, 128 px, 64 patches": {
         "drawings": "fine",
         "image_size": 128,
         "stride": 16,
         "encoder": "small_resnet",
     },
-    "2,000 pairs, 16 patches": {"num_pairs": 2_000, "stride": 16},
-    "2,000 pairs, fine": {"num_pairs": 2_000, "drawings": "fine"},
-    "2,000 pairs, ViT": {"num_pairs": 2_000, "encoder": "vit"},
-    "4,000 pairs, 128 px, 64 patches": {"num_pairs": 4_000, "image_size": 128, "stride": 16},
-    "4,000 pairs, 128 px, 256 patches": {"num_pairs": 4_000, "image_size": 128, "stride": 8},
-    "4,000 pairs, 224 px, 49 patches": {"num_pairs": 4_000, "image_size": 224, "stride": 32},
-    "4,000 pairs, 224 px, 196 patches": {"num_pairs": 4_000, "image_size": 224, "stride": 16},
-    "8,000 pairs, ViT": {"encoder": "vit"},
 }
 ROWS = ("CLIP", "TIER 0.2, 0 at temperature 0.5", "VL-CABS, 0.1")
 
