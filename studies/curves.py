@@ -27,7 +27,8 @@ def plot_growth(sizes: dict[str, dict[str, list[dict[str, float]]]], path: Path)
     """A panel for each kind of map: every seed's difference in the pointing game, means, 95% intervals over seeds."""
     rows, pairs = rows_of_all(sizes), [size for size in sizes if size.endswith(" pairs")]
     others = [size for size in sizes if size not in pairs]
-    figure, axes = plt.subplots(1, 4, figsize=(13, 1.8 + 0.34 * len(sizes)), sharex=True, sharey=True, layout="constrained")
+    figsize = (13, 1.8 + 0.34 * len(sizes))
+    figure, axes = plt.subplots(1, 4, figsize=figsize, sharex=True, sharey=True, layout="constrained")
     places = [*range(len(pairs)), *range(len(pairs) + 1, len(pairs) + 1 + len(others))]
     for axis, (measure, title) in zip(axes, PANELS.items()):
         axis.axvline(0, color="#777777", linewidth=1)
@@ -35,12 +36,13 @@ def plot_growth(sizes: dict[str, dict[str, list[dict[str, float]]]], path: Path)
             gains = [_gains(sizes[size], row, measure) for size in (*pairs, *others)]
             colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
             means = [own.mean() for own in gains]
-            at = np.array(places) + 0.3 * (number - (len(rows) - 1) / 2)
+            step = 0.6 / len(rows)
+            at = np.array(places) + step * (number - (len(rows) - 1) / 2)
             half = [_half_width(own) for own in gains]
             axis.errorbar(means, at, xerr=half, fmt=marker, ms=5, color=colour, label=row)
             axis.plot(means[: len(pairs)], at[: len(pairs)], color=colour, linewidth=1)
             for y, own in zip(at, gains):
-                axis.plot(own, [y + 0.12] * len(own), "|", color=colour, alpha=0.6, ms=5)
+                axis.plot(own, [y + 0.4 * step] * len(own), "|", color=colour, alpha=0.6, ms=5)
         axis.set_title(title, fontsize=11)
         axis.set_yticks(places, [*pairs, *others], fontsize=9)
         axis.grid(axis="x", alpha=0.3)

@@ -7,7 +7,8 @@ seed by seed.
     python studies/growth.py --sizes "1,000 pairs" "4,000 pairs" --seeds 0 1 [--rows CLIP "VL-CABS, 0.1"]
     python studies/growth.py --table studies/results/growth_cpu.json --figure growth.png
 
-What is done is not run again. Pictures of 224 pixels take 3 GB of memory a process.
+What is done is not run again; `growth.json` in the folder has what all calls left there. Pictures of 224 pixels take
+some 6 GB of memory a process.
 """
 
 import argparse
@@ -23,7 +24,8 @@ from tier_cli.options import option_parser
 
 
 # What differs from the study's own size: 8,000 pairs, 64 pixels, 8 x 8 patches, a ResNet. Each is to be compared with
-# as many pairs of that size. The one of 8,000 finer drawings is the demo's, whose ResNet is smaller.
+# as many pairs of 64 pixels. The ResNet has a stage more for 16 pixels between two patches than for 8, and two for 32.
+# The one of 8,000 finer drawings is the demo's, whose ResNet is smaller.
 SIZES = {
     "1,000 pairs": {"num_pairs": 1_000},
     "2,000 pairs": {"num_pairs": 2_000},
@@ -104,14 +106,14 @@ def main() -> None:
     results.commands.append(shlex.join(["python", "studies/growth.py", *sys.argv[1:]]))
     rows, jobs = [START, *arguments.rows], []
     for size in arguments.sizes:
-        folder = arguments.output_dir / size.replace(", ", "_").replace(",", "").replace(" ", "_")
+        folder = folder_of(arguments.output_dir, size)
         jobs += [(replace(common, seed=seed, **SIZES[size]), folder / str(seed), rows) for seed in arguments.seeds]
     with ProcessPoolExecutor(arguments.processes, multiprocessing.get_context("spawn")) as pool:
         done = pool.map(run_seed, *zip(*jobs))
         for size in arguments.sizes:
-            own = [next(done) for _ in arguments.seeds]
-            results.seeds[size] = arguments.seeds
-            results.sizes[size] = {row: [measures[row] for measures in own] for row in rows}
+            for _ in arguments.seeds:
+                next(done)
+            results.add(size, folder_of(arguments.output_dir, size), rows)
             replace_json(arguments.output_dir / "growth.json", asdict(results))  # after each, should it stop
     show({size: results.sizes[size] for size in arguments.sizes}, arguments.figure)
 
@@ -130,14 +132,31 @@ class Results:
 
     @classmethod
     def of(cls, file: Path, setting: dict) -> "Results":
-        """What earlier calls left in the file; ValueError if it is of another setting or machine."""
+        """What earlier calls left in the file; ValueError if it is of another setting, machine or version."""
         new = cls([], machine(), setting, {}, {})
         if not file.is_file():
             return new
-        earlier = cls(**json.loads(file.read_text()))
-        if (earlier.machine, earlier.setting) != (new.machine, new.setting):
-            raise ValueError(f"{file} is of another setting or machine: name another --output_dir.")
-        return earlier
+        earlier = json.loads(file.read_text())
+        if earlier.keys() != asdict(new).keys() or (earlier["machine"], earlier["setting"]) != (new.machine, setting):
+            raise ValueError(f"{file} is of another setting, machine or version: name another --output_dir.")
+        return cls(**earlier)
+
+    def add(self, size: str, folder: Path, rows: list[str]) -> None:
+        """All seeds in the folder of a size that have these rows, and its earlier rows that all these seeds have."""
+        seeds = [int(own.name) for own in folder.iterdir() if own.name.isdigit() and not missing(own, rows)]
+        self.seeds[size] = sorted(seeds)
+        folders = [folder / str(seed) for seed in self.seeds[size]]
+        known = dict.fromkeys([*rows, *self.sizes.get(size, {})])
+        rows = [row for row in known if not any(missing(own, [row]) for own in folders)]
+        self.sizes[size] = {row: [measures_of(own, row) for own in folders] for row in rows}
+
+
+def folder_of(output_dir: Path, size: str) -> Path:
+    return output_dir / size.replace(", ", "_").replace(",", "").replace(" ", "_")
+
+
+def measures_of(folder: Path, row: str) -> dict[str, float]:
+    return json.loads((folder / f"{file_name(row)}.json").read_text())["measures"]
 
 
 def show(sizes: dict[str, dict[str, list[dict[str, float]]]], figure: Path | None) -> None:
@@ -157,13 +176,12 @@ def ordered(sizes: dict) -> dict:
     return {size: sizes[size] for size in dict.fromkeys([*known, *sizes])}
 
 
-def run_seed(setting: Setting, folder: Path, rows: list[str]) -> dict[str, dict[str, float]]:
-    """The start of a seed and the rows from there, whose measures are returned."""
+def run_seed(setting: Setting, folder: Path, rows: list[str]) -> None:
+    """The start of a seed and the rows from there."""
     check_setting(setting, folder)
     if missing(folder, rows):
         pretrain(setting, folder)
         run_rows(setting, folder, rows)
-    return {row: json.loads((folder / f"{file_name(row)}.json").read_text())["measures"] for row in rows}
 
 
 def table(sizes: dict[str, dict[str, list[dict[str, float]]]]) -> str:

@@ -54,7 +54,7 @@ class Setting:
 
 # By name, what --model.vision_config is for a side of the pictures and a stride. The ResNet halves the picture twice
 # and then once in each stage but the first; the smaller one, which is the demo's, once in each stage, so that 128
-# pixels take little longer than 64 do with the other; the ViT has about as many weights.
+# pixels take little longer than 64 do with the other; the ViT has about as many weights as the ResNet of stride 8.
 ENCODERS = {
     "resnet": lambda side, stride: {
         "model_type": "resnet",

@@ -382,6 +382,45 @@ def test_growth_has_a_line_for_each_size(tmp_path, monkeypatch, capsys):
     assert growth.table(json.loads((tmp_path / "growth.json").read_text())["sizes"]) + "\n" == printed
 
 
+def test_results_of_growth_keep_what_earlier_calls_left(tmp_path):
+    """Seeds and rows of all calls, as far as each seed has each row."""
+    rows = ["start", "CLIP", "TIER 0.2, 0"]
+
+    def leave(seed: int, names: list[str]) -> None:
+        (tmp_path / "small" / str(seed)).mkdir(parents=True)
+        for name in names:
+            file = tmp_path / "small" / str(seed) / f"{growth.file_name(name)}.json"
+            file.write_text(json.dumps({"measures": {"AUROC": seed + len(name) / 100}}))
+
+    leave(3, rows)
+    leave(11, rows)
+    file = tmp_path / "growth.json"
+    results = growth.Results.of(file, {"num_test": 60})
+    results.add("small", tmp_path / "small", rows)
+    assert results.seeds == {"small": [3, 11]}
+    assert results.sizes["small"]["CLIP"] == [{"AUROC": 3.04}, {"AUROC": 11.04}]
+    file.write_text(json.dumps(dataclasses.asdict(results)))
+    leave(4, rows[:2])
+    later = growth.Results.of(file, {"num_test": 60})
+    later.add("small", tmp_path / "small", rows)  # seed 4 has not all of them yet
+    assert later == results
+    later.add("small", tmp_path / "small", rows[:2])
+    assert later.seeds == {"small": [3, 4, 11]} and list(later.sizes["small"]) == rows[:2]
+    with pytest.raises(ValueError, match="name another --output_dir"):
+        growth.Results.of(file, {"num_test": 70})
+    file.write_text(json.dumps({"command": "of an older version", "sizes": {}}))
+    with pytest.raises(ValueError, match="name another --output_dir"):
+        growth.Results.of(file, {"num_test": 60})
+
+
+def test_the_command_for_a_gpu_names_sizes_and_seeds_that_exist(tmp_path):
+    table = ROOT / "studies" / "results" / "sizes_gpu.json"
+    command = ["bash", str(ROOT / "studies" / "gpu.sh"), "growth", str(tmp_path), "--table", str(table)]
+    done = subprocess.run(command, env=os.environ | {"PYTHON": sys.executable}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("TIER 0.2, 0 at temperature 0.5, minus CLIP") == 2
+
+
 def test_the_table_of_growth_joins_files_and_draws_them(tmp_path, monkeypatch, capsys):
     """The study's own results are a size, too; rows that not every file has are left out."""
     results = ROOT / "studies" / "results"

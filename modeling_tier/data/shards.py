@@ -8,9 +8,7 @@ import csv
 import io
 import json
 import multiprocessing
-import os
 import signal
-import threading
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -40,6 +38,7 @@ from .prepared import (
     shard_notes,
     shard_path,
 )
+from .processes import follow_parent
 
 
 ROWS_PER_SHARD = 1000
@@ -168,7 +167,7 @@ def _pool(num_proc: int):
         context.set_forkserver_preload([__name__])
     else:  # Windows
         context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(num_proc, mp_context=context, initializer=_follow_parent)
+    pool = ProcessPoolExecutor(num_proc, mp_context=context, initializer=follow_parent)
     try:
         with ThreadPoolExecutor(1) as starter:  # out of reach of Ctrl-C: half-started processes would complain
             starter.submit(_start, pool).result()
@@ -190,16 +189,6 @@ def _start(pool: ProcessPoolExecutor) -> None:
         resource_tracker.ensure_running()  # else it is started with the server, and lets the signal through again
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     pool.submit(int).result()
-
-
-def _follow_parent() -> None:
-    """A worker whose parent was killed would wait for work forever."""
-
-    def watch():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _finish(shard: OpenShard, bar) -> int:

@@ -1,7 +1,6 @@
 # Licensed under the Apache License, Version 2.0.
 """From the inputs and the output of the model to one of the `LOCAL_LOSSES`."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -10,14 +9,16 @@ from torch.nn.functional import normalize
 from ..evaluation.sentences import split_sentences
 from ..modeling_tier import TierModel, TierOutput
 from ..processing_tier import TierProcessor
-from .local_losses import LOCAL_LOSSES, values_of_two
+from .local_losses import LOCAL_LOSSES
 from .options import RegulariserOptions
-from .pairs_of_batch import Pairs, number_of_processes
+from .pairs_of_batch import Pairs
 
 
 PREFIX = "sentence_"  # of the inputs that are those of sentences
 EMBEDDINGS = ("text_embeds", "image_embeds", "token_embeds", "patch_embeds")  # of a TierOutput
-MAX_VALUES = 2**26  # of the largest tensor of a block: 256 MiB, of which its gradient needs several at a time
+# Of the largest tensor over texts and images: 256 MiB, of which its gradient needs several at a time. What has more is
+# computed in blocks, and these twice: many small ones leave a GPU idle (docs/study.md, "What each costs").
+MAX_VALUES = 2**26
 
 
 @dataclass
@@ -64,19 +65,8 @@ class LocalLoss:
         with torch.autocast(self.input_ids.device.type, enabled=False):
             embeds = (out[name].float() for name in EMBEDDINGS)
             pairs = Pairs(*embeds, None, mask, content, model.logit_scale.float().exp(), **more)
-            pairs.chunk_size = block_size(values_of_two(self.name, pairs), len(pairs), number_of_processes())
+            pairs.max_values = MAX_VALUES
             return LOCAL_LOSSES[self.name](pairs, self.weight)
-
-
-def block_size(values: int, pairs: int, processes: int) -> int | None:
-    """
-    Pairs of a block, of about equal size, whose tensor of `values` for each text and image has no more than
-    `MAX_VALUES`; None if that of all texts and images has not. A block is computed twice, so the fewer the better.
-    """
-    if values * pairs**2 * processes <= MAX_VALUES:
-        return None
-    largest = max(1, math.isqrt(MAX_VALUES // values))
-    return math.ceil(pairs / math.ceil(pairs / largest))
 
 
 def sentence_inputs(texts: list[str], processor: TierProcessor) -> dict[str, torch.Tensor]:

@@ -18,18 +18,23 @@ from torch.nn.functional import cross_entropy, logsigmoid, normalize
 from .pairs_of_batch import Pairs, Score, gathered, mean_of_pairs, over_processes, scores_in_blocks
 
 
-def contrast(pairs: Pairs, score: Score, score_to_text: Score | None = None) -> torch.Tensor:
+Size = Callable[[Pairs], int]
+"""Values of the largest tensor that a loss makes of one text and one image."""
+
+
+def contrast(pairs: Pairs, score: Score, size: Size, score_to_text: Score | None = None) -> torch.Tensor:
     """
     Mean of two cross-entropies, matched pairs against all others: of each text over the images by `score`, and of each
-    image over the texts, by `score_to_text` if that is another one.
+    image over the texts, by `score_to_text` if that is another one. `size`: of the scores' largest tensor.
     """
     everyone, first = gathered(pairs)
+    values = size(everyone)  # after gathering: the texts of other processes may be longer
     targets = torch.arange(first, first + len(pairs), device=pairs.text.device)
-    to_image = scores_in_blocks(score, pairs, everyone)  # (n of this process, N of all)
+    to_image = scores_in_blocks(score, pairs, everyone, values)  # (n of this process, N of all)
     if score_to_text is None and everyone is pairs:
         to_text = to_image
     else:
-        to_text = scores_in_blocks(score_to_text or score, everyone, pairs)  # (N, n)
+        to_text = scores_in_blocks(score_to_text or score, everyone, pairs, values)  # (N, n)
     loss = (cross_entropy(to_image, targets) + cross_entropy(to_text.t(), targets)) / 2
     return over_processes(loss, len(pairs))
 
@@ -42,6 +47,10 @@ def masked_mean(values: torch.Tensor, mask: torch.Tensor, dim: int) -> torch.Ten
 def all_cosines(texts: Pairs, images: Pairs) -> torch.Tensor:
     """Cosines (N texts, M images, T, P) of every text's tokens with every image's patches."""
     return torch.einsum("itd,jpd->ijtp", texts.tokens, images.patches)
+
+
+def size_of_cosines(pairs: Pairs) -> int:
+    return pairs.tokens.shape[1] * pairs.patches.shape[1]
 
 
 # Of one pair alone.
@@ -101,7 +110,7 @@ def filip(pairs: Pairs, weight: float = 1.0) -> torch.Tensor:
         cosines = all_cosines(texts, images).masked_fill(~texts.mask[:, None, :, None], -math.inf)
         return texts.scale * cosines.amax(dim=2).mean(dim=2)
 
-    return weight * contrast(pairs, by_token, by_patch)
+    return weight * contrast(pairs, by_token, size_of_cosines, by_patch)
 
 
 def gloria(pairs: Pairs, weight: float = 1.0, sharpness=(4.0, 5.0, 10.0)) -> torch.Tensor:
@@ -119,7 +128,10 @@ def gloria(pairs: Pairs, weight: float = 1.0, sharpness=(4.0, 5.0, 10.0)) -> tor
         likeness = (words * likeness).masked_fill(~texts.content[:, None, :], -math.inf)
         return batch * torch.logsumexp(likeness, dim=2)
 
-    return weight * contrast(pairs, score)
+    def size(pairs: Pairs) -> int:
+        return pairs.tokens.shape[1] * max(pairs.patches.shape[1:])
+
+    return weight * contrast(pairs, score, size)
 
 
 def attended(embeds: torch.Tensor, images: Pairs) -> torch.Tensor:
@@ -132,12 +144,20 @@ def attended(embeds: torch.Tensor, images: Pairs) -> torch.Tensor:
     return images.scale * torch.einsum("ijd,id->ij", normalize(pooled, dim=2), embeds)
 
 
+def attended_texts(texts: Pairs, images: Pairs) -> torch.Tensor:
+    return attended(texts.text, images)
+
+
+def size_of_attended(pairs: Pairs) -> int:
+    return max(pairs.patches.shape[1:])
+
+
 def vl_cabs(pairs: Pairs, weight: float = 1.0) -> torch.Tensor:
     """
     RadZero's VL-CABS (arXiv 2504.07416) with the report as the one sentence of its image: the text attends over the
     patches by cosine, sharpened by the model's logit scale; contrast of the text with what it attends to.
     """
-    return weight * contrast(pairs, lambda texts, images: attended(texts.text, images))
+    return weight * contrast(pairs, attended_texts, size_of_attended)
 
 
 def flair(pairs: Pairs, weight: float = 1.0) -> torch.Tensor:
@@ -146,7 +166,7 @@ def flair(pairs: Pairs, weight: float = 1.0) -> torch.Tensor:
     its own; the bias is the one at which 1 of N texts matches: -log(N - 1) off the mean score of the batch.
     """
     everyone, first = gathered(pairs)
-    scores = scores_in_blocks(lambda texts, images: attended(texts.text, images), pairs, everyone)  # (n, N)
+    scores = scores_in_blocks(attended_texts, pairs, everyone, size_of_attended(pairs))  # (n, N)
     mean = over_processes(scores.mean().detach(), len(pairs))
     scores = scores - mean - math.log(max(len(everyone) - 1, 1))
     matched = torch.arange(first, first + len(pairs), device=scores.device)
@@ -179,9 +199,11 @@ def multi_positive(pairs: Pairs, weight: float = 1.0, attends: bool = False) -> 
 
     everyone, first = gathered(pairs)
     number, owners = len(pairs), pairs.owners
-    to_image = scores_in_blocks(score, pairs, everyone)  # (s, N)
+    per_text = math.ceil(len(everyone.sentences) / len(everyone))  # on average: a block may have more
+    values = per_text * (size_of_attended(pairs) if attends else 1)
+    to_image = scores_in_blocks(score, pairs, everyone, values)  # (s, N)
     text_loss = mean_by_pair(cross_entropy(to_image, owners + first, reduction="none"), owners, number)
-    to_text = to_image if everyone is pairs else scores_in_blocks(score, everyone, pairs)  # (S, n)
+    to_text = to_image if everyone is pairs else scores_in_blocks(score, everyone, pairs, values)  # (S, n)
     is_own = everyone.owners.unsqueeze(1) == torch.arange(first, first + number, device=owners.device)  # (S, n)
     of_others = to_text.masked_fill(is_own, -math.inf).logsumexp(dim=0)  # (n,)
     sentence, image = is_own.nonzero(as_tuple=True)
@@ -201,15 +223,3 @@ LOCAL_LOSSES: dict[str, Callable[[Pairs, float], torch.Tensor]] = {
     "vl_cabs_sentences": partial(multi_positive, attends=True),
 }
 SENTENCE_LOSSES = ("sentences", "vl_cabs_sentences")  # those that need `Pairs.sentences`
-
-
-def values_of_two(name: str, pairs: Pairs) -> int:
-    """Values of the largest tensor that a loss makes of one text and one image; 0 if it looks at one pair alone."""
-    tokens, (patches, width) = pairs.tokens.shape[1], pairs.patches.shape[1:]
-    if name in ("filip", "gloria"):
-        return tokens * (patches if name == "filip" else max(patches, width))
-    if name in ("vl_cabs", "flair"):
-        return max(patches, width)
-    if name == "vl_cabs_sentences":
-        return max(patches, width) * math.ceil(len(pairs.sentences) / len(pairs))
-    return 0

@@ -196,8 +196,8 @@ def flat(content: dict, prefix: str = "") -> dict:
 
 def changed_options(before: dict, now: dict) -> list[str]:
     """
-    Options in which two configurations (as dicts) differ, paths of the data and num_workers excepted. An option that
-    `before` lacks is newer than it, and counts as its default.
+    Options in which two configurations (as dicts) differ, paths of the data and numbers of processes excepted. An
+    option that `before` lacks is newer than it, and counts as its default.
     """
     before, now, defaults = flat(before), flat(now), flat(TrainConfig().to_dict())
     for options in (before, now):  # "runs/start" and "./runs/start" are one folder
@@ -205,7 +205,7 @@ def changed_options(before: dict, now: dict) -> list[str]:
             options[name] = str(options.get(name) or "").removeprefix("./")
     names = dict.fromkeys([*now, *before])
     different = [name for name in names if before.get(name, defaults.get(name)) != now.get(name)]
-    return [name for name in different if name.rpartition(".")[2] not in (*PATH_OPTIONS, "num_workers")]
+    return [name for name in different if name.rpartition(".")[2] not in (*PATH_OPTIONS, "num_workers", "num_proc")]
 
 
 def tier_options(model: ModelOptions) -> dict:

@@ -2,6 +2,7 @@
 """What a local loss is given of a batch, and how it is computed in blocks and over processes."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -39,7 +40,9 @@ class Pairs:
     owners: torch.Tensor | None = None
     """(S,) the pair that each sentence is of, in ascending order; every pair has at least one."""
     chunk_size: int | None = None
-    """Pairs of a block, of which alone the intermediate values are held in memory; None: all at once."""
+    """Pairs of a block, of which alone the intermediate values are held in memory; None: as `max_values` allows."""
+    max_values: int | None = None
+    """Of the largest tensor over texts and images that a loss may make; None: of any size."""
 
     @classmethod
     def of(cls, out: TierOutput, mask: torch.Tensor, content: torch.Tensor, scale: torch.Tensor, **more) -> "Pairs":
@@ -62,8 +65,9 @@ class Pairs:
             rows |= {"sentences": self.sentences[own], "owners": self.owners[own] - start}
         return dataclasses.replace(self, **rows)
 
-    def parts(self) -> list["Pairs"]:
-        size = self.chunk_size or len(self)
+    def parts(self, size: int | None = None) -> list["Pairs"]:
+        """Parts of that many pairs; without it of `chunk_size`, or one."""
+        size = size or self.chunk_size or len(self)
         return [self.part(start, start + size) for start in range(0, len(self), size)]
 
 
@@ -73,16 +77,45 @@ Score = Callable[[Pairs, Pairs], torch.Tensor]
 """Scores of all texts (or sentences) of the first with all images of the second."""
 
 
-def scores_in_blocks(score: Score, texts: Pairs, images: Pairs) -> torch.Tensor:
-    """All scores, made block by block where there is a chunk size; a block is computed again for its gradient."""
-    if texts.chunk_size is None:
+def scores_in_blocks(score: Score, texts: Pairs, images: Pairs, values: int) -> torch.Tensor:
+    """
+    All scores, made block by block where all at once are too many; a block is computed again for its gradient.
+
+    Args:
+        score: of texts with images.
+        texts: their `chunk_size` and `max_values` hold.
+        images: any number.
+        values: of the largest tensor that `score` makes, for one text and one image.
+    """
+    rows, columns = block_shape(texts, images, values)
+    if (rows, columns) == (len(texts), len(images)):
         return score(texts, images)
-    image_parts = images.parts()
-    rows = []
-    for part in texts.parts():
+    image_parts = images.parts(columns)
+    lines = []
+    for part in texts.parts(rows):
         blocks = [checkpoint(score, part, others, use_reentrant=False) for others in image_parts]
-        rows.append(torch.cat(blocks, dim=1))
-    return torch.cat(rows)
+        lines.append(torch.cat(blocks, dim=1))
+    return torch.cat(lines)
+
+
+def block_shape(texts: Pairs, images: Pairs, values: int) -> tuple[int, int]:
+    """
+    Texts and images of a block: `chunk_size` of each, else as many as `max_values` allows at `values` for each text
+    with each image. Blocks are of about equal size.
+    """
+    if texts.chunk_size is not None:
+        return min(texts.chunk_size, len(texts)), min(texts.chunk_size, len(images))
+    if texts.max_values is None or values * len(texts) * len(images) <= texts.max_values:
+        return len(texts), len(images)
+    largest = max(1, texts.max_values // values)
+    rows = min(len(texts), math.isqrt(largest))
+    columns = min(len(images), largest // rows)
+    rows = min(len(texts), largest // columns)
+    return _even(len(texts), rows), _even(len(images), columns)
+
+
+def _even(number: int, largest: int) -> int:
+    return math.ceil(number / math.ceil(number / largest))
 
 
 def mean_of_pairs(values: Callable[[Pairs], torch.Tensor], pairs: Pairs) -> torch.Tensor:

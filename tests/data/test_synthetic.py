@@ -3,7 +3,11 @@
 
 import csv
 import gzip
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,6 +38,25 @@ def test_the_seed_decides_and_the_number_of_processes_does_not():
     assert same(rows, load(num_images=30, seed=1, num_proc=2))
     assert same(rows.select(range(12)), load(num_images=12, seed=1)), "the first images do not depend on the number"
     assert not same(rows, load(num_images=30, seed=2))
+
+
+def test_a_killed_process_is_an_error_that_says_what_to_do(tmp_path):
+    """In another process, whose workers alone are killed."""
+    script = tmp_path / "draw.py"
+    script.write_text(
+        "import multiprocessing, threading, time\n"
+        "from modeling_tier.data import load_pairs\n"
+        "def kill():\n"
+        "    while not multiprocessing.active_children():\n"
+        "        time.sleep(0.01)\n"
+        "    multiprocessing.active_children()[0].kill()\n"
+        "if __name__ == '__main__':\n"
+        "    threading.Thread(target=kill).start()\n"
+        "    load_pairs('synthetic', 'train', num_images=5000, image_size=128, num_proc=2)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment)
+    assert "ValueError: A process that draws was killed" in done.stderr and "smaller num_proc" in done.stderr
 
 
 def test_no_subject_in_two_splits():

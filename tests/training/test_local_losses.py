@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from modeling_tier.data import load_pairs
 from modeling_tier.training import train
 from modeling_tier.training.building import build_model, build_processor
-from modeling_tier.training.local_loss import MAX_VALUES, LocalLoss, block_size, sentence_inputs
-from modeling_tier.training.local_losses import LOCAL_LOSSES, values_of_two
+from modeling_tier.training.local_loss import LocalLoss, sentence_inputs
+from modeling_tier.training.local_losses import LOCAL_LOSSES
 from modeling_tier.training.options import RegulariserOptions
-from modeling_tier.training.pairs_of_batch import Pairs
+from modeling_tier.training.pairs_of_batch import Pairs, block_shape
 from tests.training.test_training import tiny
 
 
@@ -144,21 +145,7 @@ def pairs_of(texts: int, tokens: int, patches: int, width: int) -> Pairs:
     return Pairs(*embeds, None, mask, mask, torch.tensor(10.0), unit_rows(2 * texts), owners)
 
 
-@pytest.mark.parametrize("name", sorted(LOCAL_LOSSES))
-def test_the_largest_tensor_of_two_is_what_a_loss_makes(name):
-    """Counted by watching every operation of the loss."""
-    pairs = pairs_of(texts=20, tokens=5, patches=16, width=9)
-    with LargestTensor() as seen:
-        LOCAL_LOSSES[name](pairs, 1.0)
-    values = values_of_two(name, pairs)
-    assert (values == 0) == (name in ("steep", "sparc", "sentences"))
-    if values:
-        assert seen.values == values * 20 * 20
-    else:
-        assert seen.values <= pairs.patches.numel()
-
-
-class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
+class LargestTensor(TorchDispatchMode):
     """Notes how many values the largest result of an operation has."""
 
     values = 0
@@ -169,29 +156,52 @@ class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
         return result
 
 
-def test_blocks_are_as_few_as_their_tensors_allow():
-    assert block_size(0, 10_000, 8) is None  # of one pair alone
-    assert block_size(512, 256, 1) is None and block_size(512, 362, 1) is None
-    assert block_size(512, 363, 1) == 182  # two of about the same size
-    for values, pairs, processes in ((77 * 196, 256, 1), (77 * 512, 256, 8), (2**26, 5, 1), (2**40, 3, 2)):
-        size = block_size(values, pairs, processes)
-        assert size == 1 or values * size**2 <= MAX_VALUES
-        fewer = -(-pairs // size) - 1
-        assert size == 1 or fewer == 0 or values * (-(-pairs // fewer)) ** 2 > MAX_VALUES
-
-
-def test_blocks_of_a_large_batch_change_nothing():
-    """More than a block holds: loss and gradient are those of the formula without blocks."""
-    pairs = pairs_of(texts=40, tokens=128, patches=16, width=512)
-    size = block_size(values_of_two("gloria", pairs), 40, 1)
-    assert size == 20
-    results = []
-    for chunk_size in (None, size):
-        tokens = pairs.tokens.clone().requires_grad_()
-        loss = LOCAL_LOSSES["gloria"](dataclasses.replace(pairs, tokens=tokens, chunk_size=chunk_size), 0.1)
-        loss.backward()
-        results.append((loss.detach(), tokens.grad))
+@pytest.mark.parametrize(("patches", "width"), [(16, 9), (9, 16)])
+@pytest.mark.parametrize("name", sorted(LOCAL_LOSSES))
+def test_no_tensor_is_larger_than_allowed_and_blocks_change_nothing(name, patches, width):
+    """Every operation is watched; loss and gradient are those without blocks."""
+    pairs = pairs_of(texts=20, tokens=5, patches=patches, width=width)
+    given = max(tensor.numel() for tensor in (pairs.patches, pairs.tokens @ pairs.patches.transpose(1, 2)))
+    results, largest = [], []
+    for max_values in (None, given):
+        tensors = {key: getattr(pairs, key).clone().requires_grad_() for key in ("text", "tokens", "patches")}
+        tensors["sentences"] = pairs.sentences.clone().requires_grad_()
+        with LargestTensor() as seen:
+            loss = LOCAL_LOSSES[name](dataclasses.replace(pairs, **tensors, max_values=max_values), 0.1)
+            grads = torch.autograd.grad(loss, list(tensors.values()), allow_unused=True)
+        results.append((loss.detach(), [grad for grad in grads if grad is not None]))
+        largest.append(seen.values)
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-7)
+    assert largest[1] <= given
+    in_blocks = name not in ("steep", "sparc", "sentences")  # these lay no patches beside other texts
+    assert (largest[0] > given) == in_blocks
+
+
+def test_blocks_are_as_few_as_their_tensors_allow():
+    def shape(texts: int, images: int, values: int, **limits) -> tuple[int, int]:
+        own, others = pairs_of(texts, 1, 1, 1), pairs_of(images, 1, 1, 1)
+        return block_shape(dataclasses.replace(own, **limits), others, values)
+
+    assert shape(256, 256, 512) == (256, 256)
+    assert shape(256, 256, 512, max_values=512 * 256**2) == (256, 256)
+    assert shape(256, 256, 512, max_values=512 * 256**2 - 1) == (128, 256)  # two of the same size
+    assert shape(16, 512, 100, max_values=100 * 16 * 128) == (16, 128)  # all own texts with a fourth of the images
+    assert shape(512, 16, 100, max_values=100 * 16 * 128) == (128, 16)
+    assert shape(5, 7, 2**20, max_values=10) == (1, 1)  # never less than a pair
+    assert shape(10, 30, 512, max_values=10**9, chunk_size=16) == (10, 16)
+
+
+def test_the_loss_of_a_run_has_the_limit(embedded, monkeypatch):
+    model, _, _, inputs = embedded
+    out, options = model(**inputs), RegulariserOptions(local_loss="gloria", local_weight=0.5)
+    losses, largest = [], []
+    for limit in (10**9, 1_000):
+        monkeypatch.setattr("modeling_tier.training.local_loss.MAX_VALUES", limit)
+        with LargestTensor() as seen:
+            losses.append(LocalLoss.of_batch(options, dict(inputs), torch.device("cpu"))(model, out).item())
+        largest.append(seen.values)
+    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+    assert largest[1] < largest[0]
 
 
 @pytest.mark.parametrize(

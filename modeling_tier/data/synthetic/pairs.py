@@ -14,6 +14,7 @@ import io
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from datasets import Dataset, DatasetInfo
 from PIL import Image as PILImage
 
 from ..columns import SPLITS, check_choice, pair_features
+from ..processes import follow_parent
 from ..record import DatasetRecord
 from . import phantom, reports
 from .fine import cases as fine_cases
@@ -128,8 +130,13 @@ def _drawn(
     if len(jobs) == 1:
         parts = [_rows(job) for job in jobs]
     else:
-        with ProcessPoolExecutor(len(jobs)) as pool:
-            parts = list(pool.map(_rows, jobs))
+        try:
+            with ProcessPoolExecutor(len(jobs), initializer=follow_parent) as pool:
+                parts = list(pool.map(_rows, jobs))
+        except BrokenProcessPool as error:
+            raise ValueError(
+                "A process that draws was killed, perhaps for want of memory: take a smaller num_proc."
+            ) from error
     rows = [row for part in parts for row in part][:num_images]
     features = pair_features(DRAWINGS[drawings].labels, regions=True, mask=True)
     columns = {name: [row[name] for row in rows] for name in features}
