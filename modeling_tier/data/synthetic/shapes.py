@@ -4,6 +4,7 @@
 from functools import lru_cache
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 
 def edge(depth: np.ndarray, softness: float) -> np.ndarray:
@@ -36,5 +37,13 @@ def _interpolation(size: int, cells: int) -> np.ndarray:
 
 def texture(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
     """Smooth noise with `cells` random values along each side."""
-    matrix = _interpolation(size, cells)
-    return matrix @ rng.standard_normal((cells, cells), dtype=np.float32) @ matrix.T
+    matrix, noise = _interpolation(size, cells), rng.standard_normal((cells, cells), dtype=np.float32)
+    with _blas().limit(
+        limits=1, user_api="blas"
+    ):  # for products so small, threads spend more on waiting than they save
+        return matrix @ noise @ matrix.T
+
+
+@lru_cache(maxsize=1)
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
