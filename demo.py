@@ -26,7 +26,7 @@ NUM_TEST_IMAGES = 1000
 ABOUT_MAPS = """
 Pointing game and CNR are those of the plain map, the cosine of a phrase with each patch. Contributions: what each
 patch adds to the score of the phrase, minus what it adds to that of "no finding". In docs/study.md TIER improves the
-plain map, and not the other one."""
+plain map and worsens the other one, or leaves it as it is."""
 RUNS = {
     "CLIP": ["--model.lambda_token", "0", "--model.lambda_patch", "0"],
     "TIER": [],

@@ -342,6 +342,13 @@ def test_an_option_that_a_checkpoint_lacks_counts_as_its_default(tmp_path):
     assert changed_options(old, now) == ["regulariser.local_loss"]
 
 
+@pytest.mark.parametrize("option", ["--data.num_workers=3", "--data.options.num_proc=3", "--data.train.num_proc=3"])
+def test_the_number_of_processes_does_not_make_another_run(option):
+    before = load_config(ROOT / "configs" / "demo_continued.yaml", [])
+    now = load_config(ROOT / "configs" / "demo_continued.yaml", [option])
+    assert before.to_dict() != now.to_dict() and changed_options(before.to_dict(), now.to_dict()) == []
+
+
 def test_a_run_can_be_ended_after_an_evaluation(tmp_path):
     seen = []
 
