@@ -195,3 +195,22 @@ def test_a_command_registers_tier_before_it_works():
         "from transformers.models.auto.configuration_auto import CONFIG_MAPPING; assert 'tier' in CONFIG_MAPPING"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=200).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "words", [["--suite=suite.yaml"], ["--suite", "configs/suite.yaml"], ["--suite", "none.yaml"]]
+)
+def test_an_installed_command_finds_the_suite_that_was_installed(words, tmp_path):
+    """From a folder without it: the data are looked for next, which are not there."""
+    script = "import sys, tier_cli; sys.argv[0] = 'tier-evaluate'; tier_cli.evaluate()"
+    more = ["--model", "nothing", "--data_root", str(tmp_path), "--output_dir", str(tmp_path / "report")]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words, *more],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert ("There is no suite none.yaml" in done.stderr) == (words[-1] == "none.yaml")
+    assert ("could not be evaluated" in done.stderr) == (words[-1] != "none.yaml")

@@ -38,6 +38,7 @@ def train() -> None:
 
 
 def evaluate() -> None:
+    _find_config("--suite")
     _run("evaluate_zeroshot", "evaluate")
 
 
@@ -76,12 +77,17 @@ def export() -> None:
     _run("tier_cli.commands.export", "onnx")
 
 
-def _find_config() -> None:
+def _find_config(option: str = "--config") -> None:
     """`--config mimic_cxr.yaml` means the file that was installed, unless there is one in the current folder."""
-    for i, argument in enumerate(sys.argv[:-1]):
-        name = Path(sys.argv[i + 1])
-        if argument == "--config" and not name.exists() and (SCRIPTS / "configs" / name.name).is_file():
-            sys.argv[i + 1] = str(SCRIPTS / "configs" / name.name)
+    arguments = sys.argv
+    for i, argument in enumerate(arguments):
+        own, value = argument.removeprefix(f"{option}="), None
+        if own != argument:
+            place, before, value = i, f"{option}=", own
+        elif argument == option and i + 1 < len(arguments):
+            place, before, value = i + 1, "", arguments[i + 1]
+        if value and not Path(value).exists() and (SCRIPTS / "configs" / Path(value).name).is_file():
+            arguments[place] = before + str(SCRIPTS / "configs" / Path(value).name)
 
 
 def _run(module: str, extra: str) -> None:
