@@ -409,7 +409,8 @@ class TierModel(TierPreTrainedModel):
             attention_mask (`torch.Tensor` of shape `(N, T)`, *optional*): 1 at tokens, 0 at padding.
             size (`tuple[int, int]`, *optional*): height and width to which the maps are scaled, bilinearly: pass
                 `pixel_values.shape[-2:]` to lay them over the input. By default they stay on the patch grid (h, w).
-            kind (`str`, defaults to `"cosine"`): `"cosine"`, or `"contribution"`, with `image_pooling="mean"` alone.
+            kind (`str`, defaults to `"cosine"`): `"cosine"`, or `"contribution"`, with `image_pooling="mean"` alone: a
+                class token is no sum over the patches, nor is SigLIP's attention, behind which a perceptron stands.
             **kwargs: further inputs of the encoders, such as `token_type_ids`.
 
         Returns:

@@ -15,7 +15,8 @@ from transformers import Pipeline, ZeroShotImageClassificationPipeline
 from .cosines_tier import l2_normalize
 from .encoders_tier import max_text_length
 from .framing_tier import Framing
-from .maps_tier import interpolation, overlay_map, picture_geometry, words_of
+from .maps_tier import NO_FINDING, interpolation, overlay_map, picture_geometry, words_of
+from .modeling_tier import TierEncoding
 from .notes_tier import note, unknown_words, unlike_radiograph
 from .processing_tier import TierProcessor
 from .reading_tier import open_radiograph
@@ -23,7 +24,8 @@ from .reading_tier import open_radiograph
 
 TASK = "tier-zero-shot"
 MAPS = (None, "array", "overlay")
-MAP_KINDS = ("cosine", "contribution")
+MINUS_NO_FINDING = "_minus_no_finding"  # ending of the kinds of map from which that of "no finding" is subtracted
+MAP_KINDS = ("cosine", "contribution", f"cosine{MINUS_NO_FINDING}", f"contribution{MINUS_NO_FINDING}")
 
 CAPTION_TASK = "zero-shot-image-classification"
 
@@ -134,7 +136,8 @@ class TierZeroShotPipeline(Pipeline):
             maps (`str`, *optional*): `"array"` or `"overlay"` adds the map of each finding's positive sentences.
             map_kind (`str`, *optional*): `"cosine"`, the default, or `"contribution"`: what each patch adds to the
                 cosine of the picture with the positive sentences ([`TierModel.get_similarity_map`]), for models
-                with `image_pooling="mean"`.
+                with `image_pooling="mean"`. `"cosine_minus_no_finding"` and `"contribution_minus_no_finding"`: minus
+                the same map of the sentences `NO_FINDING`.
             frame (`int`, *optional*): of files of several frames, the one to read, counted from 1.
             candidate_labels: another name of `findings`.
             **kwargs: `batch_size` and `num_workers`.
@@ -147,7 +150,7 @@ class TierZeroShotPipeline(Pipeline):
                 - `difference`: cos(image, positive) - cos(image, negative), of the normalised means of the
                   sentences' embeddings
                 - `map` (`maps="array"`): float32 array (H, W) over the pixels of the original picture, cosines of the
-                  patches with the positive embedding, or their contributions, bilinear in between; NaN where the
+                  patches with the positive embedding, or another `map_kind`, bilinear in between; NaN where the
                   processor cuts the picture
                 - `grid` (`maps="array"`): height and width in patches; a contribution times their number P is on the
                   scale of cosines
@@ -218,8 +221,9 @@ class TierZeroShotPipeline(Pipeline):
         with self.device_placement(), torch.no_grad():
             pixel_values = seen["pixel_values"].to(self.device)
             kind = self.defaults.replaced(map_kind=map_kind).map_kind
-            tokens = self.model.get_similarity_map(pixel_values, kind=kind, **inputs.to(self.device)).token_to_patch[0]
-            coarse = torch.stack([tokens[positions].mean(dim=0) for _, positions in words]).float().cpu().numpy()
+            tokens = l2_normalize(self.model.encode_text(**inputs.to(self.device)).local_embeds[0].float())
+            maps = self._maps(tokens, self.model.encode_image(pixel_values), kind)[0]
+            coarse = torch.stack([maps[positions].mean(dim=0) for _, positions in words]).cpu().numpy()
         maps = self._over_picture(coarse, seen)
         return {"words": [word for word, _ in words], "maps": maps, "grid": coarse.shape[1:]}
 
@@ -255,12 +259,19 @@ class TierZeroShotPipeline(Pipeline):
             "negative": image_embeds @ negative.to(image_embeds.device).T,
         }
         if maps:
-            patches = l2_normalize(image.local_embeds.float())
-            shown = positive.to(patches.device) @ patches.transpose(1, 2)  # (N, F, P)
-            if map_kind == "contribution":
-                shown = shown * self.model.patch_weights(image).unsqueeze(1)
-            answer["maps"] = shown.unflatten(2, image.grid)
+            answer["maps"] = self._maps(positive, image, map_kind)
         return answer | {name: inputs[name] for name in ("size", "input_size", "unlike", "picture") if name in inputs}
+
+    def _maps(self, texts: torch.Tensor, image: TierEncoding, kind: str) -> torch.Tensor:
+        """Maps (N, R, h, w) of R texts or tokens (R, D), of unit length, over the patches of N images."""
+        patches = l2_normalize(image.local_embeds.float())
+        texts = texts.to(patches.device)
+        if kind.endswith(MINUS_NO_FINDING):
+            texts = texts - self._embed([NO_FINDING]).to(patches.device)
+        maps = texts @ patches.transpose(1, 2)
+        if kind.startswith("contribution"):
+            maps = maps * self.model.patch_weights(image).unsqueeze(1)
+        return maps.unflatten(2, image.grid)
 
     def postprocess(self, answer, prompts, maps=None, map_kind="cosine") -> list[dict]:
         positive, negative = (answer[name][0].double() for name in ("positive", "negative"))
@@ -277,7 +288,8 @@ class TierZeroShotPipeline(Pipeline):
             if text:
                 row["note"] = text
         if maps:
-            limit = 1.0 if map_kind == "cosine" else 1 / math.prod(answer["maps"].shape[2:])
+            contributions = map_kind.startswith("contribution")
+            limit = 1 / math.prod(answer["maps"].shape[2:]) if contributions else 1.0
             for row, fine in zip(rows, self._over_picture(answer["maps"][0].numpy(), answer)):
                 if maps == "array":
                     row.update(map=fine, grid=tuple(answer["maps"].shape[2:]))

@@ -14,7 +14,6 @@ from PIL import Image
 from modeling_tier import TierZeroShotPipeline
 from modeling_tier.data.synthetic import draw_subject
 from modeling_tier.loading import load_model
-from modeling_tier.maps_tier import NO_FINDING
 from modeling_tier.reading_tier import MAX_ASPECT_RATIO, ReadingOptions, open_radiograph
 
 from .uploads import Upload
@@ -282,9 +281,8 @@ def _maps(
     if _kind_of(pipeline, kind) == COSINE:
         rows = pipeline(image, findings=findings, maps="array")
         return rows, np.stack([row["map"] for row in rows])
-    rows = pipeline(image, findings=findings, maps="array", map_kind="contribution")
-    maps = np.stack([row["map"] for row in rows]) * math.prod(rows[0]["grid"])
-    return rows, maps - _no_finding_map(pipeline, image) if kind == MINUS_NO_FINDING else maps
+    rows = pipeline(image, findings=findings, maps="array", map_kind=kind)
+    return rows, np.stack([row["map"] for row in rows]) * math.prod(rows[0]["grid"])
 
 
 def _word_maps(
@@ -293,14 +291,8 @@ def _word_maps(
     if _kind_of(pipeline, kind) == COSINE:
         words = pipeline.word_maps(image, sentence)
         return words["words"], words["maps"]
-    words = pipeline.word_maps(image, sentence, map_kind="contribution")
-    maps = words["maps"] * math.prod(words["grid"])
-    return words["words"], maps - _no_finding_map(pipeline, image) if kind == MINUS_NO_FINDING else maps
-
-
-def _no_finding_map(pipeline: TierZeroShotPipeline, image: Image.Image) -> np.ndarray:
-    """The contributions to the cosine with the sentences that the evaluation takes for "no finding"."""
-    return _maps(pipeline, image, _only_positive("no finding", list(NO_FINDING)), CONTRIBUTION)[1][0]
+    words = pipeline.word_maps(image, sentence, map_kind=kind)
+    return words["words"], words["maps"] * math.prod(words["grid"])
 
 
 def _cell(values: np.ndarray, kind: str) -> Cell:

@@ -3,7 +3,7 @@
 # What is done when the time is over is kept, and not run again if the folder is there at the next call.
 #
 #   studies/gpu.sh bench DIR [options of both studies]       ten rows of eight seeds; maps of five, and of the start
-#   studies/gpu.sh growth DIR [options of growth.py]         six sizes of three seeds; with more time, of five
+#   studies/gpu.sh growth DIR [options of growth.py]         six sizes of three seeds; with more time, five of five
 #   studies/gpu.sh costs DIR [options of cost_of_losses.py]  of a step with each local loss; two minutes
 #
 # Needs torch, transformers, accelerate, datasets and evaluate. SECONDS_IN_ALL (480) and PROCESSES (16) may be set.

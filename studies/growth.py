@@ -7,8 +7,8 @@ seed by seed.
     python studies/growth.py --sizes "1,000 pairs" "4,000 pairs" --seeds 0 1 [--rows CLIP "VL-CABS, 0.1"]
     python studies/growth.py --table studies/results/growth_cpu.json --figure growth.png
 
-What is done is not run again; `growth.json` in the folder has what all calls left there. Pictures of 224 pixels take
-some 6 GB of memory a process.
+What is done is not run again. `growth.json` has, of each size, the seeds in the folder that have all rows of the last
+call, and the rows that all of these have. Pictures of 224 pixels take some 6 GB of memory a process.
 """
 
 import argparse
@@ -85,10 +85,15 @@ from modeling_tier.files import replace_json
 
 MEASURES = (
     "AUROC",
+    "AUROC of negated",
     "pointing, cosine",
     "pointing, cosine - no finding",
     "pointing, contribution",
     "pointing, contribution - no finding",
+    "CNR, cosine",
+    "CNR, cosine - no finding",
+    "CNR, contribution",
+    "CNR, contribution - no finding",
 )
 
 
@@ -113,7 +118,7 @@ def main() -> None:
         for size in arguments.sizes:
             for _ in arguments.seeds:
                 next(done)
-            results.add(size, folder_of(arguments.output_dir, size), rows)
+            results.add(size, folder_of(arguments.output_dir, size), rows, replace(common, **SIZES[size]))
             replace_json(arguments.output_dir / "growth.json", asdict(results))  # after each, should it stop
     show({size: results.sizes[size] for size in arguments.sizes}, arguments.figure)
 
@@ -141,10 +146,15 @@ class Results:
             raise ValueError(f"{file} is of another setting, machine or version: name another --output_dir.")
         return cls(**earlier)
 
-    def add(self, size: str, folder: Path, rows: list[str]) -> None:
-        """All seeds in the folder of a size that have these rows, and its earlier rows that all these seeds have."""
+    def add(self, size: str, folder: Path, rows: list[str], setting: Setting) -> None:
+        """
+        All seeds in the folder of a size that have these rows, and its earlier rows that all these seeds have;
+        ValueError if one is of another setting.
+        """
         seeds = [int(own.name) for own in folder.iterdir() if own.name.isdigit() and not missing(own, rows)]
         self.seeds[size] = sorted(seeds)
+        for seed in seeds:
+            check_setting(replace(setting, seed=seed), folder / str(seed))
         folders = [folder / str(seed) for seed in self.seeds[size]]
         known = dict.fromkeys([*rows, *self.sizes.get(size, {})])
         rows = [row for row in known if not any(missing(own, [row]) for own in folders)]

@@ -2,6 +2,7 @@
 """The zero-shot pipeline: the evaluation's scores, maps over the original picture, and streams of all that is read."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from modeling_tier import TierConfig, TierModel, TierProcessor, TierZeroShotPipe
 from modeling_tier.data import load_pairs
 from modeling_tier.data.synthetic import draw_studies
 from modeling_tier.evaluation import evaluate_zero_shot, load_prompts
-from modeling_tier.maps_tier import picture_geometry
+from modeling_tier.maps_tier import NO_FINDING, picture_geometry
 
 
 FINDINGS = ["left pleural effusion", "cardiomegaly", "small effusion"]
@@ -230,6 +231,32 @@ def test_contributions_sum_to_the_cosine_and_are_painted_at_the_scale_of_cosines
     np.testing.assert_allclose(words[0], tokens.token_to_patch[0, position].numpy(), atol=1e-6)
     with pytest.raises(ValueError, match="map_kind must be one of"):
         read(picture, map_kind="gradient")
+
+
+@pytest.mark.parametrize("kind", ["cosine", "contribution"])
+def test_maps_minus_that_of_no_finding(processor, picture, kind):
+    """Of a finding, and of a word: the model's map minus that of the sentences for "no finding"."""
+    torch.manual_seed(0)
+    model = TierModel(tier_config("clip", "vit", image_pooling="mean"))
+    read = TierZeroShotPipeline(model=model, processor=processor, findings=["effusion"])
+    pixel_values = processor(images=picture)["pixel_values"]
+
+    def of_model(sentence: str) -> np.ndarray:
+        inputs = processor(text=[sentence])
+        return model.get_similarity_map(pixel_values, **inputs, kind=kind, size=(32, 32)).text_to_patch[0].numpy()
+
+    with torch.no_grad():
+        texts = model.get_text_features(**processor(text=list(NO_FINDING))).pooler_output
+        length = torch.nn.functional.normalize(texts, dim=-1).mean(dim=0).norm().item()
+    no_finding = np.mean([of_model(sentence) for sentence in NO_FINDING], axis=0) / length
+    row = read(picture, maps="array", map_kind=f"{kind}_minus_no_finding")[0]
+    np.testing.assert_allclose(row["map"], of_model("effusion.") - no_finding, atol=1e-5)
+    limit = 1 / math.prod(row["grid"]) if kind == "contribution" else 1
+    overlay = read(picture, maps="overlay", map_kind=f"{kind}_minus_no_finding")[0]["overlay"]
+    assert overlay.tobytes() == overlay_map(picture.convert("RGB"), row["map"], limit).tobytes()
+    one = read.word_maps(picture, "effusion .", map_kind=f"{kind}_minus_no_finding")["maps"]
+    expected = read.word_maps(picture, "effusion .", map_kind=kind)["maps"] - no_finding
+    np.testing.assert_allclose(one, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -261,7 +261,7 @@ def test_chunks_change_neither_a_local_loss_nor_its_gradient(row, chunk_size):
         torch.testing.assert_close(actual[name], value, rtol=1e-10, atol=1e-12, msg=f"{row}: {name}")
 
 
-def of_a_process(rank: int, chunk_size: int | None) -> dict[str, dict[str, torch.Tensor]]:
+def of_a_process(rank: int, blocks: dict) -> dict:
     """Three pairs in the first process, two in the other, whose longest text is shorter."""
     pairs = drawn_pairs().part(*((0, 3), (3, 5))[rank])
     if rank == 1:
@@ -271,14 +271,14 @@ def of_a_process(rank: int, chunk_size: int | None) -> dict[str, dict[str, torch
             pairs, **{name: torch.nn.functional.pad(getattr(pairs, name), (0, 2)) for name in ("mask", "content")}
         )
         pairs.tokens = torch.nn.functional.pad(pairs.tokens, (0, 0, 0, 2), value=3.0)
-    pairs.chunk_size = chunk_size
+    pairs = dataclasses.replace(pairs, **blocks)
     return {row: loss_and_gradients(row, pairs) for row in ALL_ROWS}
 
 
-@pytest.mark.parametrize("chunk_size", [None, 2])
-def test_a_local_loss_over_processes_is_that_of_all_their_pairs(chunk_size):
+@pytest.mark.parametrize("blocks", [{}, {"chunk_size": 2}, {"max_values": 100}], ids=str)
+def test_a_local_loss_over_processes_is_that_of_all_their_pairs(blocks):
     """Gradients are those of DDP, whose mean over the processes is that of the loss."""
-    first, second = in_processes(2, of_a_process, chunk_size)
+    first, second = in_processes(2, of_a_process, blocks)
     for row in ALL_ROWS:
         expected = loss_and_gradients(row, drawn_pairs())
         for name, value in expected.items():
@@ -293,7 +293,7 @@ def test_a_local_loss_over_processes_is_that_of_all_their_pairs(chunk_size):
             else:
                 together = torch.cat([one, other]) / 2
             torch.testing.assert_close(
-                together.double(), value.double(), rtol=1e-5, atol=1e-6, msg=f"{row}, {chunk_size}: {name}"
+                together.double(), value.double(), rtol=1e-5, atol=1e-6, msg=f"{row}, {blocks}: {name}"
             )
 
 
@@ -384,28 +384,31 @@ def test_growth_has_a_line_for_each_size(tmp_path, monkeypatch, capsys):
 
 def test_results_of_growth_keep_what_earlier_calls_left(tmp_path):
     """Seeds and rows of all calls, as far as each seed has each row."""
-    rows = ["start", "CLIP", "TIER 0.2, 0"]
+    rows, setting = ["start", "CLIP", "TIER 0.2, 0"], Setting(seed=0)
 
     def leave(seed: int, names: list[str]) -> None:
         (tmp_path / "small" / str(seed)).mkdir(parents=True)
         for name in names:
             file = tmp_path / "small" / str(seed) / f"{growth.file_name(name)}.json"
-            file.write_text(json.dumps({"measures": {"AUROC": seed + len(name) / 100}}))
+            own = {"setting": dataclasses.asdict(Setting(seed=seed))}
+            file.write_text(json.dumps(own | {"measures": {"AUROC": seed + len(name) / 100}}))
 
     leave(3, rows)
     leave(11, rows)
     file = tmp_path / "growth.json"
     results = growth.Results.of(file, {"num_test": 60})
-    results.add("small", tmp_path / "small", rows)
+    results.add("small", tmp_path / "small", rows, setting)
     assert results.seeds == {"small": [3, 11]}
     assert results.sizes["small"]["CLIP"] == [{"AUROC": 3.04}, {"AUROC": 11.04}]
     file.write_text(json.dumps(dataclasses.asdict(results)))
     leave(4, rows[:2])
     later = growth.Results.of(file, {"num_test": 60})
-    later.add("small", tmp_path / "small", rows)  # seed 4 has not all of them yet
+    later.add("small", tmp_path / "small", rows, setting)  # seed 4 has not all of them yet
     assert later == results
-    later.add("small", tmp_path / "small", rows[:2])
+    later.add("small", tmp_path / "small", rows[:2], setting)
     assert later.seeds == {"small": [3, 4, 11]} and list(later.sizes["small"]) == rows[:2]
+    with pytest.raises(ValueError, match="num_test 2000, not 70"):
+        later.add("small", tmp_path / "small", rows, dataclasses.replace(setting, num_test=70))
     with pytest.raises(ValueError, match="name another --output_dir"):
         growth.Results.of(file, {"num_test": 70})
     file.write_text(json.dumps({"command": "of an older version", "sizes": {}}))

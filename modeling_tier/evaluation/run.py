@@ -363,7 +363,9 @@ def _about(result: dict) -> str:
         raise TypeError("fingerprints are those of data and models")
     models = [result["model"], *(other["model"] for other in result["compared"].values())]
     about = f"{', '.join(models)} on {result['dataset']}, {result['split']}, protocol {result['protocol']['name']}"
-    options = {name: value for name, value in (result.get("options") or {}).items() if name not in PATH_OPTIONS}
+    options = {
+        name: value for name, value in (result.get("options") or {}).items() if name not in (*PATH_OPTIONS, "num_proc")
+    }
     about += f", {json.dumps(options, sort_keys=True)}" if options else ""
     about += f", images of {result['image_ids']}" if result.get("image_ids") else ""
     smoothing = result.get("settings", {}).get("smooth_maps")

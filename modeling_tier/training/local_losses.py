@@ -199,8 +199,8 @@ def multi_positive(pairs: Pairs, weight: float = 1.0, attends: bool = False) -> 
 
     everyone, first = gathered(pairs)
     number, owners = len(pairs), pairs.owners
-    per_text = math.ceil(len(everyone.sentences) / len(everyone))  # on average: a block may have more
-    values = per_text * (size_of_attended(pairs) if attends else 1)
+    size = size_of_attended(pairs) if attends else 1
+    values = math.ceil(size * len(everyone.sentences) / len(everyone))  # on average: a block may have more sentences
     to_image = scores_in_blocks(score, pairs, everyone, values)  # (s, N)
     text_loss = mean_by_pair(cross_entropy(to_image, owners + first, reduction="none"), owners, number)
     to_text = to_image if everyone is pairs else scores_in_blocks(score, everyone, pairs, values)  # (S, n)

@@ -100,22 +100,21 @@ def scores_in_blocks(score: Score, texts: Pairs, images: Pairs, values: int) -> 
 
 def block_shape(texts: Pairs, images: Pairs, values: int) -> tuple[int, int]:
     """
-    Texts and images of a block: `chunk_size` of each, else as many as `max_values` allows at `values` for each text
-    with each image. Blocks are of about equal size.
+    Texts and images of a block: `chunk_size` of each, else those of the fewest blocks of about equal size that
+    `max_values` allows at `values` for each text with each image.
     """
     if texts.chunk_size is not None:
         return min(texts.chunk_size, len(texts)), min(texts.chunk_size, len(images))
     if texts.max_values is None or values * len(texts) * len(images) <= texts.max_values:
         return len(texts), len(images)
-    largest = max(1, texts.max_values // values)
-    rows = min(len(texts), math.isqrt(largest))
-    columns = min(len(images), largest // rows)
-    rows = min(len(texts), largest // columns)
-    return _even(len(texts), rows), _even(len(images), columns)
-
-
-def _even(number: int, largest: int) -> int:
-    return math.ceil(number / math.ceil(number / largest))
+    shapes = []
+    for parts in range(1, len(texts) + 1):
+        rows = math.ceil(len(texts) / parts)
+        columns = min(len(images), max(1, texts.max_values // values // rows))
+        blocks_of_row = math.ceil(len(images) / columns)
+        above = max(0, rows * columns * values - texts.max_values)  # one text and one image may have more
+        shapes.append((above, parts * blocks_of_row, rows, math.ceil(len(images) / blocks_of_row)))
+    return min(shapes)[2:]
 
 
 def mean_of_pairs(values: Callable[[Pairs], torch.Tensor], pairs: Pairs) -> torch.Tensor:

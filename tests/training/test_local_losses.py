@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+import math
 import re
 
 import numpy as np
@@ -184,11 +185,18 @@ def test_blocks_are_as_few_as_their_tensors_allow():
 
     assert shape(256, 256, 512) == (256, 256)
     assert shape(256, 256, 512, max_values=512 * 256**2) == (256, 256)
-    assert shape(256, 256, 512, max_values=512 * 256**2 - 1) == (128, 256)  # two of the same size
-    assert shape(16, 512, 100, max_values=100 * 16 * 128) == (16, 128)  # all own texts with a fourth of the images
-    assert shape(512, 16, 100, max_values=100 * 16 * 128) == (128, 16)
+    assert math.prod(shape(256, 256, 512, max_values=512 * 256**2 - 1)) == 128 * 256  # two of the same size
+    assert math.prod(shape(512, 512, 512, max_values=512 * 512 * 256)) == 512 * 256
+    assert math.prod(shape(16, 512, 100, max_values=100 * 16 * 128)) == 16 * 128
+    assert math.prod(shape(512, 16, 100, max_values=100 * 16 * 128)) == 16 * 128
     assert shape(5, 7, 2**20, max_values=10) == (1, 1)  # never less than a pair
     assert shape(10, 30, 512, max_values=10**9, chunk_size=16) == (10, 16)
+    for texts, images, values, limit in ((7, 11, 3, 50), (12, 12, 5, 100), (9, 30, 2, 61), (30, 9, 1, 17)):
+        rows, columns = shape(texts, images, values, max_values=limit)
+        assert rows * columns * values <= limit
+        sizes = [(r, c) for r in range(1, texts + 1) for c in range(1, images + 1) if r * c * values <= limit]
+        fewest = min(math.ceil(texts / r) * math.ceil(images / c) for r, c in sizes)
+        assert math.ceil(texts / rows) * math.ceil(images / columns) == fewest
 
 
 def test_the_loss_of_a_run_has_the_limit(embedded, monkeypatch):

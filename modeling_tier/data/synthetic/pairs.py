@@ -135,7 +135,8 @@ def _drawn(
                 parts = list(pool.map(_rows, jobs))
         except BrokenProcessPool as error:
             raise ValueError(
-                "A process that draws was killed, perhaps for want of memory: take a smaller num_proc."
+                "A process that draws ended too soon: killed, perhaps for want of memory, or started by a script "
+                'without if __name__ == "__main__". num_proc: 1 draws in this process.'
             ) from error
     rows = [row for part in parts for row in part][:num_images]
     features = pair_features(DRAWINGS[drawings].labels, regions=True, mask=True)
