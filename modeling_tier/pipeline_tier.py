@@ -16,7 +16,6 @@ from .cosines_tier import l2_normalize
 from .encoders_tier import max_text_length
 from .framing_tier import Framing
 from .maps_tier import NO_FINDING, interpolation, overlay_map, picture_geometry, words_of
-from .modeling_tier import TierEncoding
 from .notes_tier import note, unknown_words, unlike_radiograph
 from .processing_tier import TierProcessor
 from .reading_tier import open_radiograph
@@ -42,9 +41,15 @@ class Question:
     negative_template: Any = "No {}."
     maps: str | None = None
     map_kind: str = "cosine"
+    no_finding: Any = NO_FINDING
     frame: int | None = None
 
     def __post_init__(self):
+        sentences = [self.no_finding] if isinstance(self.no_finding, str) else self.no_finding
+        is_list = isinstance(sentences, (list, tuple)) and len(sentences) > 0
+        if not is_list or not all(isinstance(sentence, str) and sentence.strip() for sentence in sentences):
+            raise ValueError(f"no_finding must be a sentence or a list of sentences; got {self.no_finding!r}.")
+        object.__setattr__(self, "no_finding", tuple(sentences))
         if self.maps not in MAPS:
             raise ValueError(f"maps must be one of {list(MAPS)}; got {self.maps!r}.")
         if self.map_kind not in MAP_KINDS:
@@ -73,8 +78,8 @@ class TierZeroShotPipeline(Pipeline):
         model ([`TierModel`]): the model.
         processor ([`TierProcessor`], *optional*): its processor; by default that of the folder or repository from
             which the model was loaded.
-        findings, candidate_labels, positive_template, negative_template, maps, map_kind, frame: defaults for each
-            call.
+        findings, candidate_labels, positive_template, negative_template, maps, map_kind, no_finding, frame: defaults
+            for each call.
         **kwargs: options of every pipeline of transformers: `device`, `batch_size`, `num_workers`, ...
     """
 
@@ -94,6 +99,7 @@ class TierZeroShotPipeline(Pipeline):
         negative_template=None,
         maps: str | None = None,
         map_kind: str | None = None,
+        no_finding: str | list[str] | None = None,
         frame: int | None = None,
         **kwargs,
     ):
@@ -107,6 +113,7 @@ class TierZeroShotPipeline(Pipeline):
             negative_template=negative_template,
             maps=maps,
             map_kind=map_kind,
+            no_finding=no_finding,
             frame=frame,
         )
         self._embeds: dict[tuple[str, ...], torch.Tensor] = {}
@@ -121,6 +128,7 @@ class TierZeroShotPipeline(Pipeline):
         negative_template: str | list[str] | None = None,
         maps: str | None = None,
         map_kind: str | None = None,
+        no_finding: str | list[str] | None = None,
         frame: int | None = None,
         candidate_labels=None,
         **kwargs,
@@ -137,7 +145,9 @@ class TierZeroShotPipeline(Pipeline):
             map_kind (`str`, *optional*): `"cosine"`, the default, or `"contribution"`: what each patch adds to the
                 cosine of the picture with the positive sentences ([`TierModel.get_similarity_map`]), for models
                 with `image_pooling="mean"`. `"cosine_minus_no_finding"` and `"contribution_minus_no_finding"`: minus
-                the same map of the sentences `NO_FINDING`.
+                the same map of the sentences of `no_finding`.
+            no_finding (`str` or `list[str]`): sentences of a picture without a finding, by default "No acute
+                cardiopulmonary process.", "No acute cardiopulmonary abnormality." and "The lungs are clear.".
             frame (`int`, *optional*): of files of several frames, the one to read, counted from 1.
             candidate_labels: another name of `findings`.
             **kwargs: `batch_size` and `num_workers`.
@@ -157,8 +167,8 @@ class TierZeroShotPipeline(Pipeline):
                 - `overlay` (`maps="overlay"`): this map over the picture, as [`overlay_map`] paints it; of
                   contributions, P times theirs, so that a patch of mean length has the colour of its cosine
                 - `note`, only where the score says little: the tokenizer does not know words of the positive
-                  sentences, so that the model has not learned them, or the picture is unlike a radiograph, as coloured
-                  ones, noise and a single grey are
+                  sentences, or of those of `no_finding` that a map is minus, so that the model has not learned them,
+                  or the picture is unlike a radiograph, as coloured ones, noise and a single grey are
             for a list of pictures a list of these, for a stream an iterator.
 
         Raises:
@@ -170,17 +180,22 @@ class TierZeroShotPipeline(Pipeline):
             negative_template=negative_template,
             maps=maps,
             map_kind=map_kind,
+            no_finding=no_finding,
             frame=frame,
         )
         images = _single_list_or_stream(images)
         if isinstance(images, list) and not images:
             return []
-        return super().__call__(
-            images, prompts=asked.prompts(), maps=asked.maps, map_kind=asked.map_kind, frame=asked.frame, **kwargs
-        )
+        shown = {"maps": asked.maps, "map_kind": asked.map_kind, "no_finding": asked.no_finding}
+        return super().__call__(images, prompts=asked.prompts(), frame=asked.frame, **shown, **kwargs)
 
     def word_maps(
-        self, image, sentence: str | list[str], frame: int | None = None, map_kind: str | None = None
+        self,
+        image,
+        sentence: str | list[str],
+        frame: int | None = None,
+        map_kind: str | None = None,
+        no_finding: str | list[str] | None = None,
     ) -> Any:
         """
         Where the single words of a sentence point.
@@ -189,11 +204,11 @@ class TierZeroShotPipeline(Pipeline):
             image: one picture, as [`load_radiograph`] reads it, or a list.
             sentence: a text, or a list. Its words are what stands between spaces, without punctuation at their ends.
             frame: of files of several frames, the one to read, counted from 1.
-            map_kind: as for a call of the pipeline.
+            map_kind, no_finding: as for a call of the pipeline.
 
         Returns:
-            `{"words": [W words], "maps": float32 array (W, H, W'), "grid": as of a call}`: for each word the cosines
-            with the patches over the pixels of the original picture, as `maps="array"`; of a word of several tokens
+            `{"words": [W words], "maps": float32 array (W, H, W'), "grid": as of a call}`: for each word its map
+            over the pixels of the original picture, as `maps="array"`; of a word of several tokens
             their mean. Words that the tokenizer cuts off are missing. A list of these for a list of pictures or of
             sentences; two lists must be of one length, and go together item by item.
 
@@ -206,7 +221,7 @@ class TierZeroShotPipeline(Pipeline):
             sentences = list(sentence) if isinstance(sentence, (list, tuple)) else [sentence] * len(images)
             if len(images) != len(sentences):
                 raise ValueError(f"{len(images)} pictures and {len(sentences)} sentences do not go together.")
-            return [self.word_maps(*pair, frame=frame, map_kind=map_kind) for pair in zip(images, sentences)]
+            return [self.word_maps(*pair, frame, map_kind, no_finding) for pair in zip(images, sentences)]
         if not isinstance(sentence, str):
             raise ValueError(f"sentence must be a text or a list of texts; got {type(sentence).__name__}.")
         tokenizer = self.processor.tokenizer
@@ -220,9 +235,10 @@ class TierZeroShotPipeline(Pipeline):
         seen = self.preprocess(images, frame=frame)
         with self.device_placement(), torch.no_grad():
             pixel_values = seen["pixel_values"].to(self.device)
-            kind = self.defaults.replaced(map_kind=map_kind).map_kind
+            asked = self.defaults.replaced(map_kind=map_kind, no_finding=no_finding)
             tokens = l2_normalize(self.model.encode_text(**inputs.to(self.device)).local_embeds[0].float())
-            maps = self._maps(tokens, self.model.encode_image(pixel_values), kind)[0]
+            shown = self._shown(tokens, asked.map_kind, asked.no_finding)
+            maps = self._maps(shown, self.model.encode_image(pixel_values), asked.map_kind)[0]
             coarse = torch.stack([maps[positions].mean(dim=0) for _, positions in words]).cpu().numpy()
         maps = self._over_picture(coarse, seen)
         return {"words": [word for word, _ in words], "maps": maps, "grid": coarse.shape[1:]}
@@ -232,12 +248,14 @@ class TierZeroShotPipeline(Pipeline):
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
 
-    def _sanitize_parameters(self, prompts=None, maps=None, map_kind="cosine", frame=None, **unknown):
+    def _sanitize_parameters(
+        self, prompts=None, maps=None, map_kind="cosine", no_finding=NO_FINDING, frame=None, **unknown
+    ):
         if unknown:
             raise ValueError(f"Unknown option {next(iter(unknown))!r} of {type(self).__name__}.")
         given = {"maps": maps} if maps else {}
         read = given | ({"frame": frame} if frame else {})
-        shown = given | {"map_kind": map_kind, "prompts": prompts or {}}
+        shown = given | {"map_kind": map_kind, "no_finding": no_finding, "prompts": prompts or {}}
         return read, shown, shown
 
     def preprocess(self, image, maps=None, frame=None) -> dict:
@@ -248,10 +266,11 @@ class TierZeroShotPipeline(Pipeline):
         seen = {"pixel_values": pixel_values, "size": picture.size, "input_size": tuple(pixel_values.shape[-2:])}
         return seen | {"unlike": unlike} | ({"picture": picture} if maps == "overlay" else {})
 
-    def _forward(self, inputs, prompts, maps=None, map_kind="cosine") -> dict:
+    def _forward(self, inputs, prompts, maps=None, map_kind="cosine", no_finding=NO_FINDING) -> dict:
         # Text first: a sentence that cannot be embedded costs no image.
         texts = self._embed([lists[key] for key in ("positive", "negative") for lists in prompts.values()])
         positive, negative = texts.chunk(2)  # (F, D) each
+        shown = self._shown(positive, map_kind, no_finding) if maps else None
         image = self.model.encode_image(inputs["pixel_values"])
         image_embeds = l2_normalize(image.embeds.float())
         answer = {
@@ -259,21 +278,22 @@ class TierZeroShotPipeline(Pipeline):
             "negative": image_embeds @ negative.to(image_embeds.device).T,
         }
         if maps:
-            answer["maps"] = self._maps(positive, image, map_kind)
+            answer["maps"] = self._maps(shown, image, map_kind)
         return answer | {name: inputs[name] for name in ("size", "input_size", "unlike", "picture") if name in inputs}
 
-    def _maps(self, texts: torch.Tensor, image: TierEncoding, kind: str) -> torch.Tensor:
-        """Maps (N, R, h, w) of R texts or tokens (R, D), of unit length, over the patches of N images."""
+    def _shown(self, texts: torch.Tensor, kind: str, no_finding: tuple[str, ...]) -> torch.Tensor:
+        """What maps of that kind show of R texts or tokens (R, D), of unit length."""
+        return texts - self._embed([no_finding]).to(texts.device) if kind.endswith(MINUS_NO_FINDING) else texts
+
+    def _maps(self, texts: torch.Tensor, image: Any, kind: str) -> torch.Tensor:
+        """Maps (N, R, h, w) of what is shown of R texts (R, D) over the patches of N images, a `TierEncoding`."""
         patches = l2_normalize(image.local_embeds.float())
-        texts = texts.to(patches.device)
-        if kind.endswith(MINUS_NO_FINDING):
-            texts = texts - self._embed([NO_FINDING]).to(patches.device)
-        maps = texts @ patches.transpose(1, 2)
+        maps = texts.to(patches.device) @ patches.transpose(1, 2)
         if kind.startswith("contribution"):
             maps = maps * self.model.patch_weights(image).unsqueeze(1)
         return maps.unflatten(2, image.grid)
 
-    def postprocess(self, answer, prompts, maps=None, map_kind="cosine") -> list[dict]:
+    def postprocess(self, answer, prompts, maps=None, map_kind="cosine", no_finding=NO_FINDING) -> list[dict]:
         positive, negative = (answer[name][0].double() for name in ("positive", "negative"))
         difference = positive - negative
         score = torch.sigmoid(math.exp(self.model.logit_scale.item()) * difference)
@@ -283,8 +303,9 @@ class TierZeroShotPipeline(Pipeline):
             {"finding": finding, "score": score[i].item(), "difference": difference[i].item()}
             for i, finding in enumerate(prompts)
         ]
+        also_shown = no_finding if maps and map_kind.endswith(MINUS_NO_FINDING) else ()
         for row, sentences in zip(rows, prompts.values()):
-            text = note(answer["unlike"], self._unknown_words(sentences["positive"]))
+            text = note(answer["unlike"], self._unknown_words((*sentences["positive"], *also_shown)))
             if text:
                 row["note"] = text
         if maps:

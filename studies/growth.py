@@ -112,13 +112,15 @@ def main() -> None:
     rows, jobs = [START, *arguments.rows], []
     for size in arguments.sizes:
         folder = folder_of(arguments.output_dir, size)
+        for seed in seeds_in(folder):  # those of earlier calls, too: growth.json will have them
+            check_setting(replace(common, seed=seed, **SIZES[size]), folder / str(seed))
         jobs += [(replace(common, seed=seed, **SIZES[size]), folder / str(seed), rows) for seed in arguments.seeds]
     with ProcessPoolExecutor(arguments.processes, multiprocessing.get_context("spawn")) as pool:
         done = pool.map(run_seed, *zip(*jobs))
         for size in arguments.sizes:
             for _ in arguments.seeds:
                 next(done)
-            results.add(size, folder_of(arguments.output_dir, size), rows, replace(common, **SIZES[size]))
+            results.add(size, folder_of(arguments.output_dir, size), rows)
             replace_json(arguments.output_dir / "growth.json", asdict(results))  # after each, should it stop
     show({size: results.sizes[size] for size in arguments.sizes}, arguments.figure)
 
@@ -146,15 +148,9 @@ class Results:
             raise ValueError(f"{file} is of another setting, machine or version: name another --output_dir.")
         return cls(**earlier)
 
-    def add(self, size: str, folder: Path, rows: list[str], setting: Setting) -> None:
-        """
-        All seeds in the folder of a size that have these rows, and its earlier rows that all these seeds have;
-        ValueError if one is of another setting.
-        """
-        seeds = [int(own.name) for own in folder.iterdir() if own.name.isdigit() and not missing(own, rows)]
-        self.seeds[size] = sorted(seeds)
-        for seed in seeds:
-            check_setting(replace(setting, seed=seed), folder / str(seed))
+    def add(self, size: str, folder: Path, rows: list[str]) -> None:
+        """All seeds in the folder of a size that have these rows, and its earlier rows that all these seeds have."""
+        self.seeds[size] = [seed for seed in seeds_in(folder) if not missing(folder / str(seed), rows)]
         folders = [folder / str(seed) for seed in self.seeds[size]]
         known = dict.fromkeys([*rows, *self.sizes.get(size, {})])
         rows = [row for row in known if not any(missing(own, [row]) for own in folders)]
@@ -163,6 +159,11 @@ class Results:
 
 def folder_of(output_dir: Path, size: str) -> Path:
     return output_dir / size.replace(", ", "_").replace(",", "").replace(" ", "_")
+
+
+def seeds_in(folder: Path) -> list[int]:
+    """That were begun in the folder of a size."""
+    return sorted(int(own.name) for own in folder.glob("*") if own.name.isdigit())
 
 
 def measures_of(folder: Path, row: str) -> dict[str, float]:

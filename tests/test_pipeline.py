@@ -257,6 +257,25 @@ def test_maps_minus_that_of_no_finding(processor, picture, kind):
     one = read.word_maps(picture, "effusion .", map_kind=f"{kind}_minus_no_finding")["maps"]
     expected = read.word_maps(picture, "effusion .", map_kind=kind)["maps"] - no_finding
     np.testing.assert_allclose(one, expected, atol=1e-5)
+    own = {"map_kind": f"{kind}_minus_no_finding", "no_finding": "no effusion"}
+    answer = read(picture, maps="array", **own)[0]
+    text = processor(text=["effusion.", "no effusion"])
+    maps = model.get_similarity_map(pixel_values, **text, kind=kind, size=(32, 32)).text_to_patch
+    np.testing.assert_allclose(answer["map"], (maps[0] - maps[1]).numpy(), atol=1e-5)
+    in_words = read.word_maps([picture], "effusion .", **own)[0]["maps"]
+    np.testing.assert_allclose(in_words[0] - one[0], no_finding - maps[1].numpy(), atol=1e-5)
+    for wrong in ([], " ", 3, ["no effusion", ""]):
+        with pytest.raises(ValueError, match="no_finding must be a sentence or a list of sentences"):
+            read(picture, no_finding=wrong)
+
+
+def test_words_of_no_finding_that_the_tokenizer_does_not_know_are_named(read, picture):
+    """Where a map is minus theirs, and nowhere else."""
+    options = {"findings": ["effusion"], "no_finding": ["no effusion", "splendid"]}
+    assert "note" not in read(picture, **options)[0]
+    assert "note" not in read(picture, maps="array", **options)[0]
+    (row,) = read(picture, maps="array", map_kind="cosine_minus_no_finding", **options)
+    assert "splendid" in row["note"]
 
 
 @pytest.mark.parametrize(

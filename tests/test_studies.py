@@ -380,35 +380,37 @@ def test_growth_has_a_line_for_each_size(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "TIER 0.2, 0, minus CLIP" in printed and printed.count("small") == 2
     assert growth.table(json.loads((tmp_path / "growth.json").read_text())["sizes"]) + "\n" == printed
+    (tmp_path / "growth.json").unlink()  # as if the first call had been stopped
+    other = [*arguments[:3], "4", *arguments[4:], "--num_test", "50"]
+    monkeypatch.setattr(sys, "argv", ["studies/growth.py", *other])
+    with pytest.raises(ValueError, match="3 is of another setting"):
+        growth.main()
 
 
 def test_results_of_growth_keep_what_earlier_calls_left(tmp_path):
     """Seeds and rows of all calls, as far as each seed has each row."""
-    rows, setting = ["start", "CLIP", "TIER 0.2, 0"], Setting(seed=0)
+    rows = ["start", "CLIP", "TIER 0.2, 0"]
 
     def leave(seed: int, names: list[str]) -> None:
         (tmp_path / "small" / str(seed)).mkdir(parents=True)
         for name in names:
             file = tmp_path / "small" / str(seed) / f"{growth.file_name(name)}.json"
-            own = {"setting": dataclasses.asdict(Setting(seed=seed))}
-            file.write_text(json.dumps(own | {"measures": {"AUROC": seed + len(name) / 100}}))
+            file.write_text(json.dumps({"measures": {"AUROC": seed + len(name) / 100}}))
 
     leave(3, rows)
     leave(11, rows)
     file = tmp_path / "growth.json"
     results = growth.Results.of(file, {"num_test": 60})
-    results.add("small", tmp_path / "small", rows, setting)
+    results.add("small", tmp_path / "small", rows)
     assert results.seeds == {"small": [3, 11]}
     assert results.sizes["small"]["CLIP"] == [{"AUROC": 3.04}, {"AUROC": 11.04}]
     file.write_text(json.dumps(dataclasses.asdict(results)))
     leave(4, rows[:2])
     later = growth.Results.of(file, {"num_test": 60})
-    later.add("small", tmp_path / "small", rows, setting)  # seed 4 has not all of them yet
+    later.add("small", tmp_path / "small", rows)  # seed 4 has not all of them yet
     assert later == results
-    later.add("small", tmp_path / "small", rows[:2], setting)
+    later.add("small", tmp_path / "small", rows[:2])
     assert later.seeds == {"small": [3, 4, 11]} and list(later.sizes["small"]) == rows[:2]
-    with pytest.raises(ValueError, match="num_test 2000, not 70"):
-        later.add("small", tmp_path / "small", rows, dataclasses.replace(setting, num_test=70))
     with pytest.raises(ValueError, match="name another --output_dir"):
         growth.Results.of(file, {"num_test": 70})
     file.write_text(json.dumps({"command": "of an older version", "sizes": {}}))

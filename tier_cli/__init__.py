@@ -86,8 +86,10 @@ def _find_config(option: str = "--config") -> None:
             place, before, value = i, f"{option}=", own
         elif argument == option and i + 1 < len(arguments):
             place, before, value = i + 1, "", arguments[i + 1]
-        if value and not Path(value).exists() and (SCRIPTS / "configs" / Path(value).name).is_file():
-            arguments[place] = before + str(SCRIPTS / "configs" / Path(value).name)
+        path = Path(value or "")
+        installed = SCRIPTS / "configs" / path.name
+        if value and path.parent in (Path("."), Path("configs")) and not path.exists() and installed.is_file():
+            arguments[place] = before + str(installed)
 
 
 def _run(module: str, extra: str) -> None:
