@@ -85,7 +85,6 @@ from modeling_tier.files import replace_json
 
 MEASURES = (
     "AUROC",
-    "AUROC of negated",
     "pointing, cosine",
     "pointing, cosine - no finding",
     "pointing, contribution",
@@ -94,6 +93,7 @@ MEASURES = (
     "CNR, cosine - no finding",
     "CNR, contribution",
     "CNR, contribution - no finding",
+    "AUROC of negated",
 )
 
 
