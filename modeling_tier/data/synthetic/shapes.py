@@ -38,9 +38,8 @@ def _interpolation(size: int, cells: int) -> np.ndarray:
 def texture(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
     """Smooth noise with `cells` random values along each side."""
     matrix, noise = _interpolation(size, cells), rng.standard_normal((cells, cells), dtype=np.float32)
-    with _blas().limit(
-        limits=1, user_api="blas"
-    ):  # for products so small, threads spend more on waiting than they save
+    # For products so small, threads spend more on waiting than they save.
+    with _blas().limit(limits=1, user_api="blas"):
         return matrix @ noise @ matrix.T
 
 
