@@ -167,8 +167,8 @@ class TierZeroShotPipeline(Pipeline):
                 - `overlay` (`maps="overlay"`): this map over the picture, as [`overlay_map`] paints it; of
                   contributions, P times theirs, so that a patch of mean length has the colour of its cosine
                 - `note`, only where the score says little: the tokenizer does not know words of the positive
-                  sentences, or of those of `no_finding` that a map is minus, so that the model has not learned them,
-                  or the picture is unlike a radiograph, as coloured ones, noise and a single grey are
+                  sentences, so that the model has not learned them, or the picture is unlike a radiograph, as coloured
+                  ones, noise and a single grey are; or where the map says little, as it is minus that of such words
             for a list of pictures a list of these, for a stream an iterator.
 
         Raises:
@@ -305,9 +305,11 @@ class TierZeroShotPipeline(Pipeline):
         ]
         also_shown = no_finding if maps and map_kind.endswith(MINUS_NO_FINDING) else ()
         for row, sentences in zip(rows, prompts.values()):
-            text = note(answer["unlike"], self._unknown_words((*sentences["positive"], *also_shown)))
-            if text:
-                row["note"] = text
+            texts = [note(answer["unlike"], self._unknown_words(sentences["positive"]))]
+            if unknown := self._unknown_words(also_shown):
+                texts.append(f"The map is minus that of words that the tokenizer does not know: {', '.join(unknown)}.")
+            if any(texts):
+                row["note"] = " ".join(filter(None, texts))
         if maps:
             contributions = map_kind.startswith("contribution")
             limit = 1 / math.prod(answer["maps"].shape[2:]) if contributions else 1.0
